@@ -1,0 +1,122 @@
+"""Poisson sampling into batches of a fixed shape (NumPy).
+
+Each step samples every example independently with the same probability, as the accounting says; shuffling and
+cutting into batches is another mechanism with another guarantee. The batch of a step is a pure function of
+(seed, step): nothing is drawn ahead, so a resumed run sees the batches of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import secrets
+
+import numpy as np
+
+
+def fresh_seed() -> int:
+    """A 128-bit seed from the operating system's entropy. As secret as the data: it tells who was sampled."""
+    return secrets.randbits(128)
+
+
+def max_batch_size_for(num_examples: int, sampling_probability: float, *, multiple_of: int = 1) -> int:
+    """A batch shape that Poisson sampling hardly ever overflows: q N + 5 sqrt(q (1 - q) N), rounded up.
+
+    Args:
+      num_examples: examples in the data set, N.
+      sampling_probability: probability with which a step samples each example, q in (0, 1].
+      multiple_of: round up to a multiple of this, such as a microbatch size or a number of devices.
+
+    Returns:
+      batch size in examples, a multiple of `multiple_of`; never more than num_examples, rounded up so.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    >>> max_batch_size_for(67_349, 1000 / 67_349, multiple_of=8)
+    1160
+    """
+    _validate(num_examples, sampling_probability)
+    if operator.index(multiple_of) < 1:
+        raise ValueError(f"max_batch_size_for: multiple_of must be at least 1, got {multiple_of}.")
+    mean = sampling_probability * num_examples
+    std = math.sqrt(mean * (1 - sampling_probability))
+    # Less a rounding error of q * N, which would otherwise cost a whole row or a whole multiple.
+    size = min(num_examples, math.ceil((mean + 5 * std) * (1 - 1e-12)))
+    return -(-size // multiple_of) * multiple_of
+
+
+@dataclasses.dataclass(frozen=True)
+class PoissonSampling:
+    """Samples each example with probability `sampling_probability`, independently in each step.
+
+    A sample of more than `max_batch_size` examples keeps a uniformly random subset of that size: tell the
+    accountant (`accounting.Truncation`).
+
+    ====================================  ==================================================
+    edge case                             result
+    ====================================  ==================================================
+    nothing sampled                       all padding; the step still adds its noise
+    more sampled than fit                 a uniformly random subset of `max_batch_size`
+    max_batch_size above num_examples     at least the excess is padding
+    sampling_probability = 1              all examples, in order
+    ====================================  ==================================================
+
+    Args:
+      num_examples: examples in the data set.
+      sampling_probability: in (0, 1].
+      max_batch_size: length of every batch, in examples; see `max_batch_size_for`.
+      seed: a non-negative integer, see `fresh_seed`; not the seed of the noise.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    >>> sampling = PoissonSampling(num_examples=10, sampling_probability=0.3, max_batch_size=6, seed=0)
+    >>> sampling.indices(0)
+    array([ 1,  4,  5, -1, -1, -1], dtype=int32)
+    """
+
+    num_examples: int
+    sampling_probability: float
+    max_batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        _validate(self.num_examples, self.sampling_probability)
+        if operator.index(self.max_batch_size) < 1:
+            raise ValueError(f"PoissonSampling: max_batch_size must be at least 1: {self.max_batch_size}.")
+        if operator.index(self.seed) < 0:
+            raise ValueError(f"PoissonSampling: seed must not be negative: {self.seed}. See fresh_seed().")
+
+    def indices(self, step: int) -> np.ndarray:
+        """The examples of one step.
+
+        Args:
+          step: number of the step, from 0.
+
+        Returns:
+          int32 array (max_batch_size,): distinct indices in ascending order, then -1 for padding.
+
+        Raises:
+          ValueError: the step is negative.
+        """
+        if operator.index(step) < 0:
+            raise ValueError(f"PoissonSampling.indices: step must not be negative, got {step}.")
+        # A counter-based generator of its own for each step: steps are independent and need no order.
+        seed_sequence = np.random.SeedSequence(entropy=int(self.seed), spawn_key=(int(step),))
+        rng = np.random.Generator(np.random.Philox(seed_sequence))
+        sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)
+        if len(sampled) > self.max_batch_size:
+            sampled = np.sort(rng.choice(sampled, self.max_batch_size, replace=False, shuffle=False))
+        padded = np.full(self.max_batch_size, -1, np.int32)
+        padded[: len(sampled)] = sampled
+        return padded
+
+
+def _validate(num_examples: int, sampling_probability: float) -> None:
+    if not 1 <= operator.index(num_examples) < 2**31:
+        raise ValueError(f"num_examples must be at least 1 and fit int32, got {num_examples}.")
+    if not 0 < sampling_probability <= 1:
+        q = sampling_probability
+        raise ValueError(f"sampling_probability (batch size / data size) must be in (0, 1], got {q}.")

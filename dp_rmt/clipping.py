@@ -1,0 +1,217 @@
+"""Per-example clipped gradients by `jax.vmap`: the reference that every faster method is checked against."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from dp_accounting import NeighboringRelation
+
+from dp_rmt.types import Batch, Params, PerExampleLosses
+
+ClippingStyle = Literal["flat", "automatic"]
+
+AUTOMATIC_CLIPPING_STABILITY = 0.01
+"""The gamma of automatic clipping (Bu et al. 2023, section 4); keeps small gradients from being blown up."""
+
+
+class PerExample(NamedTuple):
+    """Raw values of each example, shape (batch,). NOT private: report them under ``nonprivate/`` or not at all.
+
+    Attributes:
+      loss: the loss, zero for padding.
+      grad_norm: the l2 norm before clipping, zero for padding; NaN or infinite where the gradient was, and
+        such an example contributed zero.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradient:
+    """A clipped gradient that knows its own sensitivity; call it as ``(params, batch, *, is_padding_example=None)``.
+
+    Attributes:
+      function: computes ``(gradient, PerExample)``.
+      l2_norm_bound: the largest l2 norm that one example can add to the gradient (clip norm / normalize_by).
+    """
+
+    function: Callable[..., tuple[Params, PerExample]]
+    l2_norm_bound: float
+
+    def __call__(
+        self, params: Params, batch: Batch, *, is_padding_example: jax.Array | None = None
+    ) -> tuple[Params, PerExample]:
+        if is_padding_example is None:
+            is_padding_example = jnp.zeros(len(jax.tree.leaves(batch)[0]), bool)
+        return self.function(params, batch, is_padding_example)
+
+    def sensitivity(
+        self, neighboring_relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    ) -> float:
+        """The largest l2 distance between the gradients of two neighbouring batches.
+
+        Args:
+          neighboring_relation: what neighbouring means. Adding, removing or zeroing out one example moves the sum by
+            one clipped gradient; replacing one moves it by two.
+
+        Returns:
+          ``l2_norm_bound``, or twice that for ``REPLACE_ONE``.
+        """
+        return self.l2_norm_bound * (2 if neighboring_relation is NeighboringRelation.REPLACE_ONE else 1)
+
+
+def clipped_grad(
+    per_example_losses: PerExampleLosses,
+    *,
+    l2_clip_norm: float,
+    normalize_by: float = 1.0,
+    clip: ClippingStyle = "flat",
+    microbatch_size: int | None = None,
+) -> ClippedGradient:
+    """The sum of clipped per-example gradients, divided by a constant.
+
+    ``gradient = (1 / normalize_by) sum_i c_i g_i`` with ``c_i = min(1, C / ||g_i||)`` (flat; Abadi et al. 2016) or
+    ``c_i = C / (||g_i|| + 0.01)`` (automatic; Bu et al. 2023). The norm is over all leaves of ``params`` together.
+
+    Formal guarantee: for every pair of batches that differ by one added or removed example the gradients differ by
+    at most ``.sensitivity()`` in l2 norm, up to float32 rounding, provided that no example influences the loss of
+    another. Norms and sums are float32 (float64 for float64 parameters) whatever the model's dtype.
+
+    | an example that ...               | contributes                                     |
+    |-----------------------------------|-------------------------------------------------|
+    | is padding                        | exactly zero                                    |
+    | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
+    | has a norm that overflows float32 | exactly zero                                    |
+    | has a zero gradient               | zero                                            |
+
+    Args:
+      per_example_losses: ``(params, batch) -> (batch,)``.
+      l2_clip_norm: C, in the units of the gradient; ``inf`` turns flat clipping off (and the guarantee with it).
+      normalize_by: divides the sum: the EXPECTED batch size, a public constant. Dividing by the observed batch size
+        would leak it and void the accounting.
+      clip: "flat" or "automatic".
+      microbatch_size: examples differentiated at once (memory is proportional to it); None for all. Must divide the
+        batch.
+
+    Returns:
+      A `ClippedGradient`; its gradient has the structure of ``params``.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    >>> losses = lambda w, batch: 0.5 * (batch @ w) ** 2
+    >>> gradient, per_example = clipped_grad(losses, l2_clip_norm=1.0)(jnp.ones(2), jnp.eye(2) * 2)
+    >>> [round(float(x), 3) for x in gradient], [round(float(x), 3) for x in per_example.grad_norm]
+    ([1.0, 1.0], [4.0, 4.0])
+    """
+    check_clipping(l2_clip_norm, normalize_by, clip, microbatch_size)
+
+    def one_example(params: Params, example: Batch) -> tuple[jax.Array, Params]:
+        batch_of_one = jax.tree.map(lambda x: x[None], example)
+        return jax.value_and_grad(lambda p: _one_loss(per_example_losses(p, batch_of_one)))(params)
+
+    def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+        losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
+        grads = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+        norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)))
+        contributes = jnp.isfinite(norms) & ~is_padding
+        factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
+        total = jax.tree.map(lambda g: _weighted_sum(g, factors, contributes), grads)
+        return total, PerExample(jnp.where(is_padding, 0.0, losses), jnp.where(is_padding, 0.0, norms))
+
+    return summed_over_microbatches(
+        clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
+    )
+
+
+def summed_over_microbatches(
+    clipped_sum: Callable[[Params, Batch, jax.Array], tuple[Params, PerExample]],
+    *,
+    l2_clip_norm: float,
+    normalize_by: float,
+    microbatch_size: int | None,
+) -> ClippedGradient:
+    """Makes a `ClippedGradient` of a function that clips and sums one microbatch.
+
+    Microbatches follow `optax.microbatching`: number j of M holds the examples j, j + M, j + 2M, ..., so that each is
+    spread evenly over the devices of a sharded batch. Trailing microbatches of padding alone are skipped
+    (`dp_rmt.batch_selection.microbatch_order` lays a batch out so that its padding ends up there).
+
+    Args:
+      clipped_sum: ``(params, batch, is_padding) -> (sum of clipped gradients, PerExample)``.
+      l2_clip_norm: bound on what one example adds to the sum.
+      normalize_by: divides the sum.
+      microbatch_size: None for the whole batch at once.
+
+    Returns:
+      The `ClippedGradient`.
+    """
+
+    def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+        sum_ = clipped_sum
+        if microbatch_size is not None:
+            _check_divides(microbatch_size, len(is_padding))
+            kind = optax.microbatching.AccumulationType
+            has_examples = jnp.any(~is_padding.reshape((-1, microbatch_size), order="F"), axis=1)
+            sum_ = optax.microbatching.microbatch(
+                clipped_sum,
+                argnums=(1, 2),
+                microbatch_size=microbatch_size,
+                accumulator=(kind.SUM, kind.CONCAT),
+                num_real_microbatches=jnp.max(jnp.where(has_examples, 1 + jnp.arange(len(has_examples)), 0)),
+            )
+        total, per_example = sum_(params, batch, is_padding)
+        return jax.tree.map(lambda g: g / normalize_by, total), per_example
+
+    return ClippedGradient(function, l2_clip_norm / normalize_by)
+
+
+def clip_factors(norms: jax.Array, *, l2_clip_norm: float, clip: ClippingStyle) -> jax.Array:
+    """What each per-example gradient is multiplied by, shape (batch,); see `clipped_grad` for the equations."""
+    if clip == "automatic":
+        return l2_clip_norm / (norms + AUTOMATIC_CLIPPING_STABILITY)
+    return jnp.minimum(1.0, l2_clip_norm / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
+
+
+def _weighted_sum(grads: jax.Array, factors: jax.Array, contributes: jax.Array) -> jax.Array:
+    # A factor of zero does not remove a NaN (0 * NaN = NaN), hence the selection before the product.
+    mask = contributes.reshape((-1,) + (1,) * (grads.ndim - 1))
+    return jnp.einsum("b,b...->...", factors.astype(grads.dtype), jnp.where(mask, grads, 0.0), precision="highest")
+
+
+def _one_loss(losses: jax.Array) -> jax.Array:
+    if losses.shape != (1,):
+        raise ValueError(
+            f"per_example_losses must return one loss per example, shape (batch,): for a batch of one it returned "
+            f"shape {losses.shape}; do not average over the batch, and sum the loss over tokens, not over examples"
+        )
+    return losses[0]
+
+
+def _check_divides(microbatch_size: int, batch_size: int) -> None:
+    if batch_size % microbatch_size:
+        raise ValueError(
+            f"a batch of {batch_size} examples cannot be cut into microbatches of {microbatch_size}: pad it to a "
+            f"multiple of {microbatch_size} (is_padding_example=True) or choose a microbatch_size that divides it"
+        )
+
+
+def check_clipping(l2_clip_norm: float, normalize_by: float, clip: str, microbatch_size: int | None) -> None:
+    """Raises ValueError where an argument of `clipped_grad` is out of range, saying what to give instead."""
+    if not l2_clip_norm > 0:
+        raise ValueError(f"l2_clip_norm must be positive, got {l2_clip_norm}")
+    if not (normalize_by > 0 and math.isfinite(normalize_by)):
+        raise ValueError(f"normalize_by must be positive and finite, got {normalize_by}: give the expected batch size")
+    if clip not in ("flat", "automatic"):
+        raise ValueError(f"clip must be 'flat' or 'automatic', got {clip!r}")
+    if clip == "automatic" and math.isinf(l2_clip_norm):
+        raise ValueError("automatic clipping scales every gradient to l2_clip_norm, which must therefore be finite")
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1 or None, got {microbatch_size}")

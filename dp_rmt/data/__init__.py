@@ -1,0 +1,35 @@
+"""Data: GLUE and synthetic text, tokenised once into arrays, gathered into batches of one shape."""
+
+from dp_rmt.data.batches import evaluation_batches, gather_batch
+from dp_rmt.data.fingerprint import fingerprint
+from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_lines, read_tsv
+from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask, Infilling
+from dp_rmt.data.infilling import label_word_ids
+from dp_rmt.data.masked_lm import masked_lm_batch
+from dp_rmt.data.scores import glue_scores
+from dp_rmt.data.synthetic import generate_reviews, write_corpus
+from dp_rmt.data.tokenize import tokenize_cached, tokenize_classification
+from dp_rmt.data.word_tokenizer import build_word_tokenizer
+
+__all__ = [
+    "GLUE_TASKS",
+    "Examples",
+    "GlueData",
+    "GlueTask",
+    "Infilling",
+    "build_word_tokenizer",
+    "evaluation_batches",
+    "fingerprint",
+    "gather_batch",
+    "generate_reviews",
+    "get_task",
+    "glue_scores",
+    "label_word_ids",
+    "load_glue",
+    "masked_lm_batch",
+    "read_lines",
+    "read_tsv",
+    "tokenize_cached",
+    "tokenize_classification",
+    "write_corpus",
+]

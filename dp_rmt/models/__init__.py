@@ -1,0 +1,16 @@
+"""Encoders in flax.linen that load from and save to Hugging Face folders."""
+
+from dp_rmt.models.checkpoints import load_pretrained, save_pretrained
+from dp_rmt.models.encoder import EncoderConfig
+from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.hf_folder import load_tokenizer
+
+__all__ = [
+    "EncoderConfig",
+    "MaskedLanguageModel",
+    "SequenceClassifier",
+    "init_params",
+    "load_pretrained",
+    "load_tokenizer",
+    "save_pretrained",
+]

@@ -1,0 +1,243 @@
+"""BERT-type encoders: the configuration and the stack from token ids to hidden states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dp_rmt.models.layers import ACTIVATIONS, EncoderLayer, embedding, layer_norm
+
+ARCHITECTURES = ("bert", "roberta")
+
+# EncoderConfig field -> key of a Hugging Face config.json
+_HF_KEYS = {
+    "architecture": "model_type",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+    "pad_token_id": "pad_token_id",
+    "hidden_act": "hidden_act",
+}
+# What transformers assumes where a config.json leaves a key out.
+_HF_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "hidden_act": "gelu"},
+    "roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "hidden_act": "gelu"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of an encoder and how it computes.
+
+    Attributes:
+        architecture: "bert" or "roberta"; they differ in position ids and heads.
+        vocab_size: rows of the word embedding.
+        hidden_size: width of the hidden states.
+        num_layers: transformer layers, scanned and stacked.
+        num_heads: attention heads; divides `hidden_size`.
+        intermediate_size: width inside the feed-forward part.
+        max_position_embeddings: rows of the position embedding (RoBERTa loses `pad_token_id + 1` of them).
+        type_vocab_size: rows of the token type embedding.
+        layer_norm_eps: added to the variance in layer normalisation.
+        pad_token_id: id of the padding token.
+        hidden_act: Hugging Face name of the activation, e.g. "gelu" (exact erf).
+        dtype: compute dtype; parameters and logits are float32 whatever it is.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: for an unknown architecture or activation, or heads that do not divide the width.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    pad_token_id: int
+    hidden_act: str = "gelu"
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architecture {self.architecture!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r} is not supported; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
+                "heads split the hidden states into equal parts"
+            )
+        if self.max_sequence_length < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: RoBERTa "
+                f"spends pad_token_id + 1 = {self.pad_token_id + 1} of them; give more"
+            )
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Longest sequence in tokens: RoBERTa's positions start at pad_token_id + 1."""
+        offset = self.pad_token_id + 1 if self.architecture == "roberta" else 0
+        return self.max_position_embeddings - offset
+
+    @classmethod
+    def from_hf_config(
+        cls, hf_config: Mapping[str, Any], *, dtype: Any = jnp.float32, remat: bool = False
+    ) -> EncoderConfig:
+        """Reads the content of a Hugging Face `config.json`.
+
+        Args:
+            hf_config: the parsed JSON object.
+            dtype: compute dtype.
+            remat: recompute layers in the backward pass.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: for an unsupported model type or variant, or a missing key.
+        """
+        model_type = hf_config.get("model_type")
+        if model_type not in ARCHITECTURES:
+            raise ValueError(
+                f"model_type {model_type!r} in the Hugging Face config is not supported; supported: "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        for key, plain in (
+            ("position_embedding_type", "absolute"),
+            ("is_decoder", False),
+            ("add_cross_attention", False),
+        ):
+            if hf_config.get(key, plain) != plain:
+                raise ValueError(
+                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; use a model with {plain!r}"
+                )
+        values = {**_HF_DEFAULTS[model_type], **hf_config}
+        missing = [key for key in _HF_KEYS.values() if key not in values]
+        if missing:
+            raise ValueError(
+                f"the Hugging Face config lacks {', '.join(missing)}; take config.json from the model's own folder"
+            )
+        fields = {field: values[key] for field, key in _HF_KEYS.items()}
+        return cls(**fields, dtype=dtype, remat=remat)
+
+    def to_hf_config(self) -> dict[str, Any]:
+        """The keys of a Hugging Face `config.json` that describe the encoder."""
+        return {key: getattr(self, field) for field, key in _HF_KEYS.items()}
+
+
+def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
+    """Position ids as Hugging Face computes them.
+
+    BERT: 0, 1, ..., L-1. RoBERTa: p_i = pad + m_i sum_{j <= i} m_j with m = (input_ids != pad), so tokens count
+    from pad + 1 and padding stays at pad (transformers, `create_position_ids_from_input_ids`).
+
+    Args:
+        config: the encoder's configuration.
+        input_ids_BxL: token ids.
+
+    Returns:
+        (B, L) int array.
+    """
+    if config.architecture == "bert":
+        return jnp.broadcast_to(jnp.arange(input_ids_BxL.shape[-1]), input_ids_BxL.shape)
+    is_token = (input_ids_BxL != config.pad_token_id).astype(jnp.int32)
+    return jnp.cumsum(is_token, axis=-1) * is_token + config.pad_token_id
+
+
+class Embeddings(nn.Module):
+    """LayerNorm(word + position + token type)."""
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        config = self.config
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return embedding(rows, config.hidden_size, dtype=config.dtype, name=name)
+
+        self.word_embeddings = table(config.vocab_size, "word_embeddings")
+        self.position_embeddings = table(config.max_position_embeddings, "position_embeddings")
+        self.token_type_embeddings = table(config.type_vocab_size, "token_type_embeddings")
+        self.layer_norm = layer_norm(eps=config.layer_norm_eps, name="layer_norm")
+
+    def __call__(self, input_ids_BxL: jax.Array, token_type_ids_BxL: jax.Array) -> jax.Array:
+        """Embeds tokens: (B, L) ids to (B, L, D)."""
+        summed = (
+            self.word_embeddings(input_ids_BxL)
+            + self.token_type_embeddings(token_type_ids_BxL)
+            + self.position_embeddings(position_ids(self.config, input_ids_BxL))
+        )
+        return self.layer_norm(summed).astype(self.config.dtype)
+
+
+class Encoder(nn.Module):
+    """Token ids to hidden states; the layers are one scanned stack whose leaves are (layers, ...)."""
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.embeddings = Embeddings(config)
+        # prevent_cse is for remat outside of scan; inside it only slows the loop down.
+        layer = nn.remat(EncoderLayer, prevent_cse=False) if config.remat else EncoderLayer
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+        )
+        self.layers = stack(
+            config.num_heads, config.intermediate_size, config.layer_norm_eps, config.hidden_act, config.dtype
+        )
+
+    def __call__(
+        self, input_ids_BxL: jax.Array, attention_mask_BxL: jax.Array, token_type_ids_BxL: jax.Array
+    ) -> jax.Array:
+        """Encodes each sequence on its own.
+
+        Args:
+            input_ids_BxL: token ids.
+            attention_mask_BxL: 1 for a token, 0 for padding.
+            token_type_ids_BxL: segment ids; all 0 for RoBERTa.
+
+        Returns:
+            (B, L, D) hidden states in the compute dtype.
+
+        Raises:
+            ValueError: if the sequences are longer than the model's positions.
+        """
+        length, limit = input_ids_BxL.shape[-1], self.config.max_sequence_length
+        if length > limit:
+            raise ValueError(
+                f"sequences of {length} tokens, but this model has positions for {limit}; "
+                f"tokenise with a maximum length of {limit} or less"
+            )
+        hidden_BxLxD = self.embeddings(input_ids_BxL, token_type_ids_BxL)
+        hidden_BxLxD, _ = self.layers(hidden_BxLxD, attention_mask_BxL)
+        return hidden_BxLxD
+
+    def word_logits(self, hidden: jax.Array) -> jax.Array:
+        """Scores of every word, h E^T in float32 with the word embedding E: (..., D) to (..., vocab)."""
+        table = self.embeddings.word_embeddings.embedding.astype(self.config.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

@@ -1,0 +1,117 @@
+"""Encoders with a head: sequence classification and masked language modelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dp_rmt.models.encoder import Encoder, EncoderConfig
+from dp_rmt.models.layers import ACTIVATIONS, dense, layer_norm
+
+
+class SequenceClassifier(nn.Module):
+    """Logits of a whole sequence: W_c tanh(W_p h_0 + b_p) + b_c on the first token's hidden state h_0.
+
+    The parts are called `pooler` and `classifier` for both architectures; RoBERTa's checkpoints call them
+    `classifier.dense` and `classifier.out_proj`. There is no dropout: the loss of an example is a function.
+
+    Attributes:
+        config: the encoder's configuration.
+        num_labels: number of logits; 1 for regression.
+    """
+
+    config: EncoderConfig
+    num_labels: int
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        self.pooler = dense(self.config.hidden_size, dtype=self.config.dtype, name="pooler")
+        self.classifier = dense(self.num_labels, dtype=jnp.dtype(jnp.float32), name="classifier")
+
+    def __call__(
+        self, input_ids_BxL: jax.Array, attention_mask_BxL: jax.Array, token_type_ids_BxL: jax.Array
+    ) -> jax.Array:
+        """Classifies each sequence on its own.
+
+        Args:
+            input_ids_BxL: token ids.
+            attention_mask_BxL: 1 for a token, 0 for padding.
+            token_type_ids_BxL: segment ids; all 0 for RoBERTa.
+
+        Returns:
+            (B, num_labels) float32 logits.
+        """
+        hidden_BxLxD = self.encoder(input_ids_BxL, attention_mask_BxL, token_type_ids_BxL)
+        return self.classifier(jnp.tanh(self.pooler(hidden_BxLxD[:, 0])))
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """LayerNorm(act(W h + b)), and the bias of the word scores."""
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.dense = dense(config.hidden_size, dtype=config.dtype, name="dense")
+        self.layer_norm = layer_norm(eps=config.layer_norm_eps, name="layer_norm")
+        self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Transforms hidden states (..., D) to (..., D) in the compute dtype."""
+        # transformers' RoBERTa head is exact gelu whatever hidden_act says; BERT's follows hidden_act.
+        act = "gelu" if self.config.architecture == "roberta" else self.config.hidden_act
+        return self.layer_norm(ACTIVATIONS[act](self.dense(hidden))).astype(self.config.dtype)
+
+
+class MaskedLanguageModel(nn.Module):
+    """Logits over the vocabulary, E LayerNorm(act(W h + b)) + c, with the word embedding E tied.
+
+    Attributes:
+        config: the encoder's configuration.
+    """
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config)
+        self.mlm_head = MaskedLanguageModelHead(self.config)
+
+    def __call__(
+        self,
+        input_ids_BxL: jax.Array,
+        attention_mask_BxL: jax.Array,
+        token_type_ids_BxL: jax.Array,
+        positions_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts the words of each sequence on its own.
+
+        Args:
+            input_ids_BxL: token ids.
+            attention_mask_BxL: 1 for a token, 0 for padding.
+            token_type_ids_BxL: segment ids; all 0 for RoBERTa.
+            positions_B: the one position to predict in each sequence; all positions if None.
+
+        Returns:
+            Float32 logits, (B, vocab) with positions and (B, L, vocab) without.
+        """
+        hidden = self.encoder(input_ids_BxL, attention_mask_BxL, token_type_ids_BxL)
+        if positions_B is not None:
+            hidden = jnp.take_along_axis(hidden, positions_B[:, None, None], axis=1)[:, 0]
+        return self.encoder.word_logits(self.mlm_head(hidden)) + self.mlm_head.bias
+
+
+def init_params(module: SequenceClassifier | MaskedLanguageModel, key: jax.Array) -> dict[str, Any]:
+    """Random parameters for training from scratch: matrices N(0, 0.02^2), biases 0, normalisation scales 1.
+
+    Args:
+        module: the model.
+        key: PRNG key.
+
+    Returns:
+        Nested dict of float32 arrays; leaves under `encoder/layers` are stacked, (layers, ...).
+    """
+    ids_BxL = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(module.init)(key, ids_BxL, jnp.ones_like(ids_BxL), ids_BxL)["params"]

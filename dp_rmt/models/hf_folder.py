@@ -1,0 +1,113 @@
+"""Find a Hugging Face folder, on this machine or on the hub, and read what is small in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_TORCH_WEIGHTS_FILE = "pytorch_model.bin"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
+
+
+def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
+    """A local folder as it is; anything else is downloaded from the Hugging Face hub.
+
+    Args:
+        folder_or_hub_name: a path, or a hub name such as "roberta-base" or "org/name".
+
+    Returns:
+        The local folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder and the hub has no such model or cannot be reached.
+        NotADirectoryError: if the path is a file.
+    """
+    name, path = os.fspath(folder_or_hub_name), Path(folder_or_hub_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    if isinstance(folder_or_hub_name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'")
+    import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.txt"], ignore_patterns=["*/*"]
+            )
+        )
+    except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, offline, cache
+        raise FileNotFoundError(
+            f"there is no folder {name!r} here, and downloading it from the Hugging Face hub failed "
+            f"({type(error).__name__}: {error}). Check the name; for a gated model log in with `hf auth login`; "
+            "without network give the path of a folder downloaded before"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's `config.json`, once it is clear that the weights beside it can be read too.
+
+    Args:
+        folder: a local model folder.
+
+    Returns:
+        The parsed JSON object.
+
+    Raises:
+        FileNotFoundError: if `config.json` or `model.safetensors` is absent.
+        ValueError: if `config.json` is not a JSON object.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in Hugging Face layout")
+    if not (folder / WEIGHTS_FILE).is_file():
+        if (folder / _TORCH_WEIGHTS_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder} has only {_TORCH_WEIGHTS_FILE}, a pickle that this package does not read; convert it where "
+                "torch is installed: transformers.AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+        raise FileNotFoundError(
+            f"{folder} has no {WEIGHTS_FILE}; download the model's safetensors file, and if it comes in several "
+            f"shards save it again as one file"
+        )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is not valid JSON ({error}); download the file again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG_FILE} is not a JSON object; download the file again")
+    return config
+
+
+def load_tokenizer(folder_or_hub_name: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a model folder, by `transformers.AutoTokenizer`; needs no torch.
+
+    Args:
+        folder_or_hub_name: a local folder, or a hub name.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or it has no tokenizer files.
+        ValueError: if transformers cannot read the files.
+    """
+    folder = resolve_folder(folder_or_hub_name)
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that this one "
+            "was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
+        )
+    import transformers  # here, not above: it takes seconds to import and models do not need it
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many unrelated types for broken files
+        raise ValueError(
+            f"transformers could not read the tokenizer files in {folder} ({type(error).__name__}: {error}); "
+            "copy a complete set from the model's own folder"
+        ) from error

@@ -1,0 +1,110 @@
+"""Layers of a BERT-type transformer encoder; parameters are float32 whatever the compute dtype.
+
+Nothing here mixes examples: every operation acts on one sequence at a time, so `jax.vmap` over a batch of
+one gives per-example gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Hugging Face's `hidden_act` names. "gelu" is the exact erf form; the tanh forms differ from it by up to 5e-4.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+_INIT = nn.initializers.normal(stddev=0.02)  # BERT's initializer_range
+
+
+def dense(features: int, *, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """Affine map y = x W + b with W `kernel` of shape (in, features), N(0, 0.02^2) at initialisation."""
+    return nn.Dense(features, dtype=dtype, param_dtype=jnp.float32, kernel_init=_INIT, name=name)
+
+
+def embedding(num_embeddings: int, features: int, *, dtype: jnp.dtype, name: str) -> nn.Embed:
+    """Table lookup: row `ids` of `embedding`, of shape (num_embeddings, features)."""
+    return nn.Embed(
+        num_embeddings, features, dtype=dtype, param_dtype=jnp.float32, embedding_init=_INIT, name=name
+    )
+
+
+def layer_norm(*, eps: float, name: str) -> nn.LayerNorm:
+    """Layer normalisation in float32: its mean and variance lose too much in bfloat16."""
+    return nn.LayerNorm(
+        epsilon=eps, dtype=jnp.float32, param_dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention softmax(Q K^T / sqrt(d) + mask) V W_o (Vaswani et al. 2017).
+
+    The projections are plain (hidden, hidden) matrices, so that each is one matrix to clip and to denoise;
+    heads are split by reshape.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
+        """Attends within each sequence; keys where the mask is 0 get no weight.
+
+        Args:
+            hidden_BxLxD: hidden states.
+            attention_mask_BxL: 1 for a token, 0 for padding.
+
+        Returns:
+            (B, L, D) array in the compute dtype.
+        """
+        batch, length, hidden = hidden_BxLxD.shape
+        project = partial(dense, hidden, dtype=self.dtype)
+
+        def split_heads(x_BxLxD: jax.Array) -> jax.Array:
+            return x_BxLxD.reshape(batch, length, self.num_heads, hidden // self.num_heads)
+
+        query, key, value = (
+            split_heads(project(name=name)(hidden_BxLxD)) for name in ("query", "key", "value")
+        )
+        # Scores and softmax are float32 inside; a fully padded row gets uniform weights, never NaN.
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, mask=(attention_mask_BxL != 0)[:, None, None, :]
+        )
+        return project(name="output")(mixed.reshape(batch, length, hidden))
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm transformer layer: x = LN(x + attention(x)); x = LN(x + mlp(x)).
+
+    Returns `(hidden, None)`, the form of a scan body.
+    """
+
+    num_heads: int
+    intermediate_size: int
+    layer_norm_eps: float
+    hidden_act: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Maps hidden states (B, L, D) to hidden states (B, L, D)."""
+        normalise = partial(layer_norm, eps=self.layer_norm_eps)
+        attended = SelfAttention(self.num_heads, self.dtype, name="attention")(hidden_BxLxD, attention_mask_BxL)
+        hidden_BxLxD = normalise(name="attention_layer_norm")(hidden_BxLxD + attended).astype(self.dtype)
+        inner = dense(self.intermediate_size, dtype=self.dtype, name="intermediate")(hidden_BxLxD)
+        outer = dense(hidden_BxLxD.shape[-1], dtype=self.dtype, name="output")(ACTIVATIONS[self.hidden_act](inner))
+        hidden_BxLxD = normalise(name="output_layer_norm")(hidden_BxLxD + outer).astype(self.dtype)
+        return hidden_BxLxD, None

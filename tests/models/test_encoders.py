@@ -1,0 +1,219 @@
+"""What the encoders compute: the recorded logits of torch, nothing mixed between examples, every transformation."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dp_rmt import models
+from dp_rmt.models.encoder import position_ids
+
+GOLDENS = Path(__file__).parent / "goldens"
+FOLDERS = {
+    "bert_classifier": "classification",
+    "roberta_classifier": "classification",
+    "bert_mlm": "masked_lm",
+    "roberta_mlm": "masked_lm",
+}
+every_model = pytest.mark.parametrize("name", FOLDERS)
+every_classifier = pytest.mark.parametrize("name", ["bert_classifier", "roberta_classifier"])
+
+
+def load(name: str, **options: Any) -> Any:
+    return models.load_pretrained(
+        GOLDENS / name, head=FOLDERS[name], num_labels=3, key=jax.random.key(0), **options
+    )
+
+
+def golden(name: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    arrays = np.load(GOLDENS / name / "inputs_outputs.npz")
+    return (arrays["input_ids"], arrays["attention_mask"], arrays["token_type_ids"]), arrays["logits"]
+
+
+@every_model
+@pytest.mark.parametrize("remat", [False, True])
+def test_logits_are_those_of_torch(name: str, remat: bool) -> None:
+    module, params = load(name, remat=remat)
+    batch, expected = golden(name)
+    logits = jax.jit(module.apply)({"params": params}, *batch)
+    assert logits.dtype == jnp.float32
+    is_token = batch[1] == 1
+    if FOLDERS[name] == "masked_lm":
+        logits, expected = np.asarray(logits)[is_token], expected[is_token]
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "roberta_mlm"])
+def test_masked_lm_at_positions_is_the_whole_at_positions(name: str) -> None:
+    module, params = load(name)
+    batch, _ = golden(name)
+    positions = np.array([3, 0, 2, 0])
+    everywhere = module.apply({"params": params}, *batch)
+    there = module.apply({"params": params}, *batch, positions)
+    assert there.shape == (4, 100)
+    np.testing.assert_allclose(there, np.asarray(everywhere)[np.arange(4), positions], atol=1e-5, rtol=0)
+
+
+@every_model
+def test_layers_are_stacked_float32_kernels(name: str) -> None:
+    _, params = load(name, dtype=jnp.bfloat16)
+    layers = params["encoder"]["layers"]
+    assert layers["attention"]["query"]["kernel"].shape == (3, 32, 32)
+    assert layers["intermediate"]["kernel"].shape == (3, 32, 64)
+    assert layers["output"]["kernel"].shape == (3, 64, 32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@every_model
+def test_bfloat16_compute_gives_float32_logits_near_the_exact_ones(name: str) -> None:
+    module, params = load(name, dtype=jnp.bfloat16)
+    batch, expected = golden(name)
+    logits = module.apply({"params": params}, *batch)
+    assert logits.dtype == jnp.float32
+    is_token = batch[1] == 1
+    if FOLDERS[name] == "masked_lm":
+        logits, expected = np.asarray(logits)[is_token], expected[is_token]
+    # Eight bits of mantissa through 3 layers: a few percent, and not the exact values.
+    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+    assert 1e-5 < error < 0.1
+
+
+@every_model
+def test_an_example_s_logits_ignore_the_other_examples(name: str) -> None:
+    module, params = load(name)
+    batch, _ = golden(name)
+    apply = jax.jit(module.apply)
+    before = np.asarray(apply({"params": params}, *batch))
+    ids, mask, types = (array.copy() for array in batch)
+    ids[1:], mask[1:], types[1:] = ids[1:, ::-1], 1, 0
+    after = np.asarray(apply({"params": params}, ids, mask, types))
+    np.testing.assert_array_equal(after[0], before[0])
+    assert (after[1:] != before[1:]).any(axis=tuple(range(1, after.ndim))).all()
+
+
+@every_model
+def test_the_gradient_of_an_example_s_logits_reaches_only_its_own_words(name: str) -> None:
+    """Each example has words of its own, so the word embedding's gradient shows whose words were used."""
+    module, params = load(name)
+    words_BxL = np.arange(10, 34).reshape(4, 6)
+    ones, zeros = np.ones_like(words_BxL), np.zeros_like(words_BxL)
+
+    def logit_sum(table: jax.Array, example: int) -> jax.Array:
+        embeddings = {**params["encoder"]["embeddings"], "word_embeddings": {"embedding": table}}
+        changed = {**params, "encoder": {**params["encoder"], "embeddings": embeddings}}
+        logits = module.apply({"params": changed}, words_BxL, ones, zeros)
+        # Of word 0 alone in a masked language model, whose tied decoder reaches every row otherwise.
+        return (logits[example, 0, 0] if FOLDERS[name] == "masked_lm" else logits[example, 0]).sum()
+
+    table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    gradient = jax.jit(jax.vmap(jax.grad(logit_sum), (None, 0)))(table, np.arange(4))
+    reached = np.abs(np.asarray(gradient)).max(axis=-1) > 0
+    for example in range(4):
+        others = np.setdiff1d(words_BxL, words_BxL[example])
+        assert reached[example, words_BxL[example]].all()
+        assert not reached[example, others].any()
+
+
+@every_model
+@pytest.mark.parametrize("remat", [False, True])
+def test_vmap_over_batches_of_one_gives_the_per_example_gradients(name: str, remat: bool) -> None:
+    module, params = load(name, remat=remat)
+    batch, _ = golden(name)
+
+    def loss(params: Any, *example: jax.Array) -> jax.Array:
+        logits = module.apply({"params": params}, *(array[None] for array in example))[0]
+        return jax.nn.logsumexp(logits, axis=-1).ravel()[0]
+
+    together = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0, 0)))(params, *batch)
+    alone = jax.jit(jax.grad(loss))
+    for index in (0, 3):  # the full row and the row with a single token
+        one = alone(params, *(array[index] for array in batch))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+            stacked = together
+            for key in path:
+                stacked = stacked[key.key]
+            np.testing.assert_allclose(
+                stacked[index], leaf, atol=2e-5 * max(1.0, float(jnp.abs(leaf).max())), err_msg=str(path)
+            )
+
+
+@every_model
+def test_a_fully_padded_example_is_finite_with_its_gradient(name: str) -> None:
+    module, params = load(name)
+    (ids, mask, types), _ = golden(name)
+    padding = (np.zeros_like(ids), np.zeros_like(mask), np.zeros_like(types))
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda params: module.apply({"params": params}, *padding).sum())
+    )(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+
+
+@every_classifier
+def test_padding_further_changes_nothing(name: str) -> None:
+    module, params = load(name)
+    (ids, mask, types), expected = golden(name)
+    pad = module.config.pad_token_id
+    wide = [np.pad(array, ((0, 0), (0, 9)), constant_values=value) for array, value in ((ids, pad), (mask, 0), (types, 0))]
+    np.testing.assert_allclose(module.apply({"params": params}, *wide), expected, atol=1e-4, rtol=0)
+
+
+def test_position_ids_count_from_after_the_padding_id() -> None:
+    roberta, bert = load("roberta_mlm")[0].config, load("bert_mlm")[0].config
+    ids = jnp.array([[0, 7, 7, 2, 1, 1], [1, 0, 5, 1, 2, 1]])  # padding (1) at the end, at the front, inside
+    np.testing.assert_array_equal(position_ids(roberta, ids), [[2, 3, 4, 5, 1, 1], [1, 2, 3, 1, 4, 1]])
+    np.testing.assert_array_equal(position_ids(bert, ids), [[0, 1, 2, 3, 4, 5]] * 2)
+
+
+def test_longest_sequence() -> None:
+    """40 positions: all for BERT; RoBERTa's tokens start at pad + 1 = 2."""
+    for name, longest in (("bert_classifier", 40), ("roberta_classifier", 38)):
+        module, params = load(name)
+        assert module.config.max_sequence_length == longest
+        ids = np.full((1, longest), 5)
+        assert np.isfinite(module.apply({"params": params}, ids, np.ones_like(ids), np.zeros_like(ids))).all()
+        ids = np.full((1, longest + 1), 5)
+        message = f"sequences of {longest + 1} tokens, .* positions for {longest}; tokenise with"
+        with pytest.raises(ValueError, match=message):
+            module.apply({"params": params}, ids, np.ones_like(ids), np.zeros_like(ids))
+
+
+def test_init_params_is_bert_s_initialisation() -> None:
+    config = dataclasses.replace(load("bert_mlm")[0].config, vocab_size=2000)
+    params = models.init_params(models.MaskedLanguageModel(config), jax.random.key(1))
+    kernel = np.asarray(params["encoder"]["layers"]["attention"]["value"]["kernel"])
+    table = np.asarray(params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
+    assert np.std(kernel) == pytest.approx(0.02, rel=0.1)  # 3,072 entries: 8 standard errors
+    assert np.std(table) == pytest.approx(0.02, rel=0.03)  # 64,000 entries: 10 standard errors
+    assert not np.array_equal(kernel[0], kernel[1])  # the layers have keys of their own
+    assert (np.asarray(params["mlm_head"]["layer_norm"]["scale"]) == 1).all()
+    assert (np.asarray(params["mlm_head"]["bias"]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "gpt2"}, "architecture 'gpt2' is not supported; choose one of bert, roberta"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; choose one of gelu,"),
+        ({"num_heads": 5}, "hidden_size 32 is not a multiple of num_heads 5"),
+        ({"max_position_embeddings": 2}, "leaves no position for a token: RoBERTa spends"),
+    ],
+)
+def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = load("roberta_classifier")[0].config
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+def test_importing_models_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, dp_rmt.models; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    root = Path(models.__file__).parents[2]
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"

@@ -1,0 +1,96 @@
+"""Writes tests/models/goldens: tiny random torch transformers models with their inputs and logits.
+
+Run from the repository root, where torch and transformers are installed: `python tests/oracle/write_goldens.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GOLDENS = Path(__file__).resolve().parents[1] / "models" / "goldens"
+AUTO_CLASSES = {"classification": "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM"}
+FOLDERS = {
+    "bert_classifier": ("bert", "classification"),
+    "roberta_classifier": ("roberta", "classification"),
+    "bert_mlm": ("bert", "masked_lm"),
+    "roberta_mlm": ("roberta", "masked_lm"),
+}
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,  # far from linear, so that a wrong activation or scale shows
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert": {"pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+}
+NUM_LABELS = 3
+
+
+def torch_config(architecture: str, **overrides: Any) -> Any:
+    """A tiny transformers configuration."""
+    import transformers  # torch and transformers may be absent where tests are only collected
+
+    config = transformers.AutoConfig.for_model(architecture, **{**SIZES, **ARCHITECTURES[architecture], **overrides})
+    config.num_labels = NUM_LABELS
+    return config
+
+
+def torch_model(auto_class: str, config: Any, *, seed: int = 0) -> Any:
+    """A random torch model whose biases and normalisation scales are random too, so that a swap shows."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    model = getattr(transformers, auto_class).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def padded_batch(config: Any, length: int, *, rows: int = 4) -> dict[str, np.ndarray]:
+    """Random rows of falling length: the first without padding, the last (of several) with one token."""
+    rng = np.random.default_rng(length)
+    lengths = np.linspace(length, 1, rows).astype(int)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    ids = rng.integers(5, config.vocab_size, (rows, length))
+    types = rng.integers(0, config.type_vocab_size, (rows, length))
+    return {
+        "input_ids": np.where(mask == 1, ids, config.pad_token_id).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": (types * mask).astype(np.int32),
+    }
+
+
+def torch_logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """The model's logits for a batch."""
+    import torch
+
+    with torch.no_grad():
+        return model(**{name: torch.tensor(array).long() for name, array in batch.items()}).logits.numpy()
+
+
+def main() -> None:
+    """Writes every golden folder anew."""
+    for name, (architecture, head) in FOLDERS.items():
+        folder = GOLDENS / name
+        shutil.rmtree(folder, ignore_errors=True)
+        model = torch_model(AUTO_CLASSES[head], torch_config(architecture))
+        model.save_pretrained(folder)
+        batch = padded_batch(model.config, length=12)
+        np.savez(folder / "inputs_outputs.npz", logits=torch_logits(model, batch), **batch)
+        print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()
