@@ -35,10 +35,8 @@ Accountant = Literal["pld", "rdp"]
 # Bins of the discretised privacy loss. For results, the default of dp_accounting, so that numbers agree with
 # those of others; coarser, in a tenth of the time, for the search inside calibration.
 _PLD_BIN, _PLD_SEARCH_BIN = 1e-4, 1e-3
-# The part of its target epsilon that calibration may leave unspent.
-_UNSPENT = 1e-4
 # Calibration gives up outside: below, the guarantee says nothing; above, bounds are mostly their own slack.
-_MIN_NOISE_MULTIPLIER, _MAX_NOISE_MULTIPLIER = 0.05, 1e4
+_MIN_NOISE_MULTIPLIER, _MAX_NOISE_MULTIPLIER = 0.2, 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +44,8 @@ class Truncation:
     """A Poisson batch that overflows its fixed shape keeps a uniformly random subset.
 
     Args:
-      num_examples: examples in the data set, N (the larger one of two neighbours).
-      max_batch_size: the largest number of examples that one step may use.
-
-    Raises:
-      ValueError: a size is below one.
+      num_examples: examples in the data set, N (the larger one of two neighbours), at least 1.
+      max_batch_size: the largest number of examples that one step may use, at least 1.
     """
 
     num_examples: int
@@ -176,14 +171,11 @@ def epsilon_curve(
     One step is analysed once and composed with itself; a further point costs 0.2 to 1 seconds ("pld") or 20
     milliseconds ("rdp"). Nothing is interpolated: between two points, the later one is an upper bound.
 
-    Args:
-      steps: numbers of steps, each at least 1, in any order. The others are as in `epsilon`.
+    Args, Raises: as in `epsilon`, but
+      steps: numbers of steps, each at least 1, in any order.
 
     Returns:
       float64 array (len(steps),) of epsilons.
-
-    Raises:
-      ValueError: an argument is out of its range.
 
     >>> epsilon_curve(noise_multiplier=1.0, delta=1e-5, sampling_probability=0.01, steps=(10, 1000)).round(2)
     array([0.38, 1.83])
@@ -211,7 +203,7 @@ def calibrate_noise_multiplier(
       never above the target and at most 1e-4 of it below.
 
     Raises:
-      ValueError: an argument is out of its range, or no noise multiplier from 0.05 to 10,000 fits.
+      ValueError: an argument is out of its range, or no noise multiplier from 0.2 to 10,000 fits.
 
     >>> sigma = calibrate_noise_multiplier(epsilon=3, delta=1e-5, sampling_probability=0.01, num_steps=1000)
     >>> round(sigma, 3)
@@ -228,7 +220,7 @@ def calibrate_noise_multiplier(
         return _solve(epsilon_of, epsilon, guess, factor, unspent)
 
     sigma = solve(guess=1.0, factor=2.0, unspent=1e-5, pld_bin=_PLD_SEARCH_BIN)
-    return solve(guess=sigma, factor=1.001, unspent=_UNSPENT, pld_bin=_PLD_BIN)
+    return solve(guess=sigma, factor=1.001, unspent=1e-4, pld_bin=_PLD_BIN)
 
 
 def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, unspent: float) -> float:
@@ -246,10 +238,10 @@ def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, uns
     while gap(low) < 0:
         if low < math.log(_MIN_NOISE_MULTIPLIER):
             raise ValueError(
-                f"calibrate_noise_multiplier: epsilon={target} needs less noise than a multiplier of "
-                f"{_MIN_NOISE_MULTIPLIER}, so it guarantees next to nothing. Lower epsilon."
+                f"calibrate_noise_multiplier: epsilon={target} is met by a noise multiplier below "
+                f"{_MIN_NOISE_MULTIPLIER} and guarantees next to nothing. Lower epsilon."
             )
-        high, low, stride = low, low - stride, 2 * stride
+        high, low, stride = low, low - stride, min(2 * stride, math.log(2))
     while gap(high) > 0:
         if high > math.log(_MAX_NOISE_MULTIPLIER):
             raise ValueError(
@@ -257,7 +249,7 @@ def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, uns
                 f"{_MAX_NOISE_MULTIPLIER:g}. Raise epsilon or delta, or lower num_steps or "
                 "sampling_probability; if batches overflow often, raise max_batch_size."
             )
-        low, high, stride = high, high + stride, 2 * stride
+        low, high, stride = high, high + stride, min(2 * stride, math.log(2))
     log_sigma = float(optimize.brentq(gap, low, high, xtol=1e-9)) if low < high else low
     while gap(log_sigma) > 0:  # a jump of the discretised bound: step over it, to the private side
         log_sigma += 1e-7
@@ -267,18 +259,14 @@ def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, uns
 @functools.lru_cache(maxsize=4)  # one distribution takes megabytes
 def _privacy_loss(step: _Mechanism, pld_bin: float) -> Any:
     """The privacy loss distribution of one step, pessimistic, both for adding and for removing an example."""
+    sigma, q = step.noise_multiplier, step.sampling_probability
     if step.truncation is None:
         return privacy_loss_distribution.from_gaussian_mechanism(
-            step.noise_multiplier,
-            value_discretization_interval=pld_bin,
-            sampling_prob=step.sampling_probability,
+            sigma, value_discretization_interval=pld_bin, sampling_prob=q
         )
+    num_examples, max_batch_size = step.truncation.num_examples, step.truncation.max_batch_size
     return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
-        step.truncation.num_examples,
-        step.sampling_probability,
-        step.truncation.max_batch_size,
-        step.noise_multiplier,
-        value_discretization_interval=pld_bin,
+        num_examples, q, max_batch_size, sigma, value_discretization_interval=pld_bin
     )
 
 
@@ -292,8 +280,8 @@ def _renyi_divergences(step: _Mechanism) -> np.ndarray:
     - |S| < M: nothing overflows. D' releases sum(S) plus noise, D adds x with probability q: the subsampled
       Gaussian of sensitivity 1, with moment A_a(q, sigma).
     - |S| >= M, with probability p = P[Binomial(N-1, q) >= M]: D' releases a uniform M-subset T of S. D does
-      so too, except that with probability r = q M / (|S|+1) <= q it releases x and a uniform (M-1)-subset of S,
-      which is T without a uniform element u of T. Condition on (T, u), too: the outputs are N(t) and
+      so too, but with probability r = q M / (|S|+1) <= q it releases x and a uniform (M-1)-subset of S, which
+      is T without a uniform element u of T. Condition on (T, u), too: the outputs are N(t) and
       (1-r) N(t) + r N(t - g_u + g_x), the subsampled Gaussian of sensitivity 2. Its moment A_a(r, sigma/2) is
       convex in r and smallest at r = 0, hence at most A_a(q, sigma/2).
 

@@ -111,7 +111,7 @@ def clipped_grad(
     >>> [round(float(x), 3) for x in gradient], [round(float(x), 3) for x in per_example.grad_norm]
     ([1.0, 1.0], [4.0, 4.0])
     """
-    check_clipping(l2_clip_norm, normalize_by, clip, microbatch_size)
+    check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
 
     def one_example(params: Params, example: Batch) -> tuple[jax.Array, Params]:
         batch_of_one = jax.tree.map(lambda x: x[None], example)
@@ -203,7 +203,7 @@ def _check_divides(microbatch_size: int, batch_size: int) -> None:
         )
 
 
-def check_clipping(l2_clip_norm: float, normalize_by: float, clip: str, microbatch_size: int | None) -> None:
+def check_arguments(l2_clip_norm: float, normalize_by: float, clip: str, microbatch_size: int | None) -> None:
     """Raises ValueError where an argument of `clipped_grad` is out of range, saying what to give instead."""
     if not l2_clip_norm > 0:
         raise ValueError(f"l2_clip_norm must be positive, got {l2_clip_norm}")

@@ -145,19 +145,21 @@ def denoise_matrices(
         del params
         std = noise_std(state.step) if callable(noise_std) else noise_std
         matrices = matrix_view.matrix_leaves(updates, matrix_rule)
-        diagnostics = {}
-
-        def denoise_leaf(path: str, leaf: jax.Array) -> jax.Array:
-            if path not in matrices:
-                return leaf
-            leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-            denoised, diagnostics[path] = denoise(
-                matrix_view.to_matrices(leaf, matrices[path]), jnp.asarray(std, leaf.dtype)
-            )
-            return matrix_view.from_matrices(denoised, matrices[path], leaf.shape)
-
-        leaves = [denoise_leaf(path, leaf) for path, leaf in matrix_view.leaves_by_path(updates)]
-        return jax.tree.structure(updates).unflatten(leaves), DenoiseState(state.step + 1, diagnostics)
+        diagnostics: dict[str, MatrixDiagnostics] = {}
+        leaves = []
+        after = jnp.zeros([], jnp.int32)
+        for path, leaf in matrix_view.leaves_by_path(updates):
+            if path in matrices:
+                wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+                # One decomposition at a time: jaxlib's LAPACK calls wait for workers of the pool that they run on, and
+                # on few cores two at once wait for each other for ever (jaxlib 0.10.2). `after` is always 0, but XLA does
+                # not know.
+                noisy = matrix_view.to_matrices(wide, matrices[path]) + after.astype(wide.dtype)
+                denoised, diagnostics[path] = denoise(noisy, jnp.asarray(std, wide.dtype))
+                after = jnp.minimum(jnp.sum(diagnostics[path].kept_rank), 0)
+                leaf = matrix_view.from_matrices(denoised, matrices[path], leaf.shape)
+            leaves.append(leaf)
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), DenoiseState(state.step + 1, diagnostics)
 
     return optax.GradientTransformation(init, update)
 

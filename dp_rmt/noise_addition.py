@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dp_rmt.types import Params
@@ -23,6 +24,18 @@ class GaussianNoiseState(NamedTuple):
     key: jax.Array
 
 
+def noise_key(seed: int) -> jax.Array:
+    """The key of a run's noise from a non-negative seed of any size; two seeds give unrelated keys.
+
+    `jax.random.key` keeps 32 bits of a seed, which can be searched; this keeps the 64 bits that a Threefry key has.
+
+    >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
+    True
+    """
+    words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+
+
 def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> optax.GradientTransformation:
     """Adds independent N(0, noise_std^2) to every entry of the updates (the Gaussian mechanism; Dwork & Roth 2014).
 
@@ -35,7 +48,7 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
 
     Args:
       noise_std: standard deviation of one entry, or a schedule of it by step.
-      key: a JAX random key; fresh for every training run, from OS entropy (see `dp_rmt.batch_selection.fresh_seed`).
+      key: a typed JAX key; for private data ``noise_key(fresh_seed())``, new for every training run.
 
     Returns:
       An `optax.GradientTransformation` with a `GaussianNoiseState`.
@@ -65,7 +78,7 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=implementation), state.step)
         leaves, structure = jax.tree.flatten(updates)
         noisy = [_add_noise(leaf, std, jax.random.fold_in(step_key, j)) for j, leaf in enumerate(leaves)]
-        return structure.unflatten(noisy), GaussianNoiseState(state.step + 1, state.key)
+        return jax.tree.unflatten(structure, noisy), GaussianNoiseState(state.step + 1, state.key)
 
     return optax.GradientTransformation(init, update)
 

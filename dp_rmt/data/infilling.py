@@ -66,11 +66,7 @@ def infilling_rows(
         ValueError: no mask token, a template that does not fit the texts, or no room for text in
             `max_length`.
     """
-    if tokenizer.mask_token_id is None:
-        raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which text infilling needs. Use a"
-            " masked language model such as RoBERTa or BERT, or the classification head."
-        )
+    _check_mask_token(tokenizer)
     columns = [examples.texts] if examples.text_pairs is None else [examples.texts, examples.text_pairs]
     names = ["S"] if examples.text_pairs is None else ["S1", "S2"]
     prefix, suffix = _special_tokens(tokenizer)
@@ -110,6 +106,14 @@ def infilling_rows(
             row += filled[part] if isinstance(part, str) else part
         rows.append(row + suffix)
     return rows, mask_positions, num_truncated
+
+
+def _check_mask_token(tokenizer: Any) -> None:
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which text infilling needs. Use a"
+            " masked language model such as RoBERTa or BERT, or the classification head."
+        )
 
 
 def _fit(lengths: list[int], room: int) -> list[int]:

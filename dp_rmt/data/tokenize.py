@@ -193,7 +193,8 @@ def _cache_key(examples: Examples, tokenizer: Any, max_length: int, infilling: I
 def _read_cache(file: pathlib.Path) -> tuple[dict[str, np.ndarray], int] | None:
     """The content of a cache file; None if there is none, or if it is not what was written."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        # Opened here, because np.load leaves a damaged archive open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         expected = str(arrays.pop("fingerprint"))
         if fingerprint(arrays) == expected:

@@ -76,7 +76,8 @@ class EncoderConfig:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture {self.architecture!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
+                f"architecture {self.architecture!r} is not supported; "
+                f"choose one of {', '.join(ARCHITECTURES)}"
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
@@ -89,8 +90,8 @@ class EncoderConfig:
             )
         if self.max_sequence_length < 1:
             raise ValueError(
-                f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: RoBERTa "
-                f"spends pad_token_id + 1 = {self.pad_token_id + 1} of them; give more"
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position for a token: "
+                f"RoBERTa spends pad_token_id + 1 = {self.pad_token_id + 1} of them; give more"
             )
 
     @property
@@ -129,13 +130,15 @@ class EncoderConfig:
         ):
             if hf_config.get(key, plain) != plain:
                 raise ValueError(
-                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; use a model with {plain!r}"
+                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; "
+                    f"use a model with {plain!r}"
                 )
         values = {**_HF_DEFAULTS[model_type], **hf_config}
         missing = [key for key in _HF_KEYS.values() if key not in values]
         if missing:
             raise ValueError(
-                f"the Hugging Face config lacks {', '.join(missing)}; take config.json from the model's own folder"
+                f"the Hugging Face config lacks {', '.join(missing)}; "
+                "take config.json from the model's own folder"
             )
         fields = {field: values[key] for field, key in _HF_KEYS.items()}
         return cls(**fields, dtype=dtype, remat=remat)
@@ -148,8 +151,8 @@ class EncoderConfig:
 def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
     """Position ids as Hugging Face computes them.
 
-    BERT: 0, 1, ..., L-1. RoBERTa: p_i = pad + m_i sum_{j <= i} m_j with m = (input_ids != pad), so tokens count
-    from pad + 1 and padding stays at pad (transformers, `create_position_ids_from_input_ids`).
+    BERT: 0, 1, ..., L-1. RoBERTa: p_i = pad + m_i sum_{j <= i} m_j with m = (input_ids != pad), so tokens
+    count from pad + 1 and padding stays at pad (transformers, `create_position_ids_from_input_ids`).
 
     Args:
         config: the encoder's configuration.

@@ -30,9 +30,13 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise NotADirectoryError(
+            f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
     if isinstance(folder_or_hub_name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'")
+        raise FileNotFoundError(
+            f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'"
+        )
     import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
 
     try:
@@ -44,8 +48,8 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, offline, cache
         raise FileNotFoundError(
             f"there is no folder {name!r} here, and downloading it from the Hugging Face hub failed "
-            f"({type(error).__name__}: {error}). Check the name; for a gated model log in with `hf auth login`; "
-            "without network give the path of a folder downloaded before"
+            f"({type(error).__name__}: {error}). Check the name; for a gated model log in with "
+            "`hf auth login`; without network give the path of a folder downloaded before"
         ) from error
 
 
@@ -67,17 +71,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS_FILE).is_file():
         if (folder / _TORCH_WEIGHTS_FILE).is_file():
             raise FileNotFoundError(
-                f"{folder} has only {_TORCH_WEIGHTS_FILE}, a pickle that this package does not read; convert it where "
-                "torch is installed: transformers.AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+                f"{folder} has only {_TORCH_WEIGHTS_FILE}, a pickle that this package does not read; convert "
+                "it where torch is installed: "
+                "transformers.AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
             )
         raise FileNotFoundError(
-            f"{folder} has no {WEIGHTS_FILE}; download the model's safetensors file, and if it comes in several "
-            f"shards save it again as one file"
+            f"{folder} has no {WEIGHTS_FILE}; download the model's safetensors file, and if it comes in "
+            "several shards save it again as one file"
         )
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is not valid JSON ({error}); download the file again") from error
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is not valid JSON ({error}); download the file again"
+        ) from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG_FILE} is not a JSON object; download the file again")
     return config
@@ -99,8 +106,8 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str]) -> Any:
     folder = resolve_folder(folder_or_hub_name)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(
-            f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that this one "
-            "was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
+            f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that "
+            "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
     import transformers  # here, not above: it takes seconds to import and models do not need it
 

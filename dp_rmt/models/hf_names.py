@@ -11,6 +11,8 @@ import numpy as np
 
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 
+Model = SequenceClassifier | MaskedLanguageModel
+
 # Parts of a layer kind: Flax leaf, Hugging Face suffix, whether one is the transpose of the other
 # (torch.nn.Linear stores (out, in), Flax (in, out)).
 _LEAVES: dict[str, tuple[tuple[str, str, bool], ...]] = {
@@ -124,28 +126,29 @@ class LeafName:
         if self.transposed:
             parts = [part.T for part in parts]
         return {
-            name: np.ascontiguousarray(part, np.float32) for name, part in zip(self.hf_names, parts, strict=True)
+            name: np.ascontiguousarray(part, np.float32)
+            for name, part in zip(self.hf_names, parts, strict=True)
         }
 
 
-def head_of(module: SequenceClassifier | MaskedLanguageModel) -> str:
+def head_of(module: Model) -> str:
     """The name of the module's head: "classification" or "masked_lm"."""
     return "classification" if isinstance(module, SequenceClassifier) else "masked_lm"
 
 
-def hf_class(module: SequenceClassifier | MaskedLanguageModel) -> str:
+def hf_class(module: Model) -> str:
     """The transformers class that is the same model."""
     return _HF_CLASSES[module.config.architecture, head_of(module)]
 
 
-def parameter_shapes(module: SequenceClassifier | MaskedLanguageModel) -> dict[str, Any]:
+def parameter_shapes(module: Model) -> dict[str, Any]:
     """Nested dict of `jax.ShapeDtypeStruct`, the parameters' shapes without their values."""
     ids_BxL = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     key = jax.random.key(0)  # only its shape is used
     return jax.eval_shape(module.init, key, ids_BxL, ids_BxL, ids_BxL)["params"]
 
 
-def leaf_names(module: SequenceClassifier | MaskedLanguageModel) -> list[LeafName]:
+def leaf_names(module: Model) -> list[LeafName]:
     """The table of a module: every leaf of its parameters exactly once.
 
     Args:

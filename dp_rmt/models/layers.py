@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Hugging Face's `hidden_act` names. "gelu" is the exact erf form; the tanh forms differ from it by up to 5e-4.
+# Hugging Face's `hidden_act` names. "gelu" is the erf form; the tanh forms differ from it by up to 5e-4.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -97,14 +97,16 @@ class EncoderLayer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array) -> tuple[jax.Array, None]:
         """Maps hidden states (B, L, D) to hidden states (B, L, D)."""
         normalise = partial(layer_norm, eps=self.layer_norm_eps)
-        attended = SelfAttention(self.num_heads, self.dtype, name="attention")(hidden_BxLxD, attention_mask_BxL)
+        attended = SelfAttention(self.num_heads, self.dtype, name="attention")(
+            hidden_BxLxD, attention_mask_BxL
+        )
         hidden_BxLxD = normalise(name="attention_layer_norm")(hidden_BxLxD + attended).astype(self.dtype)
         inner = dense(self.intermediate_size, dtype=self.dtype, name="intermediate")(hidden_BxLxD)
-        outer = dense(hidden_BxLxD.shape[-1], dtype=self.dtype, name="output")(ACTIVATIONS[self.hidden_act](inner))
+        outer = dense(hidden_BxLxD.shape[-1], dtype=self.dtype, name="output")(
+            ACTIVATIONS[self.hidden_act](inner)
+        )
         hidden_BxLxD = normalise(name="output_layer_norm")(hidden_BxLxD + outer).astype(self.dtype)
         return hidden_BxLxD, None

@@ -17,7 +17,7 @@ LOSSES = {"frobenius": "fro", "operator": 2, "operator_rectangular": 2, "nuclear
 
 @functools.lru_cache
 def leading_components(rows, cols, strength):
-    """The signal l, and for 16 draws the observed y and the cosines of its two singular vectors to the signal's."""
+    """The signal l; for 16 draws, the observed y and the cosines of its singular vectors to the signal's."""
     signal = strength * marchenko_pastur.detection_threshold(rows=rows, cols=cols, noise_std=NOISE_STD)
     noisy = NOISE_STD * np.random.default_rng(0).standard_normal((16, rows, cols), dtype=np.float32)
     noisy[:, 0, 0] += signal  # Gaussian noise looks alike in every basis
@@ -33,11 +33,12 @@ def error_norm(shrunken, signal, left_cosine, right_cosine, norm):
 
 
 @pytest.mark.parametrize("strength", [1.6, 3.0])
-@pytest.mark.parametrize(("rows", "cols"), SHAPES)
-@pytest.mark.parametrize("name", LOSSES)
+# The operator shrinker of Gavish & Donoho is the optimum for square matrices only.
+@pytest.mark.parametrize(
+    ("name", "rows", "cols"),
+    [(name, *shape) for name in LOSSES for shape in SHAPES if name != "operator" or shape == (160, 160)],
+)
 def test_shrinker_is_the_brute_force_optimum_of_its_loss(name, rows, cols, strength):
-    if name == "operator" and rows != cols:
-        pytest.skip("the operator shrinker of Gavish & Donoho claims its optimum for square matrices only")
     signal, observed, left, right = leading_components(rows, cols, strength)
     best = [
         optimize.minimize_scalar(

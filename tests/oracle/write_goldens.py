@@ -1,6 +1,7 @@
 """Writes tests/models/goldens: tiny random torch transformers models with their inputs and logits.
 
-Run from the repository root, where torch and transformers are installed: `python tests/oracle/write_goldens.py`.
+Run from the repository root, where torch and transformers are installed:
+`python tests/oracle/write_goldens.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def torch_config(architecture: str, **overrides: Any) -> Any:
     """A tiny transformers configuration."""
     import transformers  # torch and transformers may be absent where tests are only collected
 
-    config = transformers.AutoConfig.for_model(architecture, **{**SIZES, **ARCHITECTURES[architecture], **overrides})
+    config = transformers.AutoConfig.for_model(
+        architecture, **{**SIZES, **ARCHITECTURES[architecture], **overrides}
+    )
     config.num_labels = NUM_LABELS
     return config
 
@@ -88,7 +91,8 @@ def main() -> None:
         model = torch_model(AUTO_CLASSES[head], torch_config(architecture))
         model.save_pretrained(folder)
         batch = padded_batch(model.config, length=12)
-        np.savez(folder / "inputs_outputs.npz", logits=torch_logits(model, batch), **batch)
+        arrays: dict[str, Any] = {"logits": torch_logits(model, batch), **batch}
+        np.savez(folder / "inputs_outputs.npz", **arrays)
         print(f"wrote {folder}")
 
 

@@ -29,7 +29,7 @@ def noise_singular_values(rows, cols):
 def test_edges_and_median_of_simulated_noise(rows, cols):
     values = noise_singular_values(rows, cols)
     shape = {"rows": rows, "cols": cols, "noise_std": 0.3}
-    # At these sizes the mean of the largest value lies 1.1% below the edge (Tracy-Widom), and one draw scatters
+    # At these sizes the mean of the largest value is 1.1% below the edge (Tracy-Widom), and one draw scatters
     # as much. The smallest is about s / sqrt(n) for square matrices, and a few % inside the bulk for others.
     assert values[:, 0].mean() == pytest.approx(marchenko_pastur.bulk_edge(**shape), rel=0.02)
     assert values[:, -1].mean() == pytest.approx(marchenko_pastur.lower_edge(**shape), abs=0.15)

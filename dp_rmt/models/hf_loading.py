@@ -1,13 +1,10 @@
-"""Load and save models in Hugging Face folders: `config.json`, `model.safetensors`, tokenizer files."""
+"""Load models from Hugging Face folders: `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt.models import hf_names
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 from dp_rmt.models.hf_folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
-from dp_rmt.models.hf_names import LeafName
+from dp_rmt.models.hf_names import LeafName, Model
 
 logger = logging.getLogger(__name__)
 
-Model = SequenceClassifier | MaskedLanguageModel
-
 _HEADS = ("classification", "masked_lm")
-_METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a known "format"
+_PAIR_ADVICE = f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +43,14 @@ class _File:
                     canonical = hf_names.canonical_name(architecture, name)
                     if canonical in tensors:
                         raise ValueError(
-                            f"{path} holds {canonical} twice, as {tensors[canonical][0]} and {name}; remove one of them"
+                            f"{path} holds {canonical} twice, as {tensors[canonical][0]} and {name}; "
+                            "remove one of them"
                         )
                     tensors[canonical] = (name, tuple(file.get_slice(name).get_shape()))
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); download it again") from error
+            raise ValueError(
+                f"{path} is not a readable safetensors file ({error}); download it again"
+            ) from error
         return cls(path, tensors)
 
 
@@ -68,8 +65,8 @@ def load_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a Hugging Face BERT or RoBERTa model; a head that the file lacks is initialised from `key`.
 
-    Reads `config.json` and `model.safetensors`, of a bare encoder or of a model with a head. Heads of another kind in
-    the file are ignored, with a log line. All names and shapes are checked before any tensor is read.
+    Reads `config.json` and `model.safetensors`, of a bare encoder or of a model with a head. Heads of another
+    kind in the file are ignored, with a log line. All names and shapes are checked before any tensor is read.
 
     Args:
         folder_or_hub_name: a local folder, or a hub name such as "roberta-base".
@@ -106,7 +103,9 @@ def load_pretrained(
     fresh = [leaf for leaf in table if leaf.group in fresh_groups]
     _check_tensors(module, loaded, file)
     if fresh:
-        logger.info("%s has no %s; initialised from the key", file.path, " and no ".join(sorted(fresh_groups)))
+        logger.info(
+            "%s has no %s; initialised from the key", file.path, " and no ".join(sorted(fresh_groups))
+        )
     flat = {**_read(module, loaded, file), **_initialise(module, fresh, key)}
     return module, unflatten_dict({leaf.path: flat[leaf.path] for leaf in table})
 
@@ -128,7 +127,7 @@ def _check_tensors(module: Model, loaded: list[LeafName], file: _File) -> None:
         if name not in file.tensors:
             raise ValueError(
                 f"{file.path} has no tensor {name} of shape {leaf.hf_shape}, which {CONFIG_FILE} calls for; "
-                f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
+                + _PAIR_ADVICE
             )
         found_name, found = file.tensors[name]
         if found != leaf.hf_shape:
@@ -141,9 +140,9 @@ def _check_tensors(module: Model, loaded: list[LeafName], file: _File) -> None:
     if unknown:
         found_name, found = file.tensors[unknown[0]]
         raise ValueError(
-            f"{file.path} has {len(unknown)} tensor(s) that the model in {CONFIG_FILE} does not have, the first is "
-            f"{found_name} of shape {found}; expected none. Check num_hidden_layers in {CONFIG_FILE} and that both "
-            "files belong to the same plain BERT or RoBERTa model"
+            f"{file.path} has {len(unknown)} tensor(s) that the model in {CONFIG_FILE} lacks, the first "
+            f"is {found_name} of shape {found}; expected none. Check num_hidden_layers in {CONFIG_FILE} and "
+            "that both files belong to the same plain BERT or RoBERTa model"
         )
     ignored = sorted(set(others) - set(hf_names.TIED_COPIES[module.config.architecture]))
     if ignored:
@@ -151,12 +150,16 @@ def _check_tensors(module: Model, loaded: list[LeafName], file: _File) -> None:
 
 
 def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:
-    if isinstance(module, SequenceClassifier) and leaf.path[0] == "classifier" and found[1:] == leaf.hf_shape[1:]:
+    if (
+        isinstance(module, SequenceClassifier)
+        and leaf.path[0] == "classifier"
+        and found[1:] == leaf.hf_shape[1:]
+    ):
         return (
-            f"this folder holds a classifier of {found[0]} labels: pass num_labels={found[0]} to go on with it, or load "
-            "the pre-trained model that it was fine-tuned from to start a new one"
+            f"this folder holds a classifier of {found[0]} labels: pass num_labels={found[0]} to go on with "
+            "it, or load the pre-trained model that it was fine-tuned from to start a new one"
         )
-    return f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
+    return _PAIR_ADVICE
 
 
 def _read(module: Model, loaded: list[LeafName], file: _File) -> dict[tuple[str, ...], jax.Array]:
@@ -174,8 +177,9 @@ def _read(module: Model, loaded: list[LeafName], file: _File) -> dict[tuple[str,
             tied = isinstance(module, MaskedLanguageModel) and copy in file.tensors and original in expected
             if tied and not np.array_equal(read(copy), read(original)):
                 raise ValueError(
-                    f"{file.path}: {file.tensors[copy][0]} differs from {file.tensors[original][0]}, but the decoder is "
-                    "tied to the word embedding here; load a model with tied embeddings, or use head='classification'"
+                    f"{file.path}: {file.tensors[copy][0]} differs from {file.tensors[original][0]}, but the "
+                    "decoder is tied to the word embedding here; load a model with tied embeddings, or use "
+                    "head='classification'"
                 )
     return flat
 
@@ -191,105 +195,3 @@ def _initialise(module: Model, fresh: list[LeafName], key: jax.Array) -> dict[tu
         return {leaf.path: flat[leaf.path] for leaf in fresh}
 
     return jax.jit(init)(key)
-
-
-def save_pretrained(
-    folder: str | os.PathLike[str],
-    module: Model,
-    params: dict[str, Any],
-    *,
-    tokenizer: Any = None,
-    label_names: Sequence[str] | None = None,
-) -> None:
-    """Saves a model as a Hugging Face folder that `transformers` loads as the same model.
-
-    The folder appears whole or not at all: it is written beside its place and renamed. A folder that this function
-    wrote before is replaced.
-
-    Args:
-        folder: where to save.
-        module: the model.
-        params: its parameters.
-        tokenizer: a transformers tokenizer to save with it.
-        label_names: a name for each logit of a classifier.
-
-    Raises:
-        ValueError: if the parameters are not the module's, or the labels not as many as its logits.
-        FileExistsError: if the place holds something that this function did not write.
-    """
-    folder = Path(folder).expanduser().absolute()
-    hf_config = {**module.config.to_hf_config(), "architectures": [hf_names.hf_class(module)]}
-    hf_config.update(_labels(module, label_names))
-    tensors = _to_tensors(module, params)
-    if not _may_replace(folder):
-        raise FileExistsError(
-            f"{folder} holds files that save_pretrained did not write; give a new folder, or remove that one"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
-        (new / CONFIG_FILE).write_text(text, encoding="utf-8")
-        safetensors.numpy.save_file(tensors, new / WEIGHTS_FILE, metadata=_METADATA)
-        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors makes it private to the user
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    logger.info("saved %s to %s", hf_config["architectures"][0], folder)
-
-
-def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
-    if isinstance(module, MaskedLanguageModel):
-        if label_names is not None:
-            raise ValueError("label_names is given for a masked language model, which has none; leave it out")
-        return {}
-    if label_names is None:
-        label_names = [f"LABEL_{index}" for index in range(module.num_labels)]  # the names transformers gives
-    if len(set(label_names)) != module.num_labels or len(label_names) != module.num_labels:
-        raise ValueError(
-            f"label_names {list(label_names)} must be {module.num_labels} different names, one for each logit"
-        )
-    return {
-        "id2label": {str(index): name for index, name in enumerate(label_names)},
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
-
-
-def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters under their Hugging Face names, once they are checked to be the module's."""
-    flat = flatten_dict(params)
-    table = hf_names.leaf_names(module)
-    unknown = set(flat) - {leaf.path for leaf in table}
-    if unknown:
-        raise ValueError(f"params has {'/'.join(min(unknown))}, which the module does not have; pass its own parameters")
-    tensors = {}
-    for leaf in table:
-        if leaf.path not in flat:
-            raise ValueError(f"params has no {'/'.join(leaf.path)}; pass all parameters, the frozen ones too")
-        value = np.asarray(flat[leaf.path])
-        if value.shape != leaf.shape:
-            raise ValueError(
-                f"params has {'/'.join(leaf.path)} of shape {value.shape}, the module expects {leaf.shape}; "
-                "pass the module that these parameters were made for"
-            )
-        for name, tensor in leaf.to_tensors(value).items():
-            tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
-    return tensors
-
-
-def _may_replace(folder: Path) -> bool:
-    """Whether the place is free, an empty folder, or a folder that save_pretrained wrote."""
-    if not folder.exists():
-        return True
-    if not folder.is_dir():
-        return False
-    if not any(folder.iterdir()):
-        return True
-    try:
-        with safetensors.safe_open(folder / WEIGHTS_FILE, "numpy") as file:
-            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
-    except (OSError, safetensors.SafetensorError):
-        return False

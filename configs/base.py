@@ -1,0 +1,71 @@
+"""Every key that a config has, with defaults. The other files of this folder change what they need."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The default: RoBERTa-base on SST-2 from the hub at epsilon 8."""
+    config = ConfigDict()
+    config.name = "base"
+    config.seed = 0  # of public randomness: a fresh classification head
+
+    config.data = ConfigDict()
+    config.data.task = "sst2"
+    config.data.path = placeholder(str)  # folder with GLUE's TSV files; None: from the hub
+    config.data.cache_dir = "~/.cache/dp_rmt"  # of tokenised data
+    config.data.max_length = 64  # tokens; longer texts are cut
+    config.data.length_groups = (16, 32)  # shorter shapes that a batch is split into, beside max_length
+    config.data.max_train_examples = placeholder(int)  # the first so many rows; None: all
+
+    config.model = ConfigDict()
+    config.model.path = "roberta-base"  # folder, hub name, or package:NAME/FOLDER of an installed package
+    config.model.head = "classification"  # or "infilling": prompt and label words
+    config.model.trainable = ".*"  # regular expression over parameter paths; the rest is frozen
+    config.model.dtype = "float32"  # of activations; parameters, norms and noise are float32 whatever it is
+    config.model.remat = False  # recompute layers in the backward pass: less memory, more time
+
+    config.privacy = ConfigDict()
+    config.privacy.epsilon = 8.0  # inf: no noise, no clipping, no privacy
+    config.privacy.delta = placeholder(float)  # None: N^-1.1
+    config.privacy.l2_clip_norm = 0.1
+    config.privacy.clip = "flat"  # or "automatic"
+    config.privacy.accountant = "pld"  # or "rdp"
+    config.privacy.expected_batch_size = 1000
+    config.privacy.max_batch_size = placeholder(int)  # None: mean + 5 sd
+    config.privacy.sampling_seed = placeholder(int)  # None: OS entropy, as private data needs
+    config.privacy.noise_seed = placeholder(int)
+    config.privacy.nonprivate_metrics = True  # also log nonprivate/... (raw values: keep the logs to yourself)
+
+    config.denoise = ConfigDict()
+    config.denoise.enabled = True
+    config.denoise.shrinker = "frobenius"
+    config.denoise.kappa = 1.0
+    config.denoise.gate_per = "layer"
+    config.denoise.rescale = "noisy_norm"
+    config.denoise.below_edge = "drop"
+    config.denoise.svd = "gram"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule = "linear"  # to zero over the run; or "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+
+    config.train = ConfigDict()
+    config.train.epochs = placeholder(float)  # either epochs or num_steps
+    config.train.num_steps = placeholder(int)
+    config.train.clipping_method = "ghost"  # or "vmap", for models of layers without a rule
+    config.train.microbatch_size = 32
+    config.train.eval_every = 20
+    config.train.eval_batch_size = 128
+    config.train.checkpoint_every = 50
+
+    # Arms to compare: name -> the keys that differ, e.g. {"noisy": {"denoise": {"enabled": False}}}. Empty: one run.
+    config.arms = ConfigDict()
+    # The project's own text with a pre-trained small encoder (configs/quickstart.py); None: real data.
+    config.synthetic = placeholder(ConfigDict)
+    return config.lock()

@@ -1,0 +1,62 @@
+"""One private batch as a few groups of equal sequence length, so that padding tokens are hardly paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dp_rmt.batch_selection import microbatch_order
+from dp_rmt.data.batches import gather_batch
+
+Group = tuple[dict[str, np.ndarray], np.ndarray]
+"""``(batch, is_padding_example)``"""
+
+
+def group_by_length(
+    arrays: Mapping[str, np.ndarray], indices: np.ndarray, *, lengths: Sequence[int], microbatch_size: int | None
+) -> tuple[Group, ...]:
+    """Splits the examples of a batch by length; the sum of their gradients does not notice.
+
+    Every group has room for the whole batch, so nothing is ever dropped and the shapes never change; its padding is
+    laid out so that whole microbatches of it are skipped (`dp_rmt.clipping.summed_over_microbatches`).
+
+    Args:
+      arrays: the data set with ``attention_mask`` (N, L); every array with L columns is cut to the group's length.
+      indices: (B,) examples of the batch, -1 for padding, from `PoissonSampling.indices`.
+      lengths: ascending lengths of the groups in tokens; the last must be L.
+      microbatch_size: None puts everything into the last group.
+
+    Returns:
+      One ``(batch, is_padding_example)`` for each length, each of B rows.
+
+    Raises:
+      ValueError: the lengths do not ascend to L.
+
+    >>> arrays = {"attention_mask": np.array([[1, 0, 0, 0], [1, 1, 1, 0]])}
+    >>> short, long = group_by_length(arrays, np.array([0, 1]), lengths=(2, 4), microbatch_size=1)
+    >>> short[0]["attention_mask"].shape, short[1].tolist(), long[1].tolist()
+    ((2, 2), [False, True], [False, True])
+    """
+    full_length = arrays["attention_mask"].shape[1]
+    if microbatch_size is None:
+        return (gather_batch(arrays, indices),)
+    check_lengths(lengths, full_length)
+    real = indices[indices >= 0]
+    num_tokens = arrays["attention_mask"][real].sum(axis=1)
+    groups = []
+    for shorter, length in zip((0, *lengths[:-1]), lengths, strict=True):
+        members = np.full(len(indices), -1, indices.dtype)
+        chosen = real[(num_tokens > shorter) & (num_tokens <= length)]
+        members[: len(chosen)] = chosen
+        cut = {name: x[:, :length] if x.shape[1:] == (full_length,) else x for name, x in arrays.items()}
+        groups.append(gather_batch(cut, members[microbatch_order(len(members), microbatch_size)]))
+    return tuple(groups)
+
+
+def check_lengths(lengths: Sequence[int], full_length: int) -> None:
+    """Raises ValueError unless the lengths are positive, ascend and end at full_length."""
+    if list(lengths) != sorted({*lengths}) or not lengths or lengths[0] < 1 or lengths[-1] != full_length:
+        raise ValueError(
+            f"length groups {tuple(lengths)} must be positive, ascend and end at the length of the data, {full_length}"
+        )

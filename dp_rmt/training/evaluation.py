@@ -1,0 +1,61 @@
+"""Scores on evaluation data, which is taken to be public (or its use stated in the privacy statement)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from dp_rmt.data import evaluation_batches, glue_scores
+from dp_rmt.data.length_groups import check_lengths
+from dp_rmt.training.losses import Logits, label_losses, predictions
+from dp_rmt.types import Params
+
+
+def make_evaluator(
+    logits: Logits,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    metrics: Sequence[str],
+    lengths: Sequence[int],
+    batch_size: int,
+) -> Callable[[Params], dict[str, float]]:
+    """Builds ``evaluate(params) -> scores`` over a whole data set, in batches of a few fixed shapes.
+
+    Args:
+      logits: ``(params, batch) -> (B, C)``.
+      arrays: tokenised data with labels.
+      metrics: names that `dp_rmt.data.glue_scores` knows.
+      lengths: ascending sequence lengths to pad to, the last that of the data.
+      batch_size: rows of one batch.
+
+    Returns:
+      A function of all parameters that gives the scores and the mean ``loss``.
+    """
+    check_lengths(lengths, arrays["attention_mask"].shape[1])
+
+    @jax.jit
+    def evaluate_batch(params, batch):
+        outputs = logits(params, batch)
+        return predictions(outputs), label_losses(outputs, batch["label"])
+
+    num_tokens = arrays["attention_mask"].sum(axis=1)
+    parts = []
+    for shorter, length in zip((0, *lengths[:-1]), lengths, strict=True):
+        rows = np.flatnonzero((num_tokens > shorter) & (num_tokens <= length))
+        if len(rows):
+            full = arrays["attention_mask"].shape[1:]
+            parts.append({name: x[rows, :length] if x.shape[1:] == full else x[rows] for name, x in arrays.items()})
+
+    def evaluate(params: Params) -> dict[str, float]:
+        predicted, labels, losses = [], [], []
+        for part in parts:
+            for batch, is_padding in evaluation_batches(part, batch_size):
+                for collected, values in zip((predicted, losses), evaluate_batch(params, batch), strict=True):
+                    collected.append(np.asarray(values)[~is_padding])
+                labels.append(batch["label"][~is_padding])
+        scores = glue_scores(metrics, np.concatenate(predicted), np.concatenate(labels))
+        return {**scores, "loss": float(np.mean(np.concatenate(losses)))}
+
+    return evaluate

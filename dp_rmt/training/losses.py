@@ -1,0 +1,67 @@
+"""From a model to per-example losses and predictions: classification, regression, text infilling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dp_rmt.types import Batch, Params
+
+Logits = Callable[[Params, Batch], jax.Array]
+"""``(params, batch) -> (B, num_labels)``; one column for regression."""
+
+
+def classifier_logits(module: Any) -> Logits:
+    """Logits of a classification head; the module is called as ``module.apply({"params": params}, ids, mask, types)``."""
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        return module.apply({"params": params}, *_inputs(batch))
+
+    return logits
+
+
+def infilling_logits(module: Any, label_word_ids: jax.Array) -> Logits:
+    """Logits of the label words at the masked position of the prompt (Schick & Schütze 2021; Li et al. 2022).
+
+    Args:
+      module: a masked language model that takes the position to predict.
+      label_word_ids: (num_labels,) token of each label's word.
+
+    Returns:
+      ``(params, batch) -> (B, num_labels)``; the batch has ``mask_position`` (B,).
+    """
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        words = module.apply({"params": params}, *_inputs(batch), batch["mask_position"])
+        return words[:, label_word_ids]
+
+    return logits
+
+
+def label_losses(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """One loss per example: cross-entropy, or the squared error where there is one column.
+
+    Args:
+      logits_BxC: C = 1 for regression.
+      labels_B: int32 classes, or float32 scores for regression.
+
+    Returns:
+      (B,) float32.
+    """
+    logits_BxC = logits_BxC.astype(jnp.promote_types(logits_BxC.dtype, jnp.float32))
+    if logits_BxC.shape[-1] == 1:
+        return jnp.square(logits_BxC[:, 0] - labels_B)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+
+
+def predictions(logits_BxC: jax.Array) -> jax.Array:
+    """Predicted class of each example, or the score itself for regression."""
+    return logits_BxC[:, 0] if logits_BxC.shape[-1] == 1 else jnp.argmax(logits_BxC, axis=-1)
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]

@@ -1,0 +1,185 @@
+"""The words of the privacy statement: what is guaranteed, to whom, and what is not."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dp_rmt.training.privacy_statement import PrivacyStatement
+
+Section = tuple[str, list[str]]
+"""A heading and its paragraphs, with Markdown's `code` and **bold** only."""
+
+
+def sections(statement: PrivacyStatement) -> list[Section]:
+    """The text of the statement, heading by heading."""
+    if not statement.is_private:
+        return [("This run is NOT private", _not_private(statement))]
+    return [
+        ("The guarantee", _guarantee(statement)),
+        ("What it rests on", _conditions(statement)),
+        ("What may be released", _release(statement)),
+        ("What is not covered", _not_covered(statement)),
+    ]
+
+
+def _not_private(statement: PrivacyStatement) -> list[str]:
+    reason = "no noise was added" if statement.noise_multiplier == 0 else "no finite ε holds"
+    return _paragraphs(f"""
+        **There is no privacy guarantee: {reason}.** The model, the checkpoints, `metrics.jsonl` and
+        `report.html` may reveal any of the {statement.num_examples:,} training examples. Treat them all as
+        you treat the data.
+    """)
+
+
+def _guarantee(statement: PrivacyStatement) -> list[str]:
+    epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
+    detected = 100 * attack_power(epsilon=epsilon, delta=delta, false_positive_rate=0.01)
+    text = f"""
+        After {statement.num_steps:,} updates this run is **(ε, δ)-differentially private with
+        ε = {number(epsilon)} and δ = {number(delta)}**. The unit is **one training example**; neighbouring
+        data sets differ by adding or removing one.
+
+        In words: take anyone who sees everything that was released, knows all other examples, and wants to
+        tell whether one example was in the training data. A test that wrongly accuses at most 1% of absent
+        examples detects at most {detected:.3g}% of present ones.
+    """
+    if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
+        text += f"""
+        Two accountants bound the same run: ε = {number(statement.epsilon_pld)} by privacy loss distributions
+        (PLD, nearly exact), ε = {number(statement.epsilon_rdp)} by Rényi divergences (RDP, looser). Both
+        hold; quote one, with its name.
+        """
+    if statement.target_epsilon is not None:
+        relation = "above" if epsilon > statement.target_epsilon * (1 + 1e-9) else "within"
+        text += f"""
+        The spent ε is **{relation}** the ε = {number(statement.target_epsilon)} that was aimed at.
+        """
+    if delta * statement.num_examples >= 1:
+        text += f"""
+        **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing an example
+        outright; choose δ well below one over the number of examples.
+        """
+    return _paragraphs(text)
+
+
+def _conditions(statement: PrivacyStatement) -> list[str]:
+    seeds = {
+        "os entropy": "They were drawn from the operating system's entropy.",
+        "given in the config": """**They were given in the config: the noise can be reproduced, and for
+        anyone who knows the seeds the guarantee is void.** Keep `config.json` secret, or leave the seeds
+        unset.""",
+    }[statement.seeds_from]
+    return _paragraphs(f"""
+        Each step draws every example independently with probability {number(statement.sampling_probability)}
+        (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
+        which ε accounts for.
+
+        Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
+        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
+        (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+
+        The seeds of sampling and noise stay secret and are used for this run only. {seeds}
+
+        The number of training examples, {statement.num_examples:,}, is taken as public.
+    """)
+
+
+def _release(statement: PrivacyStatement) -> list[str]:
+    metrics = (
+        """**Keep `metrics.jsonl` and `report.html` private**: the values named `nonprivate/...` were computed
+        from raw examples, outside the guarantee. Switch them off for records that are to be published."""
+        if statement.nonprivate_metrics
+        else """Losses, norms and cosines of raw training examples were not recorded: what `metrics.jsonl`
+        and `report.html` say of the training data comes from the noisy gradients, but for `seconds`
+        (timing)."""
+    )
+    return _paragraphs(f"""
+        The sequence of noisy gradients is what the accounting treats as released, hence every model
+        computed from it: **release `model/` only**.
+
+        **Never release `checkpoints/`**: they hold the key of the noise and the seed of the sampler;
+        whoever has them can subtract the noise.
+
+        {metrics}
+    """)
+
+
+def _not_covered(statement: PrivacyStatement) -> list[str]:
+    names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
+    return _paragraphs(f"""
+        **Other runs on the same data.** Every further run (an arm, a sweep, a repetition) spends its own ε,
+        and they add up. Runs that share seeds share noise, which cancels in their difference: of such runs
+        release at most one.
+
+        **Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
+        may depend on the data.
+
+        **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
+        these data are private, so are the scores.
+
+        **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
+        larger δ).
+
+        **The pre-trained model and the tokenizer**, which were made from other data.
+
+        **Attacks on the implementation.** The noise is a continuous Gaussian in float32 arithmetic: there
+        is no protection against attacks on its lowest bits, nor against attacks by timing.
+    """)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, which blank lines separate, each on one line."""
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())]
+
+
+def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) -> float:
+    """The largest true positive rate of a membership test at a false positive rate, under (epsilon, delta).
+
+    ``min(e^eps a + delta, 1 - e^-eps (1 - delta - a), 1)`` (Wasserman & Zhou 2010; Kairouz, Oh & Viswanath
+    2015).
+
+    Args:
+      epsilon: at least 0.
+      delta: in [0, 1).
+      false_positive_rate: a, in [0, 1].
+
+    Returns:
+      The bound on the true positive rate, in [0, 1].
+
+    >>> attack_power(epsilon=0.0, delta=0.0, false_positive_rate=0.25)
+    0.25
+    >>> round(attack_power(epsilon=3.0, delta=1e-5, false_positive_rate=0.01), 4)
+    0.2009
+    """
+    amplified = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
+    mirrored = 1.0 - math.exp(-epsilon) * (1.0 - delta - false_positive_rate)
+    return max(0.0, min(amplified, mirrored, 1.0))
+
+
+def number(value: float) -> str:
+    """A number for people: integers with separators, others in four digits.
+
+    >>> number(67349.0), number(0.77182), number(1e-5)
+    ('67,349', '0.7718', '1e-5')
+    """
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e9):
+        return f"{int(value):,}"
+    return f"{value:.4g}".replace("e-0", "e-")
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as aligned lines: the first column to the left, the others to the right.
+
+    >>> print(align([["arm", "score"], ["noisy", "0.9"]]))
+    arm    score
+    noisy    0.9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )

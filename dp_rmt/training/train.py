@@ -1,0 +1,141 @@
+"""The training loop: sample, step, report, evaluate, checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.data.length_groups import group_by_length
+from dp_rmt.mechanism import DPSGD
+from dp_rmt.training.checkpoint import Checkpoints
+from dp_rmt.training.metrics import MetricsWriter
+from dp_rmt.training.train_state import TrainState, merge_params
+from dp_rmt.training.train_step import TrainStep
+from dp_rmt.types import Params
+
+EPSILON_POINTS = 50
+"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of thousands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLoop:
+    """Everything that stays the same during a run.
+
+    Attributes:
+      train_step: compiled, ``(state, groups) -> (state, metrics)``.
+      mechanism: for epsilon, and the number of steps.
+      delta: of the privacy guarantee.
+      arrays: tokenised training data.
+      lengths: sequence lengths of the groups that a batch is split into.
+      evaluators: name -> function of all parameters that gives scores.
+      learning_rate: schedule, to be reported.
+      eval_every: steps between evaluations; the last step is always evaluated.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      name: shown at the progress bar.
+    """
+
+    train_step: TrainStep
+    mechanism: DPSGD
+    delta: float
+    arrays: Mapping[str, np.ndarray]
+    lengths: tuple[int, ...]
+    evaluators: Mapping[str, Callable[[Params], dict[str, float]]]
+    learning_rate: Callable[[int], Any]
+    eval_every: int
+    checkpoint_every: int
+    name: str = "train"
+
+    def run(
+        self, state: TrainState, sampling: PoissonSampling, checkpoints: Checkpoints, metrics: MetricsWriter
+    ) -> TrainState:
+        """Trains from the state's step to the last.
+
+        Step t + 1 is dispatched before the metrics of step t are read, so reading never makes the device wait; reading
+        them then keeps at most two steps in flight.
+
+        Args:
+          state: fresh or restored.
+          sampling: the Poisson sampler, made of the run's own seed.
+          checkpoints: where to save.
+          metrics: where to write.
+
+        Returns:
+          The state after the last step.
+        """
+        num_steps, first = self.mechanism.num_steps, int(state.step)
+        metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
+        reporter = _Reporter(self, metrics, tqdm.tqdm(total=num_steps, initial=first, desc=self.name, unit="step"))
+        if first == 0:
+            reporter.evaluation(0, self._evaluate(state))
+        pending = None
+        for step in range(first, num_steps):
+            groups = group_by_length(
+                self.arrays,
+                sampling.indices(step),
+                lengths=self.lengths,
+                microbatch_size=self.mechanism.microbatch_size,
+            )
+            state, step_metrics = self.train_step(state, groups)
+            if pending is not None:
+                reporter.training(*pending)
+            pending = step + 1, step_metrics
+            is_last = step + 1 == num_steps
+            evaluates = is_last or (step + 1) % self.eval_every == 0
+            saves = is_last or (step + 1) % self.checkpoint_every == 0
+            if evaluates or saves:  # what is written must not lag behind what is saved
+                reporter.training(*pending)
+                pending = None
+            if evaluates:
+                reporter.evaluation(step + 1, self._evaluate(state))
+            if saves:
+                checkpoints.save(step + 1, state, sampling_seed=sampling.seed)
+        reporter.close()
+        return state
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        params = merge_params(state.params, state.frozen)
+        return {
+            f"eval/{name}/{metric}": value
+            for name, evaluate in self.evaluators.items()
+            for metric, value in evaluate(params).items()
+        }
+
+
+class _Reporter:
+    """Writes metrics.jsonl and moves the progress bar."""
+
+    def __init__(self, loop: TrainLoop, metrics: MetricsWriter, bar: tqdm.tqdm):
+        self._loop, self._metrics, self._bar = loop, metrics, bar
+        self._epsilon_every = max(1, math.ceil(loop.mechanism.num_steps / EPSILON_POINTS))
+        self._shown: dict[str, str] = {}
+        self._since = time.monotonic()
+
+    def training(self, step: int, values: Mapping[str, Any]) -> None:
+        values = jax.device_get(dict(values))  # waits for this step, while the next one runs
+        now = time.monotonic()
+        line = {"learning_rate": float(self._loop.learning_rate(step - 1)), "seconds": now - self._since}
+        self._since = now
+        if step % self._epsilon_every == 0 or step == self._loop.mechanism.num_steps:
+            epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)
+            line["epsilon"] = epsilon if math.isfinite(epsilon) else None
+            self._shown["epsilon"] = f"{epsilon:.3f}"
+        self._metrics.append(step, {**line, **values})
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(self._shown)
+
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        self._metrics.append(step, scores)
+        self._shown |= {name.removeprefix("eval/"): f"{value:.4f}" for name, value in scores.items()}
+        self._bar.set_postfix(self._shown)
+        self._since = time.monotonic()  # evaluation is not a part of a step's time
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,120 @@
+"""One private update: clip, add noise, denoise, optimise. A pure function, the same under jit and pmap."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dp_rmt import matrix_view
+from dp_rmt.clipping import PerExample
+from dp_rmt.denoising import DenoiseState
+from dp_rmt.mechanism import DPSGD
+from dp_rmt.training.train_state import TrainState, Transforms, merge_params
+from dp_rmt.types import Batch, Params, PerExampleLosses
+
+TrainStep = Callable[[TrainState, Sequence[tuple[Batch, jax.Array]]], tuple[TrainState, dict[str, Any]]]
+
+
+def make_train_step(
+    mechanism: DPSGD,
+    per_example_losses: PerExampleLosses,
+    transforms: Transforms,
+    *,
+    axis_name: str | None = None,
+    nonprivate_metrics: bool = True,
+) -> TrainStep:
+    """Builds ``train_step(state, groups) -> (state, metrics)``.
+
+    ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added before
+    the noise. Data-parallel: under `jax.jit` shard the leading axis of the groups and replicate the state, nothing else
+    changes; under `jax.pmap` (or `shard_map`) give axis_name, and sums go over it before the noise, which is the same on
+    every device because key and step are.
+
+    Args:
+      mechanism: clips and normalises; its noise_std must be the one in transforms.
+      per_example_losses: of ALL parameters, trained and frozen merged.
+      transforms: what follows the clipped gradient.
+      axis_name: of pmap; None under jit.
+      nonprivate_metrics: also report ``nonprivate/...`` metrics, which are computed from raw private values.
+
+    Returns:
+      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the mean
+      loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
+      the mean cosine of the matrices to the clean (clipped) gradient before and after denoising.
+    """
+
+    def train_step(
+        state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        clipped_grad = mechanism.clipped_grad(
+            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch)
+        )
+        parts = [clipped_grad(state.params, batch, is_padding_example=padding) for batch, padding in groups]
+        grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])
+        if axis_name is not None:
+            grads = jax.lax.psum(grads, axis_name)
+
+        noisy, noise = transforms.noise.update(grads, state.noise)
+        denoised, denoise = transforms.denoise.update(noisy, state.denoise)
+        updates, optimizer = transforms.optimizer.update(denoised, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        metrics: dict[str, Any] = _denoiser_metrics(denoise)
+        if nonprivate_metrics:
+            per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
+            padding = jnp.concatenate([padding for _, padding in groups])
+            metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
+            metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
+            metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, noise=noise, denoise=denoise, optimizer=optimizer
+        )
+        return state, metrics
+
+    return train_step
+
+
+def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:
+    """Mean over all matrices (`dp_rmt.matrix_view`) of the cosine ``<X, G> / (||X|| ||G||)``; 0 where one is zero."""
+    references = dict(matrix_view.leaves_by_path(reference))
+    cosines = []
+    for path, leaf in matrix_view.leaves_by_path(updates):
+        axes = matrix_view.kernels_are_matrices(path, leaf)
+        if axes is not None:
+            x, g = matrix_view.to_matrices(leaf, axes), matrix_view.to_matrices(references[path], axes)
+            inner, squares = jnp.einsum("bmn,bmn->b", x, g), jnp.sum(x**2, (1, 2)) * jnp.sum(g**2, (1, 2))
+            cosines.append(inner / jnp.sqrt(jnp.where(squares > 0, squares, 1.0)))
+    return jnp.mean(jnp.concatenate(cosines)) if cosines else jnp.zeros([])
+
+
+def _denoiser_metrics(state: Any) -> dict[str, Any]:
+    if not isinstance(state, DenoiseState):
+        return {}
+    return {
+        f"denoise/{name}": {path: getattr(values, name) for path, values in state.diagnostics.items()}
+        for name in ("kept_rank", "top_over_edge")
+    }
+
+
+def _raw_metrics(
+    per_example: PerExample, is_example: jax.Array, l2_clip_norm: float, axis_name: str | None
+) -> dict[str, jax.Array]:
+    finite = jnp.isfinite(per_example.grad_norm) & is_example
+    sums = {
+        "loss": jnp.sum(jnp.where(finite, per_example.loss, 0.0)),
+        "grad_norm": jnp.sum(jnp.where(finite, per_example.grad_norm, 0.0)),
+        "clipped_fraction": jnp.sum(finite & (per_example.grad_norm > l2_clip_norm)),
+        "nonfinite_examples": jnp.sum(is_example & ~finite),
+        "batch_size": jnp.sum(is_example),
+        "finite": jnp.sum(finite),
+    }
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    count = jnp.maximum(sums.pop("finite"), 1)
+    means = {name: sums[name] / count for name in ("loss", "grad_norm", "clipped_fraction")}
+    return {f"nonprivate/{name}": value for name, value in (sums | means).items()}

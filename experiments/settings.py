@@ -1,0 +1,121 @@
+"""Checks of a config that need no data and no model: every message names the key and says what to give."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dp_rmt.data import get_task
+from dp_rmt.denoising import SHRINKERS
+
+_CHOICES = {
+    "model.head": ("classification", "infilling"),
+    "model.dtype": ("float32", "bfloat16"),
+    "privacy.clip": ("flat", "automatic"),
+    "privacy.accountant": ("pld", "rdp"),
+    "denoise.shrinker": tuple(SHRINKERS),
+    "denoise.gate_per": ("layer", "component"),
+    "denoise.rescale": ("noisy_norm", "signal_norm", "none"),
+    "denoise.below_edge": ("drop", "keep"),
+    "denoise.svd": ("exact", "gram"),
+    "optimizer.schedule": ("linear", "constant"),
+    "train.clipping_method": ("ghost", "vmap"),
+}
+_POSITIVE = (
+    "data.max_length",
+    "privacy.epsilon",
+    "privacy.l2_clip_norm",
+    "privacy.expected_batch_size",
+    "privacy.max_batch_size",
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "train.epochs",
+    "train.num_steps",
+    "train.microbatch_size",
+    "train.eval_every",
+    "train.eval_batch_size",
+    "train.checkpoint_every",
+    "data.max_train_examples",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "privacy.sampling_seed",
+    "privacy.noise_seed",
+    "denoise.kappa",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+)
+
+
+def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The validated config of every arm; a config without arms is its own only arm, named after it.
+
+    Args:
+      config: as `configs.base.get_config` builds it.
+
+    Returns:
+      name -> frozen config without arms, in order.
+
+    Raises:
+      ValueError: a key is unknown or a value is out of range.
+    """
+    arms = {}
+    for name, changes in (dict(config.arms) or {config.name: {}}).items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-'")
+        arm = ConfigDict(config.copy_and_resolve_references()).lock()
+        try:
+            arm.update(changes)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"config.arms.{name} does not fit the config: {error.args[0]}") from error
+        with arm.unlocked():
+            arm.arms = ConfigDict()
+        _validate(arm)
+        arms[name] = arm
+    return arms
+
+
+def _validate(config: ConfigDict) -> None:
+    """Raises ValueError for the first key whose value cannot be used."""
+    for complaint in _complaints(config):
+        raise ValueError(complaint)
+
+
+def _complaints(config: ConfigDict) -> Iterator[str]:
+    try:
+        get_task(config.data.task)
+    except ValueError as error:
+        yield f"config.data.task: {error}"
+    for key, allowed in _CHOICES.items():
+        if _get(config, key) not in allowed:
+            yield f"config.{key} must be one of {', '.join(allowed)}, got {_get(config, key)!r}"
+    for key in _POSITIVE:
+        value = _get(config, key)
+        if value is not None and not value > 0:
+            yield f"config.{key} must be above 0, got {value}"
+    for key in _NOT_NEGATIVE:
+        value = _get(config, key)
+        if value is not None and not value >= 0:
+            yield f"config.{key} must not be negative, got {value}"
+    delta = config.privacy.delta
+    if delta is not None and not 0 < delta < 1:
+        yield f"config.privacy.delta must be above 0 and below 1, got {delta}; leave it out for N^-1.1"
+    for key in ("b1", "b2"):
+        if not 0 <= config.optimizer[key] < 1:
+            yield f"config.optimizer.{key} must be at least 0 and below 1, got {config.optimizer[key]}"
+    if (config.train.epochs is None) == (config.train.num_steps is None):
+        yield "give exactly one of config.train.epochs and config.train.num_steps"
+    if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
+        yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    if any(length < 1 for length in config.data.length_groups):
+        yield f"config.data.length_groups must be positive lengths in tokens, got {config.data.length_groups}"
+
+
+def _get(config: ConfigDict, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,114 @@
+"""The task that needs no download: the project's own reviews, and a small encoder pre-trained on their public part.
+
+It ends in files of the ordinary kind (a GLUE folder, a Hugging Face folder); from there the private run is like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from ml_collections import ConfigDict
+
+from dp_rmt.data import build_word_tokenizer, masked_lm_batch, read_lines, tokenize_classification, write_corpus
+from dp_rmt.models import EncoderConfig, MaskedLanguageModel, init_params, save_pretrained
+
+DATA_FOLDER, MODEL_FOLDER = "data", "encoder"
+
+
+def prepare(configs: Mapping[str, ConfigDict], folder: Path) -> dict[str, ConfigDict]:
+    """Generates text, pre-trains the encoder on its public part (once), and points the arms' configs at both.
+
+    Args:
+      configs: by arm; they share the settings under ``synthetic``.
+      folder: where data and model lie or will lie.
+
+    Returns:
+      The configs with ``data.path`` and ``model.path`` set.
+    """
+    settings = next(iter(configs.values()))
+    if not (folder / MODEL_FOLDER).exists():
+        _generate(settings.synthetic, settings.data.max_length, settings.seed, folder)
+    ready = {}
+    for name, config in configs.items():
+        ready[name] = ConfigDict(config)
+        ready[name].data.path = str(folder / DATA_FOLDER)
+        ready[name].model.path = str(folder / MODEL_FOLDER)
+    return ready
+
+
+def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) -> None:
+    corpus = write_corpus(
+        folder / DATA_FOLDER,
+        num_public=settings.num_public,
+        num_private_train=settings.num_private_train,
+        num_private_dev=settings.num_private_dev,
+        seed=seed,
+    )
+    public = read_lines(corpus / "public.txt")
+    tokenizer = build_word_tokenizer((text for (text,) in public.texts), folder / "tokenizer")
+    arrays = tokenize_classification(public, tokenizer, max_length=max_length)
+    config = EncoderConfig(
+        architecture="bert",
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        intermediate_size=4 * settings.hidden_size,
+        max_position_embeddings=max_length,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    module = MaskedLanguageModel(config)
+    params = _pretrain(module, arrays, tokenizer, settings, seed)
+    save_pretrained(folder / MODEL_FOLDER, module, params, tokenizer=tokenizer)
+
+
+def _pretrain(
+    module: MaskedLanguageModel, arrays: Mapping[str, np.ndarray], tokenizer: Any, settings: ConfigDict, seed: int
+) -> Any:
+    """Masked language modelling on PUBLIC text: ordinary AdamW, no privacy."""
+    params = init_params(module, jax.random.key(seed))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, settings.num_steps // 10, settings.num_steps
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+
+    def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        logits = module.apply(
+            {"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+        )
+        is_target = batch["label"] >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
+        return jnp.sum(losses * is_target) / jnp.maximum(jnp.sum(is_target), 1)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = optimizer.init(params)
+    with tqdm.trange(settings.num_steps, desc="pre-training on public text", unit="step") as bar:
+        for index in bar:
+            batch = masked_lm_batch(
+                arrays,
+                mask_token_id=tokenizer.mask_token_id,
+                special_token_ids=tokenizer.all_special_ids,
+                vocab_size=module.config.vocab_size,
+                batch_size=settings.batch_size,
+                seed=seed,
+                step=index,
+            )
+            params, state, value = step(params, state, batch)
+            if index % 20 == 0:
+                bar.set_postfix(loss=f"{float(value):.3f}")
+    return params

@@ -1,0 +1,66 @@
+"""One experiment, one folder: a folder that holds another experiment is never written over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+CONFIG_FILE = "config.json"
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder this experiment's, or makes sure that it already is.
+
+    Args:
+      workdir: a new or empty folder, or one that an equal config has claimed before (the run is then resumed).
+      config: everything the run depends on, including the values resolved from data.
+
+    Raises:
+      ValueError: it holds another experiment; the keys that differ are listed.
+      FileExistsError: it holds something else.
+    """
+    check_workdir(workdir, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(as_json(config), indent=2) + "\n")
+        partial.replace(path)
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """The checks of `claim_workdir`, without writing anything."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        foreign = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
+        if foreign or workdir.is_file():
+            raise FileExistsError(
+                f"{workdir} is not empty and holds no {CONFIG_FILE} (found {', '.join(foreign[:5]) or 'a file'}): "
+                "give a new --workdir"
+            )
+        return
+    saved, now = _flatten(json.loads(path.read_text())), _flatten(as_json(config))
+    differences = [
+        f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds another experiment; its {CONFIG_FILE} differs:\n" + "\n".join(differences) + "\n"
+            "Give a new --workdir, or repeat the settings of that one to resume it."
+        )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values (tuples become lists)."""
+    return json.loads(config.to_json_best_effort())
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {key: leaf for name, sub in tree.items() for key, leaf in _flatten(sub, f"{prefix}.{name}".strip(".")).items()}

@@ -1,0 +1,166 @@
+"""Laws of the ghost rules: they equal what is computed from explicit per-example gradients, and follow leaves."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dp_rmt.ghost_rules import LOOKUP, MATRIX, OFFSET, SCALE, mark, tap, uses_of_leaves
+
+SIZES = {name: st.sampled_from([1, 2, 7]) for name in ("batch", "tokens", "inputs", "outputs")}
+# Explicit gradients of one example, (T, I) and (T, O) to the shape of the leaf.
+EXPLICIT = {
+    "matrix": (MATRIX, lambda x, g: np.einsum("ti,to->io", x, g)),
+    "offset": (OFFSET, lambda x, g: g.sum(0)),
+    "scale": (SCALE, lambda x, g: (x * g).sum(0)),
+    "lookup": (LOOKUP, lambda ids, g: np.eye(5)[ids].T @ g),
+}
+
+
+def draw_layer(name, batch, tokens, inputs, outputs, seed):
+    """Random inputs and output gradients of a layer, float64."""
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((batch, tokens, outputs))
+    if name == "lookup":
+        return rng.integers(0, 5, (batch, tokens)), g
+    return rng.standard_normal((batch, tokens, outputs if name == "scale" else inputs)), g
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+@settings(max_examples=15, deadline=None)
+@given(**SIZES, seed=st.integers(0, 2**32 - 1))
+def test_rule_equals_explicit_gradients(name, batch, tokens, inputs, outputs, seed):
+    """These sizes reach both forms of the matrix rule, and repeated ids in the table of five rows."""
+    rule, gradient = EXPLICIT[name]
+    x, g = draw_layer(name, batch, tokens, inputs, outputs, seed)
+    explicit = np.stack([gradient(x_i, g_i) for x_i, g_i in zip(x, g)])
+    with jax.enable_x64(True):
+        norms = rule.squared_norm(jnp.asarray(x), jnp.asarray(g))
+        total = rule.weighted_sum(jnp.asarray(x), jnp.asarray(g), explicit.shape[1:])
+    # float64: at most 7^4 products of size about 1, each rounded to 1e-16.
+    np.testing.assert_allclose(norms, np.square(explicit).reshape(batch, -1).sum(1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(total, explicit.sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_matrix_rule_takes_the_cheaper_form(tokens):
+    """Gram form below T = IO / (I + O) = 8, direct form above: no array of the other form exists."""
+    x, g = jnp.ones((3, tokens, 16)), jnp.ones((3, tokens, 16))
+    shapes = [v.aval.shape for eqn in jax.make_jaxpr(MATRIX.squared_norm)(x, g).eqns for v in eqn.outvars]
+    assert ((3, tokens, tokens) in shapes) == (tokens == 2)
+    assert ((3, 16, 16) in shapes) == (tokens == 40)
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_half_precision_is_accumulated_in_float32(name):
+    """Products of bfloat16 are exact in float32; the sum of 257 ones is not a bfloat16."""
+    rule, _ = EXPLICIT[name]
+    x = jnp.zeros((1, 257), int) if name == "lookup" else jnp.ones((1, 257, 1), jnp.bfloat16)
+    g = jnp.ones((1, 257, 1), jnp.bfloat16)
+    assert rule.squared_norm(x, g).dtype == jnp.float32
+    assert rule.squared_norm(x, g).tolist() == [257.0**2]
+    total = rule.weighted_sum(x, g, (1, 1))
+    assert total.dtype == jnp.float32
+    assert total.item() == 257.0
+
+
+def test_cancelling_tokens_never_give_a_negative_norm():
+    """Tokens that cancel exactly leave only rounding, of either sign, in the Gram form."""
+    rng = np.random.default_rng(0)
+    half_x, half_g = rng.standard_normal((2, 500, 1, 64)).astype(np.float32)
+    x, g = np.concatenate([half_x, half_x], 1), np.concatenate([half_g, -half_g], 1)
+    norms = np.asarray(MATRIX.squared_norm(jnp.asarray(x), jnp.asarray(g)))
+    assert (norms >= 0).all()
+    # eps (sum_t |x_t| |g_t|)^2 with |x_t| |g_t| about 64.
+    assert norms.max() < 1e-6 * (2 * 64) ** 2
+
+
+def layer(w, b, x, probe):
+    """y = x W + b, tapped."""
+    y = x @ jax.lax.stop_gradient(w) + jax.lax.stop_gradient(b)
+    return tap({"w": MATRIX, "b": OFFSET}, {"w": w, "b": b}, x, y, probe)
+
+
+def test_tap_gives_the_stock_gradient_and_counts_only_what_is_differentiated():
+    rng = np.random.default_rng(0)
+    w, b, x = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, 2), (2,), (4, 5, 3)))
+    probe = jnp.zeros(4)
+
+    def loss(w, b, x, probe):
+        return jnp.sum(jnp.sin(layer(w, b, x, probe)))
+
+    stock = jax.grad(lambda w, b, x: jnp.sum(jnp.sin(x @ w + b)), argnums=(0, 1, 2))(w, b, x)
+    *tapped, both = jax.grad(loss, argnums=(0, 1, 2, 3))(w, b, x, probe)
+    for actual, expected in zip(tapped, stock):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    g = np.cos(x @ w + b)
+    kernel_only = jax.grad(loss, argnums=(0, 3))(w, b, x, probe)[1]
+    np.testing.assert_allclose(kernel_only, np.square(np.einsum("bti,bto->bio", x, g)).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(both - kernel_only, np.square(g.sum(1)).sum(1), rtol=1e-4)
+    assert not jax.grad(loss, argnums=3)(w, b, x, probe).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_tap_keeps_an_excluded_example_out_of_the_sum(bad):
+    """Example 0 saw a value that is not finite, and its loss has the cotangent zero."""
+    w, b = jnp.ones((3, 2)), jnp.zeros(2)
+    x = jnp.ones((4, 5, 3)).at[0, 1, 2].set(bad)
+    _, pull_back = jax.vjp(lambda w, b: jnp.sum(layer(w, b, x, jnp.zeros(4)) ** 2, (1, 2)), w, b)
+    with_it = pull_back(jnp.array([0.0, 1, 1, 1]))
+    x = x[1:]
+    _, pull_back = jax.vjp(lambda w, b: jnp.sum(layer(w, b, x, jnp.zeros(3)) ** 2, (1, 2)), w, b)
+    for actual, expected in zip(with_it, pull_back(jnp.ones(3))):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def use(leaf, y):
+    return mark("layer", {"leaf": leaf}, y)
+
+
+def double(leaf, y):
+    return use(leaf, use(leaf, y))
+
+
+def scan_sliced(leaf, y):
+    return jax.lax.scan(lambda c, row: (use(row, c), None), y, leaf)[0]
+
+
+def scan_shared(leaf, y):
+    return jax.lax.scan(lambda c, _: (use(leaf, c), None), y, None, length=3)[0]
+
+
+def scan_carried(leaf, y):
+    return jax.lax.scan(lambda c, _: ((2 * c[0], use(c[0], c[1])), None), (leaf, y), None, length=1)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda leaf, y: y, []),
+        (lambda leaf, y: y + jax.lax.stop_gradient(leaf).sum(), []),
+        (use, ["layer"]),
+        (double, ["layer"] * 2),
+        (lambda leaf, y: use(leaf.T.astype(jnp.float32).reshape(-1), y), ["layer"]),
+        (jax.jit(jax.checkpoint(use)), ["layer"]),
+        (scan_sliced, ["layer"]),
+        (lambda leaf, y: scan_sliced(leaf.T, scan_sliced(leaf, y)), ["layer"] * 2),
+        (scan_shared, ["layer"] * 3),
+        (scan_carried, ["the carry or the output of a scan"]),
+        (lambda leaf, y: use(leaf.astype(jnp.bfloat16), y), ["the operation convert_element_type"]),
+        (lambda leaf, y: use(leaf[0], y), ["the operation slice"]),
+        (lambda leaf, y: use(2 * leaf, y), ["the operation mul"]),
+        (lambda leaf, y: jax.lax.cond(y[0] > 0, use, lambda leaf, y: y, leaf, y), ["the operation cond"]),
+        (lambda leaf, y: jax.vmap(use, (None, 0))(leaf, y), ["layer inside a vmap"]),
+        (lambda leaf, y: jax.vmap(use)(leaf, y), ["layer inside a vmap"]),
+        (lambda leaf, y: jax.grad(lambda y: use(leaf, y).sum())(y), ["layer inside a derivative"]),
+        (lambda leaf, y: leaf, ["the result, as it is"]),
+        (lambda leaf, y: use(leaf, y) + 0 * leaf.sum(), ["layer", "the operation reduce_sum"]),
+    ],
+)
+def test_leaves_are_followed_to_every_use(function, expected):
+    jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 3)), jnp.ones(4)).jaxpr
+    assert uses_of_leaves(jaxpr, 1) == [expected]

@@ -1,0 +1,128 @@
+"""The house has floors: a module imports only from its own floor and from those before it in FLOORS."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dp_rmt
+
+FLOORS = [
+    "types",
+    "random_matrix",
+    "matrix_view",
+    "clipping",
+    "ghost_clipping",
+    "noise_addition",
+    "denoising",
+    "batch_selection",
+    "accounting",
+    "mechanism",
+    "models",
+    "data",
+    "training",
+]
+# Modules with a name of their own that live on the floor of another.
+ANNEXES = {"ghost_rules": "ghost_clipping"}
+# What no module may import: configs and flags stay at the door (experiments/), torch is an oracle of tests.
+FORBIDDEN = ("ml_collections", "absl.flags", "absl.app", "configs", "experiments", "tests", "torch")
+MAY_IMPORT_FLAX = {"models"}
+PACKAGE = Path(dp_rmt.__file__).parent
+
+
+def imported_names(source: str, module: str) -> set[str]:
+    """Full dotted names of all that a module imports, wherever in it, relative imports resolved."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*parent, node.module] if node.module else parent)
+            names |= {f"{origin}.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(source: str, module: str) -> list[str]:
+    """What `module` (dotted, `dp_rmt.floor...`) imports against the rules."""
+
+    def within(name: str, package: str) -> bool:
+        return name == package or name.startswith(package + ".")
+
+    own = module.split(".")[1]
+    own = ANNEXES.get(own, own)
+    found = []
+    for name in sorted(imported_names(source, module)):
+        if any(within(name, package) for package in FORBIDDEN):
+            found.append(f"{module} imports {name}")
+        elif within(name, "flax") and own not in MAY_IMPORT_FLAX:
+            found.append(f"{module} imports {name}: only {sorted(MAY_IMPORT_FLAX)} may import flax")
+        elif within(name, "dp_rmt"):
+            floor = [*name.split("."), ""][1]
+            floor = ANNEXES.get(floor, floor)
+            if floor not in FLOORS:
+                found.append(f"{module} imports {name}, which is on no floor")
+            elif FLOORS.index(floor) > FLOORS.index(own):
+                found.append(f"{module} imports {name} from a later floor")
+            elif own == "random_matrix" and floor != own:
+                found.append(f"{module} imports {name}: random_matrix stands alone")
+    return found
+
+
+def modules() -> dict[str, Path]:
+    paths = {path.relative_to(PACKAGE.parent).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+    # The package's own __init__ is the door to all floors; that of a floor counts as a module of it.
+    return {".".join(name.parts): path for name, path in paths.items() if path != PACKAGE / "__init__.py"}
+
+
+def test_every_module_is_on_a_floor():
+    present = {name.split(".")[1] for name in modules()}
+    assert present - ANNEXES.keys() <= set(FLOORS)
+    assert {"clipping", "mechanism", "random_matrix"} <= present  # it looks at the right folder
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_come_from_earlier_floors(module):
+    assert violations(modules()[module].read_text(encoding="utf-8"), module) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dp_rmt.clipping", "from dp_rmt import mechanism"),
+        ("dp_rmt.clipping", "from dp_rmt.mechanism import DPSGD"),
+        ("dp_rmt.clipping", "import dp_rmt.training.train"),
+        ("dp_rmt.clipping", "from . import training"),
+        ("dp_rmt.clipping", "from .models import SequenceClassifier"),
+        ("dp_rmt.clipping", "from dp_rmt import clipped_grad"),  # through the front door
+        ("dp_rmt.clipping", "import dp_rmt"),
+        ("dp_rmt.models.layers", "from ..training import train"),
+        ("dp_rmt.models.__init__", "from ..data import glue"),
+        ("dp_rmt.random_matrix.shrinkage", "from dp_rmt.types import Params"),
+        ("dp_rmt.training.train", "import flax.linen as nn"),
+        ("dp_rmt.training.train", "from flax import struct"),
+        ("dp_rmt.training.train", "def main():\n    import ml_collections"),
+        ("dp_rmt.training.train", "from absl import flags"),
+        ("dp_rmt.training.train", "from absl import app"),
+        ("dp_rmt.training.train", "import configs.sst2"),
+        ("dp_rmt.training.train", "from experiments import finetune"),
+        ("dp_rmt.models.hf_folder", "import torch"),
+    ],
+)
+def test_a_planted_violation_is_found(module, source):
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dp_rmt.mechanism", "from dp_rmt import clipping, denoising\nfrom dp_rmt.types import Params"),
+        ("dp_rmt.models.layers", "import flax.linen as nn\nfrom . import heads\nfrom .heads import Head"),
+        ("dp_rmt.training.train", "from absl import logging\nimport jax\nimport torchlike"),
+        ("dp_rmt.random_matrix.shrinkage", "from dp_rmt.random_matrix import marchenko_pastur"),
+    ],
+)
+def test_what_is_allowed_passes(module, source):
+    assert violations(source, module) == []
