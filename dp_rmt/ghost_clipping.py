@@ -7,17 +7,22 @@ found by `flax.linen.intercept_methods` while it is traced.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax.linen.dtypes import promote_dtype
 
-from dp_rmt.clipping import ClippedGradient, ClippingStyle, PerExample, clip_factors, clipped_grad
+from dp_rmt.clipping import (
+    ClippedGradient,
+    ClippingStyle,
+    PerExample,
+    check_arguments,
+    clip_factors,
+    summed_over_microbatches,
+)
 from dp_rmt.ghost_rules import (
     LOOKUP,
     MATRIX,
@@ -102,38 +107,23 @@ def ghost_clipped_grad(
     """
     if method != "ghost":
         raise ValueError(f"method must be 'ghost', got {method!r}")
-    reference = clipped_grad(  # checks the arguments, and knows the sensitivity
-        per_example_losses,
-        l2_clip_norm=l2_clip_norm,
-        normalize_by=normalize_by,
-        clip=clip,
-        microbatch_size=microbatch_size,
-    )
+    check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
 
-    def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+    def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
         layers = _check_every_leaf_is_counted_once(per_example_losses, params, batch)
+        probe = jnp.zeros(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+        losses, pull_back = jax.vjp(
+            lambda p, q: _tapped_losses(per_example_losses, layers, p, batch, q), params, probe
+        )
+        norms = jnp.sqrt(pull_back(jnp.ones_like(losses))[1])
+        contributes = jnp.isfinite(norms) & ~is_padding
+        factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
+        total, _ = pull_back(factors.astype(losses.dtype))
+        return total, PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
 
-        def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
-            probe = jnp.zeros(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
-            losses, pull_back = jax.vjp(
-                lambda p, q: _tapped_losses(per_example_losses, layers, p, batch, q), params, probe
-            )
-            norms = jnp.sqrt(pull_back(jnp.ones_like(losses))[1])
-            contributes = jnp.isfinite(norms) & ~is_padding
-            factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
-            total, _ = pull_back(factors.astype(losses.dtype))
-            return total, PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
-
-        accumulate = optax.microbatching.AccumulationType
-        total, per_example = optax.microbatching.microbatch(
-            clipped_sum,
-            argnums=(1, 2),
-            microbatch_size=microbatch_size,
-            accumulator=(accumulate.SUM, accumulate.CONCAT),
-        )(params, batch, is_padding)
-        return jax.tree.map(lambda g: g / normalize_by, total), per_example
-
-    return dataclasses.replace(reference, function=function)
+    return summed_over_microbatches(
+        clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
+    )
 
 
 # ---- Finding the layers -----------------------------------------------------------------------------------

@@ -76,8 +76,12 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
     return arms
 
 
-def train(arm: Arm) -> None:
+def train(arm: Arm, *, until: int | None = None) -> None:
     """Trains an arm to its end, from its last checkpoint if it has one, and writes everything but the report.
+
+    Args:
+      arm: from `prepare`.
+      until: stop after so many updates; a later call goes on.
 
     Raises:
       ValueError: the checkpoint in the workdir belongs to another experiment.
@@ -93,7 +97,7 @@ def train(arm: Arm) -> None:
         logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
     write_privacy(arm.workdir, _statement(arm, int(state.step)))
     metrics = MetricsWriter(arm.workdir / "metrics.jsonl")
-    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics)
+    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, until=until)
     checkpoints.close()
     write_privacy(arm.workdir, _statement(arm, int(state.step)))
     _save_model(arm, state)

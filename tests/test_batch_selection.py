@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dp_rmt.batch_selection import PoissonSampling, fresh_seed, max_batch_size_for
+from dp_rmt.batch_selection import PoissonSampling, fresh_seed, max_batch_size_for, microbatch_order
 
 
 @given(
@@ -85,6 +85,14 @@ def test_rounding_errors_cost_no_row():
     assert max_batch_size_for(100, 0.1 + 0.2, multiple_of=1) == math.ceil(30 + 5 * math.sqrt(21))
 
 
+@given(num_microbatches=st.integers(1, 12), microbatch_size=st.integers(1, 12))
+def test_microbatch_order_gathers_padding_in_the_last_microbatches(num_microbatches, microbatch_size):
+    order = microbatch_order(num_microbatches * microbatch_size, microbatch_size)
+    # Microbatch j takes every num_microbatches-th row from j on, and so holds consecutive rows of the batch.
+    microbatches = [order[j::num_microbatches] for j in range(num_microbatches)]
+    np.testing.assert_array_equal(np.concatenate(microbatches), np.arange(num_microbatches * microbatch_size))
+
+
 def test_fresh_seeds_differ_and_are_long():
     seeds = {fresh_seed() for _ in range(100)}
     assert len(seeds) == 100
@@ -114,5 +122,7 @@ def test_other_errors():
         PoissonSampling(10, 0.5, 5, 0).indices(-1)
     with pytest.raises(ValueError, match="multiple_of"):
         max_batch_size_for(10, 0.5, multiple_of=0)
+    with pytest.raises(ValueError, match="does not divide"):
+        microbatch_order(10, 3)
     with pytest.raises(TypeError):
         PoissonSampling(10, 0.5, 5, 0.5)

@@ -54,9 +54,15 @@ class TrainLoop:
     name: str = "train"
 
     def run(
-        self, state: TrainState, sampling: PoissonSampling, checkpoints: Checkpoints, metrics: MetricsWriter
+        self,
+        state: TrainState,
+        sampling: PoissonSampling,
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter,
+        *,
+        until: int | None = None,
     ) -> TrainState:
-        """Trains from the state's step to the last.
+        """Trains from the state's step to the last, or to an earlier one.
 
         Step t + 1 is dispatched before the metrics of step t are read, so reading never makes the device wait; reading
         them then keeps at most two steps in flight.
@@ -66,17 +72,19 @@ class TrainLoop:
           sampling: the Poisson sampler, made of the run's own seed.
           checkpoints: where to save.
           metrics: where to write.
+          until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay those
+            of the whole run, which a later call continues.
 
         Returns:
-          The state after the last step.
+          The state after the last step taken.
         """
-        num_steps, first = self.mechanism.num_steps, int(state.step)
+        last, first = min(until or self.mechanism.num_steps, self.mechanism.num_steps), int(state.step)
         metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
-        reporter = _Reporter(self, metrics, tqdm.tqdm(total=num_steps, initial=first, desc=self.name, unit="step"))
+        reporter = _Reporter(self, metrics, tqdm.tqdm(total=last, initial=first, desc=self.name, unit="step"))
         if first == 0:
             reporter.evaluation(0, self._evaluate(state))
         pending = None
-        for step in range(first, num_steps):
+        for step in range(first, last):
             groups = group_by_length(
                 self.arrays,
                 sampling.indices(step),
@@ -87,7 +95,7 @@ class TrainLoop:
             if pending is not None:
                 reporter.training(*pending)
             pending = step + 1, step_metrics
-            is_last = step + 1 == num_steps
+            is_last = step + 1 == last
             evaluates = is_last or (step + 1) % self.eval_every == 0
             saves = is_last or (step + 1) % self.checkpoint_every == 0
             if evaluates or saves:  # what is written must not lag behind what is saved

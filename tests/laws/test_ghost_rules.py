@@ -1,7 +1,8 @@
-"""Laws of the ghost rules: they equal what is computed from explicit per-example gradients, and follow leaves."""
+"""Laws of ghost clipping: rules equal explicit gradients; every leaf is counted once or refused."""
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_rmt.clipping import clipped_grad
+from dp_rmt.ghost_clipping import ghost_clipped_grad
 from dp_rmt.ghost_rules import LOOKUP, MATRIX, OFFSET, SCALE, mark, tap, uses_of_leaves
 
 SIZES = {name: st.sampled_from([1, 2, 7]) for name in ("batch", "tokens", "inputs", "outputs")}
@@ -31,7 +34,7 @@ def draw_layer(name, batch, tokens, inputs, outputs, seed):
 
 
 @pytest.mark.parametrize("name", EXPLICIT)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(**SIZES, seed=st.integers(0, 2**32 - 1))
 def test_rule_equals_explicit_gradients(name, batch, tokens, inputs, outputs, seed):
     """These sizes reach both forms of the matrix rule, and repeated ids in the table of five rows."""
@@ -164,3 +167,110 @@ def scan_carried(leaf, y):
 def test_leaves_are_followed_to_every_use(function, expected):
     jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 3)), jnp.ones(4)).jaxpr
     assert uses_of_leaves(jaxpr, 1) == [expected]
+
+
+class Uncounted(nn.Module):
+    """A model that ghost clipping must refuse."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.kind == "conv":
+            return nn.Conv(3, (2,))(x)
+        if self.kind == "raw parameter":
+            return x @ self.param("w", nn.initializers.ones, (3, 2))
+        if self.kind == "subclass":
+            return type("Doubled", (nn.Dense,), {})(3)(x)
+        if self.kind == "used twice":
+            layer = nn.Dense(3)
+            return layer(layer(x))
+        if self.kind == "penalty":
+            layer = nn.Dense(3)
+            return layer(x) + jnp.sum(layer.variables["params"]["kernel"] ** 2)
+        if self.kind == "tied":
+            table = nn.Embed(5, 3)
+            return table.attend(table(jnp.argmax(x, -1)))
+        if self.kind == "shared over a scan":
+            step = nn.scan(
+                lambda layer, h, _: (layer(h), None),
+                variable_broadcast="params",
+                split_rngs={"params": False},
+                length=3,
+            )
+            return step(nn.Dense(3), x, None)[0]
+        if self.kind == "shared over a vmap":
+            return nn.vmap(nn.Dense, variable_axes={"params": None}, split_rngs={"params": False})(2)(x)
+        if self.kind == "tokens first":
+            return nn.Dense(2)(x.swapaxes(0, 1)).swapaxes(0, 1)
+        if self.kind == "merged axes":
+            return nn.Dense(2)(x.reshape(-1, 3)).reshape(*x.shape[:2], 2)
+        if self.kind == "positions":
+            return x + nn.Embed(x.shape[1], 3)(jnp.arange(x.shape[1])[None])
+        if self.kind == "mask":
+            return nn.LayerNorm()(x, mask=x > 0)
+        if self.kind == "axes":
+            return nn.LayerNorm(reduction_axes=(1, 2))(x)
+        return nn.Dense(2, dot_general=jax.lax.dot_general)(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (
+            "conv",
+            r"no rule for params\['params'\]\['Conv_0'\].*rules for .* Dense, LayerNorm, Embed.*freeze",
+        ),
+        ("raw parameter", r"\['w'\], which goes into: the operation dot_general"),
+        ("subclass", r"no rule for params\['params'\]\['Doubled_0'\]"),
+        (
+            "used twice",
+            r"\['Dense_0'\].* is used 2 times, by Dense 'Dense_0'; Dense 'Dense_0'.*cross terms.*freeze",
+        ),
+        ("penalty", r"kernel'\], which goes into: Dense 'Dense_0'; the operation"),
+        ("tied", r"embedding'\], which goes into: Embed 'Embed_0'; the operation dot_general"),
+        ("shared over a scan", "is used 3 times"),
+        ("shared over a vmap", "inside a vmap"),
+        (
+            "tokens first",
+            r"Dense 'Dense_0' whose input has shape \(4, batch, 3\): the batch axis must come first",
+        ),
+        ("merged axes", "the batch axis must come first, alone"),
+        ("positions", r"Embed 'Embed_0' whose input has shape \(1, 4\).*position ids"),
+        ("mask", "called with more than its input"),
+        ("axes", r"with reduction_axes=\(1, 2\)"),
+        ("dot_general", "with dot_general="),
+    ],
+)
+def test_refuses_what_it_cannot_count(kind, reason):
+    """The batch has as many examples as tokens: shapes alone do not tell which axis is which."""
+    model, x = Uncounted(kind), np.ones((4, 4, 3), "float32")
+    params = model.init(jax.random.key(0), x)
+
+    def losses(params, x):
+        return model.apply(params, x).sum((1, 2))
+
+    with pytest.raises(ValueError, match=reason):
+        ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x)
+    jax.eval_shape(clipped_grad(losses, l2_clip_norm=1.0), params, x)  # the remedy in the message works
+
+
+def test_refuses_narrow_dtypes_and_wrong_losses():
+    model, x = nn.Dense(3), np.ones((4, 3), "float32")
+    params = model.init(jax.random.key(0), x)
+
+    def losses(params, x):
+        return model.apply(params, x).sum(1)
+
+    def half(params):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+
+    for bad_losses, bad_params, reason in (
+        (losses, half(params), "is bfloat16, but a clipped sum must be float32"),
+        (lambda p, x: losses(half(p), x), params, "convert_element_type"),
+        (lambda p, x: losses(p, x).astype(jnp.bfloat16), params, "float32 or wider"),
+        (lambda p, x: losses(p, x).mean(), params, r"one loss per example.*shape \(\)"),
+        (lambda p, x: losses(p, x)[:, None], params, "one loss per example"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            ghost_clipped_grad(bad_losses, l2_clip_norm=1.0)(bad_params, x)
