@@ -26,6 +26,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/sst2_study", "Folder of the runs
 _RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_minilm", "Folder of the records.")
 _RATES = flags.DEFINE_multi_float("learning_rates", [5e-4, 1e-3, 2e-3], "Learning rates to choose from.")
 _SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 6, "Steps after which the learning rate is chosen.")
+_ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
 _SEED = flags.DEFINE_integer("study_seed", 0, "Of sampling and noise, shared by all runs: the data is public.")
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     task = assemble.load_task(next(iter(arm_configs(config).values())))
     best = {}
-    for name in arm_configs(config):
+    for name in _ARMS.value or arm_configs(config):
         trials = {rate: _arm(config, task, name, rate, epsilon=8.0) for rate in _RATES.value}
         scores = {rate: _train(arm, until=_SELECTION_STEPS.value) for rate, arm in trials.items()}
         best[name] = max(scores, key=lambda rate: scores[rate])

@@ -53,7 +53,7 @@ def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) ->
         seed=seed,
     )
     public = read_lines(corpus / "public.txt")
-    tokenizer = build_word_tokenizer((text for (text,) in public.texts), folder / "tokenizer")
+    tokenizer = build_word_tokenizer(public.texts, folder / "tokenizer")
     arrays = tokenize_classification(public, tokenizer, max_length=max_length)
     config = EncoderConfig(
         architecture="bert",

@@ -21,8 +21,8 @@ from dp_rmt.training.train_state import TrainState, merge_params
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
 
-EPSILON_POINTS = 50
-"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of thousands."""
+EPSILON_POINTS = 20
+"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
