@@ -1,17 +1,18 @@
 """The recipe of Li et al. 2022 for GLUE, shared by the configs ``{sst2,qnli,qqp,mnli}_roberta_{base,large}.py``.
 
-Source: Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners" (arXiv 2110.05679), and the
-launcher of its code (lxuechen/private-transformers, examples/classification/run_wrapper.py): text infilling, batch
+Source: Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners" (arXiv 2110.05679), and
+the launcher of its code (lxuechen/private-transformers, examples/classification/run_wrapper.py): text infilling, batch
 1000 k and 3 k epochs with k = 1, 2, 6, 6 for SST-2, QNLI, QQP, MNLI, Adam at 5e-4 with linear decay to zero, clip norm
-0.1, 256 tokens. Here delta = N^-1.1, batches are Poisson samples and there is no dropout.
+0.1, 256 tokens. Its published numbers are without denoising: --config.denoise.enabled=False.
 
-Trained: everything but the word embedding, which text infilling uses twice (in the encoder and, tied, in the scores of
-the label words), and the bias of these scores. Ghost clipping has no rule for either; the paper's code trains both, with
-an untied copy of the embedding.
+Where this differs:
 
-The published numbers are without denoising: --config.denoise.enabled=False. Two things differ from the paper in the
-data: rows longer than 256 tokens lose tokens of the longer text (there: its head, beyond 200), and QQP's few broken rows
-are left out.
+- Trained is everything but the word embedding, which text infilling uses twice (in the encoder and, tied, in the
+  scores of the label words), and the bias of these scores: ghost clipping has no rule for either. The paper trains all.
+- delta is N^-1.1, batches are Poisson samples of at most 5 standard deviations more than expected, and epsilon is
+  computed by privacy loss distributions.
+- There is no dropout.
+- Of rows longer than 256 tokens the longer text is cut at its end.
 """
 
 from typing import Literal

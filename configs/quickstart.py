@@ -1,7 +1,7 @@
 """From nothing to a private model and a report, without network or downloaded files.
 
-The project generates reviews by a grammar, pre-trains a small encoder on the public ones (masked words), and fine-tunes it
-on the private ones (sentiment) at epsilon 3, with denoising and without, on the same seeds.
+The project generates reviews by a grammar, pre-trains a small encoder on a few public ones, and
+fine-tunes it on the private ones (sentiment) at epsilon 3, with denoising and without, on the same seeds.
 
 Source: this project. Expected: see the README. Cost: under 4 minutes on 2 CPU cores.
 Command: python -m experiments.finetune --config=configs/quickstart.py
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = base.get_config().unlock()
     config.name = "quickstart"
     config.data.max_length = 32
-    config.data.length_groups = (16,)
+    config.data.length_groups = (16, 22)
     config.model.trainable = "^(?!encoder/embeddings)"
     config.privacy.epsilon = 3.0
     config.privacy.expected_batch_size = 1024
@@ -27,20 +27,20 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.train.num_steps = 60
     config.train.eval_every = 5
-    config.train.microbatch_size = 64
+    config.train.microbatch_size = 128
     config.train.checkpoint_every = 30
     config.arms = {"denoised": {"denoise": {"enabled": True}}, "noisy": {"denoise": {"enabled": False}}}
     config.synthetic = ConfigDict(
         {
-            "num_public": 20_000,
+            "num_public": 2_000,
             "num_private_train": 20_000,
             "num_private_dev": 1_000,
-            "hidden_size": 128,
-            "num_layers": 3,
+            "hidden_size": 64,
+            "num_layers": 2,
             "num_heads": 4,
-            "num_steps": 400,
-            "batch_size": 128,
-            "learning_rate": 2e-3,
+            "num_steps": 200,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
         }
     )
     return config.lock()

@@ -5,9 +5,10 @@ Encoder: all-MiniLM-L6-v2 (6 layers, 384 hidden; Apache-2.0), from the PyPI pack
 Data: GLUE's own SST-2 folder with train.tsv and dev.tsv, or the hub (leave config.data.path out).
 Trained: 10.8M parameters, everything but the embeddings. Batch 4096, 30 steps, epsilon 8 (or 3), delta N^-1.1.
 
-Source of the recipe: this project; the denoiser is that of arXiv 2510.01137 with kappa = 1 and the norm of the noisy matrix kept.
+Source: the recipe is this project's; the denoiser is that of arXiv 2510.01137 with kappa = 1 and the norm of the noisy
+matrix kept.
 Expected: see experiments/README.md, which holds the measured table. Cost: see there (2 CPU cores).
-Command: python -m experiments.finetune --config=configs/sst2_minilm.py --config.data.path=DIR --workdir=runs/sst2_minilm
+Command: python -m experiments.finetune --config=configs/sst2_minilm.py --config.data.path=DIR
 """
 
 from ml_collections import ConfigDict

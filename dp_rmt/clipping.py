@@ -19,6 +19,9 @@ ClippingStyle = Literal["flat", "automatic"]
 AUTOMATIC_CLIPPING_STABILITY = 0.01
 """The gamma of automatic clipping (Bu et al. 2023, section 4); keeps small gradients from being blown up."""
 
+SMALLEST_CLIP_NORM = 1e-10
+"""Squares of entries below 1e-19 vanish in float32, and so would the norm of a gradient of nothing else."""
+
 
 class PerExample(NamedTuple):
     """Raw values of each example, shape (batch,). NOT private: report them under ``nonprivate/`` or not at all.
@@ -205,8 +208,11 @@ def _check_divides(microbatch_size: int, batch_size: int) -> None:
 
 def check_arguments(l2_clip_norm: float, normalize_by: float, clip: str, microbatch_size: int | None) -> None:
     """Raises ValueError where an argument of `clipped_grad` is out of range, saying what to give instead."""
-    if not l2_clip_norm > 0:
-        raise ValueError(f"l2_clip_norm must be positive, got {l2_clip_norm}")
+    if not l2_clip_norm >= SMALLEST_CLIP_NORM:
+        raise ValueError(
+            f"l2_clip_norm must be at least {SMALLEST_CLIP_NORM}, got {l2_clip_norm}: squares of gradients so small "
+            "underflow in float32, and their norm with them; scale the loss up instead"
+        )
     if not (normalize_by > 0 and math.isfinite(normalize_by)):
         raise ValueError(f"normalize_by must be positive and finite, got {normalize_by}: give the expected batch size")
     if clip not in ("flat", "automatic"):

@@ -84,10 +84,10 @@ def denoise_matrices(
     """Restores the singular-value profile of every noisy gradient matrix (arXiv 2510.01137).
 
     For ``Y = G + noise_std N = sum_i y_i u_i v_i^T``: if the gate passes, ``X = sum_i w_i y_i u_i v_i^T`` with
-    ``w_i = eta(y_i) / y_i`` for the components kept and 0 (``below_edge="drop"``) or 1 (``"keep"``, partial restoration) for
-    the others; then X is rescaled to ``||Y||_F`` ("noisy_norm"), to ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate
-    of ``||G||_F`` ("signal_norm"), or not at all. A matrix in which no component is kept passes through unchanged, and so
-    does every leaf that the matrix rule does not name.
+    ``w_i = eta(y_i) / y_i`` for the components kept and 0 (``below_edge="drop"``) or 1 (``"keep"``, partial
+    restoration) for the others; then X is rescaled to ``||Y||_F`` ("noisy_norm"), to
+    ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate of ``||G||_F`` ("signal_norm"), or not at all. A matrix
+    in which no component is kept passes through unchanged, and so does every leaf that the matrix rule does not name.
 
     Formal guarantee: the output is a function of the noisy update and of public constants. Placed after
     `add_gaussian_noise` it is post-processing and leaves epsilon and delta as they are.
@@ -152,8 +152,8 @@ def denoise_matrices(
             if path in matrices:
                 wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
                 # One decomposition at a time: jaxlib's LAPACK calls wait for workers of the pool that they run on, and
-                # on few cores two at once wait for each other for ever (jaxlib 0.10.2). `after` is always 0, but XLA does
-                # not know.
+                # on few cores two at once wait for each other for ever (jaxlib 0.10.2). `after` is always 0, but XLA
+                # does not know.
                 noisy = matrix_view.to_matrices(wide, matrices[path]) + after.astype(wide.dtype)
                 denoised, diagnostics[path] = denoise(noisy, jnp.asarray(std, wide.dtype))
                 after = jnp.minimum(jnp.sum(diagnostics[path].kept_rank), 0)

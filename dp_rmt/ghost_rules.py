@@ -26,7 +26,7 @@ class LeafRule:
     """What ghost clipping needs to know about one parameter of a layer.
 
     Attributes:
-      squared_norm: ``(x, g) -> (batch,)``, the squared l2 norm of each example's gradient.
+      squared_norm: ``(x, g) -> (batch,)``, the squared l2 norm of each example's gradient, plus a bound of rounding.
       weighted_sum: ``(x, g, shape) -> shape``, the gradient summed over the examples; their weights are
         already in ``g``. Both are float32 or wider, whatever ``x`` and ``g`` are.
     """
@@ -39,8 +39,8 @@ def matrix_squared_norm(x_BxTxI: jax.Array, g_BxTxO: jax.Array) -> jax.Array:
     """``||x_i^T g_i||^2``: the kernel of ``y = x W``.
 
     Directly, or as ``sum_ts (x_it . x_is)(g_it . g_is)`` (Li et al. 2022, equation 3), whichever needs fewer
-    operations: ``T I O`` or ``T^2 (I + O)``. The direct form holds ``B I O`` numbers at once, the other
-    ``2 B T^2``, and rounds by up to ``eps (sum_t |x_it| |g_it|)^2``: tokens that cancel cost digits.
+    operations: ``T I O`` or ``T^2 (I + O)``. The direct form holds ``B I O`` numbers at once, the other ``2 B T^2``,
+    and rounds by about ``eps (sqrt I + sqrt O) (sum_t |x_it| |g_it|)^2``, which is added: see `_with_rounding`.
 
     Args:
       x_BxTxI: the layer's input.
@@ -49,14 +49,17 @@ def matrix_squared_norm(x_BxTxI: jax.Array, g_BxTxO: jax.Array) -> jax.Array:
     Returns:
       ``(batch,)``.
 
-    >>> matrix_squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]])).tolist()
+    >>> [round(float(x), 3) for x in matrix_squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
     [45.0]
     """
     tokens, (inputs, outputs) = x_BxTxI.shape[1], (x_BxTxI.shape[2], g_BxTxO.shape[2])
     if tokens * (inputs + outputs) <= inputs * outputs:
         products = _einsum("bti,bsi->bts", x_BxTxI, x_BxTxI) * _einsum("bto,bso->bts", g_BxTxO, g_BxTxO)
-        return jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)  # rounding can make it negative
-    return jnp.sum(jnp.square(_einsum("bti,bto->bio", x_BxTxI, g_BxTxO)), axis=(1, 2))
+        squared = jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)  # rounding can make it negative
+    else:
+        squared = jnp.sum(jnp.square(_einsum("bti,bto->bio", x_BxTxI, g_BxTxO)), axis=(1, 2))
+    terms = math.sqrt(inputs) + math.sqrt(outputs)
+    return _with_rounding(squared, jnp.sum(_norms(x_BxTxI) * _norms(g_BxTxO), axis=1), terms)
 
 
 def matrix_weighted_sum(x_BxTxI: jax.Array, g_BxTxO: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -66,7 +69,8 @@ def matrix_weighted_sum(x_BxTxI: jax.Array, g_BxTxO: jax.Array, shape: tuple[int
 
 def offset_squared_norm(x: jax.Array, g_BxTxO: jax.Array) -> jax.Array:
     """``||sum_t g_it||^2``: the bias of ``y = ... + b``; ``x`` plays no part."""
-    return jnp.sum(jnp.square(jnp.sum(_wide(g_BxTxO), axis=1)), axis=1)
+    squared = jnp.sum(jnp.square(jnp.sum(_wide(g_BxTxO), axis=1)), axis=1)
+    return _with_rounding(squared, jnp.sum(_norms(g_BxTxO), axis=1))
 
 
 def offset_weighted_sum(x: jax.Array, g_BxTxO: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -76,7 +80,8 @@ def offset_weighted_sum(x: jax.Array, g_BxTxO: jax.Array, shape: tuple[int, ...]
 
 def scale_squared_norm(x_BxTxD: jax.Array, g_BxTxD: jax.Array) -> jax.Array:
     """``||sum_t g_it * x_it||^2``: the scale of ``y = s * x`` (``x`` is normalised in a layer norm)."""
-    return jnp.sum(jnp.square(_einsum("btd,btd->bd", x_BxTxD, g_BxTxD)), axis=1)
+    squared = jnp.sum(jnp.square(_einsum("btd,btd->bd", x_BxTxD, g_BxTxD)), axis=1)
+    return _with_rounding(squared, jnp.sum(_norms(_wide(x_BxTxD) * _wide(g_BxTxD)), axis=1))
 
 
 def scale_weighted_sum(x_BxTxD: jax.Array, g_BxTxD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -89,7 +94,10 @@ def lookup_squared_norm(ids_BxT: jax.Array, g_BxTxD: jax.Array) -> jax.Array:
     same_row = ids_BxT[:, :, None] == ids_BxT[:, None, :]
     # A selection, not a product with the mask: two tokens in different rows never meet.
     products = jnp.where(same_row, _einsum("btd,bsd->bts", g_BxTxD, g_BxTxD), 0.0)
-    return jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)
+    squared = jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)
+    norms = _norms(g_BxTxD)
+    in_rows = jnp.sum(jnp.where(same_row, norms[:, :, None] * norms[:, None, :], 0.0), axis=(1, 2))
+    return _with_rounding(squared, jnp.sqrt(in_rows), math.sqrt(g_BxTxD.shape[-1]))
 
 
 def lookup_weighted_sum(ids_BxT: jax.Array, g_BxTxD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -180,6 +188,20 @@ def _tokens(a: jax.Array, feature_axes: int) -> jax.Array:
     """(B, ..., D) to (B, T, D): the axes between the batch and the features are tokens."""
     last = a.ndim - feature_axes
     return a.reshape(a.shape[0], math.prod(a.shape[1:last]), *a.shape[last:])
+
+
+def _with_rounding(squared: jax.Array, size: jax.Array, terms: float = 1.0) -> jax.Array:
+    """A squared norm plus ``eps terms size^2``, a bound of what rounding takes from it (Higham & Mary 2019).
+
+    Where the tokens of an example cancel, its gradient is small against the ``size`` of what is added up, the sum of
+    the norms of its tokens' gradients. Its norm may then round to nothing, and an example of any norm would pass
+    unclipped. With the bound such an example is clipped harder. Elsewhere it changes a norm by some 1e-5 of itself.
+    """
+    return squared + jnp.finfo(squared.dtype).eps * terms * jnp.square(size)
+
+
+def _norms(a: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(_wide(a)), axis=-1))
 
 
 def _wide(a: jax.Array) -> jax.Array:
@@ -280,8 +302,12 @@ def _follow(
 
 
 def _follow_scan(eqn: Any, leaves: list[int | None], uses: list[list[str]], *, repeats: int) -> None:
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    body = eqn.params["jaxpr"].jaxpr
+    body = eqn.params["jaxpr"]
+    body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    # Operands are constants, carry, and what is scanned over; the counts by rank, since their names change with JAX.
+    carry = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars))
+    scanned = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars))
+    consts = len(leaves) - carry - scanned
     # What is scanned over is used once, a slice per iteration; a constant of the loop in every iteration.
     shared: list[int | None] = [*leaves[:consts], *[None] * (len(leaves) - consts)]
     sliced: list[int | None] = [*[None] * (consts + carry), *leaves[consts + carry :]]

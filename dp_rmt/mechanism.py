@@ -39,7 +39,7 @@ class DPSGD:
       max_batch_size: fixed shape of a batch; None for mean + 5 sd rounded up to a multiple of batch_multiple_of.
       batch_multiple_of: what the batch shape must be divisible by: devices times microbatch_size.
       microbatch_size: examples differentiated at once; None for all.
-      clipping_method: "vmap" (any model) or "ghost" (Flax models of stock layers, at little more than a plain gradient).
+      clipping_method: "vmap" (any model) or "ghost" (Flax models of stock layers; little more than a plain gradient).
       accountant: "pld" or "rdp".
 
     Raises:
@@ -125,7 +125,7 @@ class DPSGD:
 
     @property
     def noise_std(self) -> float:
-        """Std of the noise in ONE entry of the gradient, ``noise_multiplier * C / B``; noise and denoiser both get it."""
+        """Std of the noise in ONE entry of the gradient, ``noise_multiplier * C / B``, for both noise and denoiser."""
         if self.noise_multiplier == 0:
             return 0.0
         return self.noise_multiplier * self.clipped_grad(lambda params, batch: batch).sensitivity()

@@ -41,10 +41,11 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
 
     The noise of leaf number j at step t is drawn from ``fold_in(fold_in(key, t), j)``: a pure function of (key, t, j),
     identical for any number of devices, and never the same for two steps or two leaves. It is drawn and added in
-    float32 (float64 for float64 updates) whatever dtype comes in: bfloat16 noise has 128 distinct values a binade and no tails.
+    float32 (float64 for float64 updates) whatever dtype comes in: bfloat16 noise has 128 distinct values a binade and
+    no tails.
 
-    With ``ClippedGradient g`` the guarantee of noise multiplier z holds for ``noise_std = z * g.sensitivity()``. Place it
-    once in a chain, after every accumulation over microbatches and devices.
+    With ``ClippedGradient g`` the guarantee of noise multiplier z holds for ``noise_std = z * g.sensitivity()``. Place
+    it once in a chain, after every accumulation over microbatches and devices.
 
     Args:
       noise_std: standard deviation of one entry, or a schedule of it by step.

@@ -2,9 +2,10 @@
 
 Two settings of the CPU back end, made before it starts; the user's own values are left alone:
 
-- OpenBLAS has one thread: XLA runs LAPACK calls from threads of its own, and with both multi-threaded an eigendecomposition
-  takes ten times as long.
-- XLA runs the parts of a program in order: jaxlib 0.10.2 hangs when LAPACK calls of one program overlap (docs/sharp_edges.md).
+- OpenBLAS has one thread: XLA runs LAPACK calls from threads of its own, and with both multi-threaded an
+  eigendecomposition takes ten times as long.
+- XLA runs the parts of a program in order: jaxlib 0.10.2 hangs when LAPACK calls of one program overlap
+  (docs/sharp_edges.md).
 """
 
 import os

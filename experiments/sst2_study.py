@@ -2,9 +2,10 @@
 
     python -m experiments.sst2_study --config=configs/sst2_minilm.py --config.data.path=DIR --workdir=runs/sst2_study
 
-For each arm every learning rate trains for the first --selection_steps of the run at epsilon 8 (same schedule, same seeds); the
-one with the best accuracy there is trained to the end, and then used at epsilon 3. Every run resumes from its checkpoint, and its record is
-written to --results as soon as it exists, so the study can be stopped and started at will.
+For each arm every learning rate trains for the first --selection_steps of the run at epsilon 8 (same schedule, same
+seeds); the one with the best accuracy there is trained to the end, and then used at epsilon 3. Every run resumes from
+its checkpoint, and its record is written to --results as soon as it exists, so the study can be stopped and started at
+will.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from experiments.workdir import as_json, claim_workdir
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/sst2_minilm.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sst2_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_minilm", "Folder of the records.")
-_RATES = flags.DEFINE_multi_float("learning_rates", [5e-4, 1e-3, 2e-3], "Learning rates to choose from.")
+_RATES = flags.DEFINE_multi_float("learning_rates", [1e-4, 3e-4, 1e-3], "Learning rates to choose from.")
 _SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 6, "Steps after which the learning rate is chosen.")
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
 _SEED = flags.DEFINE_integer("study_seed", 0, "Of sampling and noise, shared by all runs: the data is public.")

@@ -1,6 +1,7 @@
 """The task that needs no download: the project's own reviews, and a small encoder pre-trained on their public part.
 
-It ends in files of the ordinary kind (a GLUE folder, a Hugging Face folder); from there the private run is like any other.
+It ends in files of the ordinary kind (a GLUE folder, a Hugging Face folder); from there the private run is like any
+other.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import optax
 import tqdm
 from ml_collections import ConfigDict
 
-from dp_rmt.data import build_word_tokenizer, masked_lm_batch, read_lines, tokenize_classification, write_corpus
-from dp_rmt.models import EncoderConfig, MaskedLanguageModel, init_params, save_pretrained
+from dp_rmt.data import build_word_tokenizer, gather_batch, get_task, read_tsv, tokenize_classification, write_corpus
+from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params, save_pretrained
+from dp_rmt.training.losses import classifier_logits, label_losses
 
 DATA_FOLDER, MODEL_FOLDER = "data", "encoder"
 
@@ -45,6 +47,7 @@ def prepare(configs: Mapping[str, ConfigDict], folder: Path) -> dict[str, Config
 
 
 def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) -> None:
+    task = get_task("sst2")
     corpus = write_corpus(
         folder / DATA_FOLDER,
         num_public=settings.num_public,
@@ -52,7 +55,7 @@ def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) ->
         num_private_dev=settings.num_private_dev,
         seed=seed,
     )
-    public = read_lines(corpus / "public.txt")
+    public = read_tsv(task, corpus / "public.tsv")
     tokenizer = build_word_tokenizer(public.texts, folder / "tokenizer")
     arrays = tokenize_classification(public, tokenizer, max_length=max_length)
     config = EncoderConfig(
@@ -67,48 +70,31 @@ def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) ->
         layer_norm_eps=1e-12,
         pad_token_id=tokenizer.pad_token_id,
     )
-    module = MaskedLanguageModel(config)
-    params = _pretrain(module, arrays, tokenizer, settings, seed)
-    save_pretrained(folder / MODEL_FOLDER, module, params, tokenizer=tokenizer)
+    module = SequenceClassifier(config, task.num_labels)
+    params = _pretrain(module, arrays, settings, seed)
+    save_pretrained(folder / MODEL_FOLDER, module, params, tokenizer=tokenizer, label_names=task.label_names)
 
 
-def _pretrain(
-    module: MaskedLanguageModel, arrays: Mapping[str, np.ndarray], tokenizer: Any, settings: ConfigDict, seed: int
-) -> Any:
-    """Masked language modelling on PUBLIC text: ordinary AdamW, no privacy."""
+def _pretrain(module: SequenceClassifier, arrays: Mapping[str, np.ndarray], settings: ConfigDict, seed: int) -> Any:
+    """Sentiment of PUBLIC reviews: ordinary AdamW, no privacy."""
     params = init_params(module, jax.random.key(seed))
+    logits = classifier_logits(module)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, settings.num_steps // 10, settings.num_steps
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
 
-    def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        logits = module.apply(
-            {"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-        )
-        is_target = batch["label"] >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
-        return jnp.sum(losses * is_target) / jnp.maximum(jnp.sum(is_target), 1)
-
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any, jax.Array]:
-        value, grads = jax.value_and_grad(loss)(params, batch)
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(label_losses(logits(p, batch), batch["label"])))(params)
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state, loss
 
-    state = optimizer.init(params)
+    state, rng = optimizer.init(params), np.random.default_rng(seed)
     with tqdm.trange(settings.num_steps, desc="pre-training on public text", unit="step") as bar:
         for index in bar:
-            batch = masked_lm_batch(
-                arrays,
-                mask_token_id=tokenizer.mask_token_id,
-                special_token_ids=tokenizer.all_special_ids,
-                vocab_size=module.config.vocab_size,
-                batch_size=settings.batch_size,
-                seed=seed,
-                step=index,
-            )
-            params, state, value = step(params, state, batch)
+            batch, _ = gather_batch(arrays, rng.integers(len(arrays["label"]), size=settings.batch_size))
+            params, state, loss = step(params, state, batch)
             if index % 20 == 0:
-                bar.set_postfix(loss=f"{float(value):.3f}")
+                bar.set_postfix(loss=f"{float(loss):.3f}")
     return params

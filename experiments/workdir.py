@@ -42,7 +42,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
                 "give a new --workdir"
             )
         return
-    saved, now = _flatten(json.loads(path.read_text())), _flatten(as_json(config))
+    try:
+        saved, now = _flatten(json.loads(path.read_text())), _flatten(as_json(config))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): give a new --workdir, or put the file back") from error
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})
@@ -63,4 +66,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
-    return {key: leaf for name, sub in tree.items() for key, leaf in _flatten(sub, f"{prefix}.{name}".strip(".")).items()}
+    flat: dict[str, Any] = {}
+    for name, sub in tree.items():
+        flat |= _flatten(sub, f"{prefix}.{name}".strip("."))
+    return flat

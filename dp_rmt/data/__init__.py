@@ -2,10 +2,9 @@
 
 from dp_rmt.data.batches import evaluation_batches, gather_batch
 from dp_rmt.data.fingerprint import fingerprint
-from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_lines, read_tsv
+from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask, Infilling
 from dp_rmt.data.infilling import label_word_ids
-from dp_rmt.data.masked_lm import masked_lm_batch
 from dp_rmt.data.scores import glue_scores
 from dp_rmt.data.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.tokenize import tokenize_cached, tokenize_classification
@@ -26,8 +25,6 @@ __all__ = [
     "glue_scores",
     "label_word_ids",
     "load_glue",
-    "masked_lm_batch",
-    "read_lines",
     "read_tsv",
     "tokenize_cached",
     "tokenize_classification",

@@ -146,23 +146,6 @@ def read_tsv(task: GlueTask, file: str | os.PathLike[str]) -> Examples:
     return _examples(task, texts, labels)
 
 
-def read_lines(file: str | os.PathLike[str]) -> Examples:
-    """Reads unlabelled text, one example per line; blank lines are left out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no text.
-    """
-    file = pathlib.Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: expected UTF-8 text with one example per line.")
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").split("\n"))
-    texts = tuple(line for line in lines if line)
-    if not texts:
-        raise ValueError(f"{file} holds no text: expected one example per line.")
-    return Examples(texts, None, None)
-
-
 def _numbered_rows(task: GlueTask, file: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number from 1, fields); the last line may end with or without a line break."""
     if not file.is_file():

@@ -43,15 +43,31 @@ def group_by_length(
         return (gather_batch(arrays, indices),)
     check_lengths(lengths, full_length)
     real = indices[indices >= 0]
-    num_tokens = arrays["attention_mask"][real].sum(axis=1)
     groups = []
-    for shorter, length in zip((0, *lengths[:-1]), lengths, strict=True):
+    for length, rows in zip(lengths, rows_by_length(arrays["attention_mask"][real], lengths), strict=True):
         members = np.full(len(indices), -1, indices.dtype)
-        chosen = real[(num_tokens > shorter) & (num_tokens <= length)]
-        members[: len(chosen)] = chosen
+        members[: len(rows)] = real[rows]
         cut = {name: x[:, :length] if x.shape[1:] == (full_length,) else x for name, x in arrays.items()}
         groups.append(gather_batch(cut, members[microbatch_order(len(members), microbatch_size)]))
     return tuple(groups)
+
+
+def rows_by_length(attention_mask: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Rows of each length group: every row is in the first that holds its last token.
+
+    Args:
+      attention_mask: (N, L), zero where there is no token.
+      lengths: ascending, the last L.
+
+    Returns:
+      For each length the row numbers, ascending.
+
+    >>> [rows.tolist() for rows in rows_by_length(np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0]]), (2, 3))]
+    [[0, 2], [1]]
+    """
+    ends = np.max((attention_mask != 0) * np.arange(1, attention_mask.shape[1] + 1), axis=1)
+    group = np.searchsorted(np.asarray(lengths), ends)
+    return [np.flatnonzero(group == number) for number in range(len(lengths))]
 
 
 def check_lengths(lengths: Sequence[int], full_length: int) -> None:

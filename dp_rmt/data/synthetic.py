@@ -63,19 +63,19 @@ def write_corpus(
     num_private_dev: int,
     seed: int,
 ) -> pathlib.Path:
-    """Writes `public.txt` (one review per line) and `train.tsv`, `dev.tsv` in the GLUE layout of SST-2.
+    """Writes `public.tsv`, `train.tsv` and `dev.tsv` in the GLUE layout of SST-2.
 
     No review is in two of the three files.
 
     Args:
         folder: made if needed.
-        num_public: unlabelled public reviews.
+        num_public: labelled public reviews, for pre-training.
         num_private_train: labelled private reviews to train on.
         num_private_dev: labelled private reviews to evaluate on.
         seed: seed of everything.
 
     Returns:
-        The folder; `load_glue("sst2", path=folder)` reads its TSV files.
+        The folder; `load_glue("sst2", path=folder)` reads the private files, `read_tsv` the public one.
 
     Raises:
         ValueError: a number of reviews below 1.
@@ -89,8 +89,8 @@ def write_corpus(
     public = generate_reviews(num_public, seed, domain="public", exclude=dict(private))
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "public.txt", [review for review, _ in public])
-    for name, part in (("train", private[:num_private_train]), ("dev", private[num_private_train:])):
+    parts = {"public": public, "train": private[:num_private_train], "dev": private[num_private_train:]}
+    for name, part in parts.items():
         rows = [f"{review}\t{label}" for review, label in part]
         _write_lines(folder / f"{name}.tsv", ["sentence\tlabel", *rows])
     return folder

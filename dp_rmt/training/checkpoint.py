@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any], *, max_to_keep: int = 2):
         self._directory = Path(directory).absolute()
-        self._identity = dict(identity)
+        self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -59,15 +60,29 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        self._check_identity(meta["identity"])
+        meta = self._meta(step)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
         return self._manager.restore(step, args=items).state, int(meta["sampling_seed"])
+
+    def check(self) -> None:
+        """Makes sure that the newest checkpoint, if there is one, can be resumed; reads nothing big.
+
+        Raises:
+          ValueError: as `restore`.
+        """
+        step = self._manager.latest_step()
+        if step is not None:
+            self._meta(step)
 
     def close(self) -> None:
         """Waits for saves that are under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _meta(self, step: int) -> Mapping[str, Any]:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        self._check_identity(meta["identity"])
+        return meta
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         names = sorted({*saved, *self._identity})
@@ -79,6 +94,6 @@ class Checkpoints:
         if differences:
             raise ValueError(
                 f"the checkpoint in {self._directory} belongs to another experiment:\n" + "\n".join(differences) + "\n"
-                "Going on would reuse its noise on other batches or gradients, which lets the noise cancel out and breaks "
-                "the privacy guarantee. Give a new --workdir, or restore the settings above."
+                "Going on would reuse its noise on other batches or gradients, which lets the noise cancel out and "
+                "breaks the privacy guarantee. Give a new --workdir, or restore the settings above."
             )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dp_rmt.data import evaluation_batches, glue_scores
-from dp_rmt.data.length_groups import check_lengths
+from dp_rmt.data.length_groups import check_lengths, rows_by_length
 from dp_rmt.training.losses import Logits, label_losses, predictions
 from dp_rmt.types import Params
 
@@ -40,16 +40,16 @@ def make_evaluator(
         outputs = logits(params, batch)
         return predictions(outputs), label_losses(outputs, batch["label"])
 
-    num_tokens = arrays["attention_mask"].sum(axis=1)
+    full = arrays["attention_mask"].shape[1:]
     parts = []
-    for shorter, length in zip((0, *lengths[:-1]), lengths, strict=True):
-        rows = np.flatnonzero((num_tokens > shorter) & (num_tokens <= length))
+    for length, rows in zip(lengths, rows_by_length(arrays["attention_mask"], lengths), strict=True):
         if len(rows):
-            full = arrays["attention_mask"].shape[1:]
             parts.append({name: x[rows, :length] if x.shape[1:] == full else x[rows] for name, x in arrays.items()})
 
     def evaluate(params: Params) -> dict[str, float]:
-        predicted, labels, losses = [], [], []
+        predicted: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        losses: list[np.ndarray] = []
         for part in parts:
             for batch, is_padding in evaluation_batches(part, batch_size):
                 for collected, values in zip((predicted, losses), evaluate_batch(params, batch), strict=True):

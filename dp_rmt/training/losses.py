@@ -16,7 +16,7 @@ Logits = Callable[[Params, Batch], jax.Array]
 
 
 def classifier_logits(module: Any) -> Logits:
-    """Logits of a classification head; the module is called as ``module.apply({"params": params}, ids, mask, types)``."""
+    """Logits of a classification head; calls ``module.apply({"params": params}, ids, mask, types)``."""
 
     def logits(params: Params, batch: Batch) -> jax.Array:
         return module.apply({"params": params}, *_inputs(batch))
@@ -24,7 +24,7 @@ def classifier_logits(module: Any) -> Logits:
     return logits
 
 
-def infilling_logits(module: Any, label_word_ids: jax.Array) -> Logits:
+def infilling_logits(module: Any, label_word_ids: jax.typing.ArrayLike) -> Logits:
     """Logits of the label words at the masked position of the prompt (Schick & Schütze 2021; Li et al. 2022).
 
     Args:

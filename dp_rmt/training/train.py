@@ -72,20 +72,21 @@ class TrainLoop:
           sampling: the Poisson sampler, made of the run's own seed.
           checkpoints: where to save.
           metrics: where to write.
-          until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay those
-            of the whole run, which a later call continues.
+          until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay
+            those of the whole run, which a later call continues.
 
         Returns:
           The state after the last step taken.
         """
-        last, first = min(until or self.mechanism.num_steps, self.mechanism.num_steps), int(state.step)
+        num_steps, first = self.mechanism.num_steps, int(state.step)
+        last = num_steps if until is None else min(until, num_steps)
         metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
         reporter = _Reporter(self, metrics, tqdm.tqdm(total=last, initial=first, desc=self.name, unit="step"))
         if first == 0:
             reporter.evaluation(0, self._evaluate(state))
         pending = None
         for step in range(first, last):
-            groups = group_by_length(
+            groups: Any = group_by_length(  # of NumPy arrays, which the compiled step puts on the devices
                 self.arrays,
                 sampling.indices(step),
                 lengths=self.lengths,
@@ -129,7 +130,8 @@ class _Reporter:
     def training(self, step: int, values: Mapping[str, Any]) -> None:
         values = jax.device_get(dict(values))  # waits for this step, while the next one runs
         now = time.monotonic()
-        line = {"learning_rate": float(self._loop.learning_rate(step - 1)), "seconds": now - self._since}
+        learning_rate = float(self._loop.learning_rate(step - 1))
+        line: dict[str, Any] = {"learning_rate": learning_rate, "seconds": now - self._since}
         self._since = now
         if step % self._epsilon_every == 0 or step == self._loop.mechanism.num_steps:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)

@@ -30,10 +30,10 @@ def make_train_step(
 ) -> TrainStep:
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
-    ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added before
-    the noise. Data-parallel: under `jax.jit` shard the leading axis of the groups and replicate the state, nothing else
-    changes; under `jax.pmap` (or `shard_map`) give axis_name, and sums go over it before the noise, which is the same on
-    every device because key and step are.
+    ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
+    before the noise. Data-parallel: under `jax.jit` shard the leading axis of the groups and replicate the state,
+    nothing else changes; under `jax.pmap` (or `shard_map`) give axis_name, and sums go over it before the noise, which
+    is the same on every device because key and step are.
 
     Args:
       mechanism: clips and normalises; its noise_std must be the one in transforms.
@@ -43,8 +43,8 @@ def make_train_step(
       nonprivate_metrics: also report ``nonprivate/...`` metrics, which are computed from raw private values.
 
     Returns:
-      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the mean
-      loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
+      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
+      mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
       the mean cosine of the matrices to the clean (clipped) gradient before and after denoising.
     """
 
@@ -54,7 +54,11 @@ def make_train_step(
         clipped_grad = mechanism.clipped_grad(
             lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch)
         )
-        parts = [clipped_grad(state.params, batch, is_padding_example=padding) for batch, padding in groups]
+        params = state.params
+        if axis_name is not None:
+            # Else shard_map sums the gradients of replicated parameters over the devices itself: before they are clipped.
+            params = jax.lax.pcast(params, axis_name, to="varying")
+        parts = [clipped_grad(params, batch, is_padding_example=padding) for batch, padding in groups]
         grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
@@ -87,8 +91,9 @@ def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:
         axes = matrix_view.kernels_are_matrices(path, leaf)
         if axes is not None:
             x, g = matrix_view.to_matrices(leaf, axes), matrix_view.to_matrices(references[path], axes)
-            inner, squares = jnp.einsum("bmn,bmn->b", x, g), jnp.sum(x**2, (1, 2)) * jnp.sum(g**2, (1, 2))
-            cosines.append(inner / jnp.sqrt(jnp.where(squares > 0, squares, 1.0)))
+            inner = jnp.einsum("bmn,bmn->b", x, g)
+            norms = jnp.sqrt(jnp.sum(x**2, (1, 2))) * jnp.sqrt(jnp.sum(g**2, (1, 2)))
+            cosines.append(inner / jnp.where(norms > 0, norms, 1.0))
     return jnp.mean(jnp.concatenate(cosines)) if cosines else jnp.zeros([])
 
 

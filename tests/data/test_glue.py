@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from dp_rmt.data import GLUE_TASKS, get_task, glue_scores, load_glue, read_lines, read_tsv
+from dp_rmt.data import GLUE_TASKS, get_task, glue_scores, load_glue, read_tsv
 
 # Headers as in the published files, one row per class, and the hub's column names and class numbers.
 MNLI_META = "index promptID pairID genre"
@@ -205,18 +205,6 @@ def test_hub_errors_say_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RuntimeError, match=r"pip install datasets.*--config\.data\.path"):
         load_glue("sst2")
-
-
-def test_lines_of_text(tmp_path):
-    file = tmp_path / "public.txt"
-    file.write_text("one\n\n two \n", encoding="utf-8")
-    examples = read_lines(file)
-    assert (examples.texts, examples.text_pairs, examples.labels) == (("one", "two"), None, None)
-    file.write_text("\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"public\.txt holds no text"):
-        read_lines(file)
-    with pytest.raises(FileNotFoundError, match=r"no\.txt does not exist"):
-        read_lines(tmp_path / "no.txt")
 
 
 def test_the_real_sst2():

@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 
-from dp_rmt.data import generate_reviews, load_glue, read_lines, write_corpus
+from dp_rmt.data import generate_reviews, get_task, load_glue, read_tsv, write_corpus
 from dp_rmt.data import synthetic_words as words
 
 NUM_REVIEWS = 8000
@@ -120,14 +120,14 @@ def test_a_bag_of_words_does_not_solve_it(private):
 def test_corpus(tmp_path):
     folder = write_corpus(tmp_path / "a", num_public=30, num_private_train=20, num_private_dev=10, seed=3)
     data = load_glue("sst2", path=folder)
-    public = read_lines(folder / "public.txt")
+    public = read_tsv(get_task("sst2"), folder / "public.tsv")
     train, dev = data.train, data.evaluations["dev"]
     assert (len(public), len(train), len(dev)) == (30, 20, 10)
     assert len({*public.texts, *train.texts, *dev.texts}) == 60
     private = generate_reviews(30, seed=3, domain="private")
     assert list(zip(train.texts + dev.texts, [*train.labels, *dev.labels], strict=True)) == private
     again = write_corpus(tmp_path / "b", num_public=30, num_private_train=20, num_private_dev=10, seed=3)
-    for name in ("public.txt", "train.tsv", "dev.tsv"):
+    for name in ("public.tsv", "train.tsv", "dev.tsv"):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 

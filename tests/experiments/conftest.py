@@ -1,0 +1,106 @@
+"""A small generated GLUE folder, small random models, and a config that trains one of them on it in seconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from configs import base
+from dp_rmt.data import build_word_tokenizer, generate_reviews, write_corpus
+from dp_rmt.models import EncoderConfig, MaskedLanguageModel, init_params, save_pretrained
+
+NUM_TRAIN, NUM_DEV, MAX_LENGTH = 120, 30, 24
+
+
+@pytest.fixture(scope="session")
+def compilation_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(compilation_cache_dir: str) -> Iterator[None]:
+    """Else most of the time would go into compiling one step again and again, to run it on three batches."""
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": compilation_cache_dir,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    _configure(options)
+    yield
+    _configure(before)
+
+
+def _configure(options: dict[str, Any]) -> None:
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    return write_corpus(folder, num_public=400, num_private_train=NUM_TRAIN, num_private_dev=NUM_DEV, seed=0)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """``(folder, architecture=, max_length=) -> folder`` of a random model."""
+    return _make_model
+
+
+def _make_model(folder: Path, *, architecture: str = "bert", max_length: int = MAX_LENGTH) -> Path:
+    """A random encoder with a masked-LM head and a tokenizer of the words of reviews, as a Hugging Face folder."""
+    texts = [review for review, _ in generate_reviews(400, 0, domain="public")]
+    tokenizer = build_word_tokenizer([*texts, "it was great , it was terrible"], folder / "tokenizer")
+    config = EncoderConfig(
+        architecture=architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=max_length + (tokenizer.pad_token_id + 1) * (architecture == "roberta"),
+        type_vocab_size=2 if architecture == "bert" else 1,
+        layer_norm_eps=1e-12,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    module = MaskedLanguageModel(config)
+    save_pretrained(folder / "model", module, init_params(module, jax.random.key(0)), tokenizer=tokenizer)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def make_config(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ConfigDict]:
+    """``(changes) -> config`` that differs from the small one in some keys, such as ``{"privacy.epsilon": 1.0}``."""
+    return functools.partial(_make_config, corpus, model, tmp_path_factory.mktemp("tokenised"))
+
+
+def _make_config(corpus: Path, model: Path, cache_dir: Path, changes: dict[str, Any] | None = None) -> ConfigDict:
+    """Three steps on batches of about 24 of 120 examples, one arm, no denoising."""
+    config = base.get_config().unlock()
+    config.name = "small"
+    config.data.path, config.data.cache_dir = str(corpus), str(cache_dir)
+    config.data.max_length, config.data.length_groups = MAX_LENGTH, ()  # a group more is a trace more
+    config.model.path, config.model.trainable = str(model), "^(?!encoder/embeddings)"
+    config.privacy.epsilon, config.privacy.delta = 2.0, 1e-3
+    config.privacy.expected_batch_size = 24
+    config.privacy.sampling_seed, config.privacy.noise_seed = 1, 2
+    config.denoise.enabled = False
+    config.train.num_steps, config.train.microbatch_size = 3, 8
+    config.train.eval_every, config.train.checkpoint_every, config.train.eval_batch_size = 2, 2, 32
+    config.update_from_flattened_dict(changes or {})
+    return config.lock()

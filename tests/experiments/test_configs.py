@@ -1,0 +1,79 @@
+"""Every config of configs/ loads, fits configs/base.py, and tells where it comes from and how to run it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs import base
+from configs.glue_recipe import SCALE, roberta
+from dp_rmt.matrix_view import leaves_by_path
+from experiments import arms, assemble
+from experiments.settings import arm_configs
+
+FOLDER = Path(base.__file__).parent
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "glue_recipe"})
+GLUE = {"sst2": 67_349, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
+"""Training examples of GLUE (Wang et al. 2019)."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_valid_and_tells_its_source_number_cost_and_command(name: str) -> None:
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    assert config.name == name
+    assert config.is_locked
+    assert set(config) == set(base.get_config())
+    assert all(len(arm.arms) == 0 for arm in arm_configs(config).values())
+    for part in ("Source: ", "Expected: ", "Cost: ", "Command: "):
+        assert module.__doc__.count(part) == 1, part
+    assert f"python -m experiments.finetune --config=configs/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize(
+    ("task", "num_steps"), [("sst2", 202), ("qnli", 314), ("qqp", 1092), ("mnli", 1178)]  # 3 epochs of N / 1000 each
+)  # fmt: skip
+def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) -> None:
+    module = importlib.import_module(f"configs.{task}_roberta_{size}")
+    config = module.get_config()
+    assert config == roberta(task, size)
+    assert len(config.arms) == 0
+    assert (config.data.task, config.model.path, config.model.head) == (task, f"roberta-{size}", "infilling")
+    assert (config.privacy.l2_clip_norm, config.optimizer.learning_rate) == (0.1, 5e-4)
+    with config.unlocked():
+        config.privacy.epsilon = math.inf  # spares the calibration, which has no say in the number of steps
+    mechanism, delta = assemble.build_mechanism(config, GLUE[task])
+    assert mechanism.num_steps == num_steps
+    assert mechanism.expected_batch_size == 1000 * SCALE[task]
+    assert delta == GLUE[task] ** -1.1
+    assert f"({GLUE[task]:,} examples, {num_steps:,} updates)" in module.__doc__
+
+
+def test_the_noise_of_the_published_sst2_run() -> None:
+    config = roberta("sst2", "large")
+    with config.unlocked():
+        config.privacy.epsilon = 3.0
+    mechanism, _ = assemble.build_mechanism(config, GLUE["sst2"])
+    # Without truncation .7718, too: batches of 1,184 overflow too rarely to be seen in four digits.
+    assert mechanism.noise_multiplier == pytest.approx(0.7718, abs=5e-5)
+
+
+def test_what_the_recipe_trains_has_ghost_rules_in_a_roberta(
+    make_model: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    config = roberta("sst2", "base")
+    with config.unlocked():
+        config.data.path, config.data.cache_dir = str(corpus), str(tmp_path / "cache")
+        config.data.length_groups = ()  # each is another trace
+        config.model.path = str(make_model(tmp_path, architecture="roberta", max_length=256))
+        config.privacy.epsilon, config.privacy.expected_batch_size = math.inf, 24
+    (arm,) = arms.prepare(config, tmp_path / "run")
+    assert {path for path, _ in leaves_by_path(arm.run.state.frozen)} == {
+        "encoder/embeddings/word_embeddings/embedding",
+        "mlm_head/bias",
+    }

@@ -1,0 +1,150 @@
+"""The mechanism: one set of numbers, and the pieces that are made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dp_accounting import NeighboringRelation
+
+from dp_rmt import accounting
+from dp_rmt.batch_selection import max_batch_size_for
+from dp_rmt.mechanism import DPSGD
+
+SETTINGS = {
+    "num_examples": 1000,
+    "expected_batch_size": 40.0,
+    "num_steps": 20,
+    "noise_multiplier": 1.5,
+    "l2_clip_norm": 0.2,
+}
+
+
+@pytest.mark.parametrize("clipping_method", ["vmap", "ghost"])
+@pytest.mark.parametrize("clip", ["flat", "automatic"])
+def test_noise_std_is_multiplier_times_clip_norm_over_expected_batch_size(clip, clipping_method):
+    """Whatever the shape of the batch, the microbatches and the way of clipping."""
+    mechanism = DPSGD(
+        **SETTINGS, clip=clip, clipping_method=clipping_method, batch_multiple_of=8, microbatch_size=8
+    )
+    assert mechanism.noise_std == pytest.approx(1.5 * 0.2 / 40, rel=1e-15)
+    assert mechanism.clipped_grad(lambda p, b: b).sensitivity() == pytest.approx(0.2 / 40, rel=1e-15)
+    replaced = mechanism.clipped_grad(lambda p, b: b).sensitivity(NeighboringRelation.REPLACE_ONE)
+    assert replaced == pytest.approx(2 * 0.2 / 40, rel=1e-15)
+
+
+def test_noise_and_denoiser_get_this_std():
+    mechanism = DPSGD(**SETTINGS)
+    zeros = jnp.zeros((200, 500))
+    noise = mechanism.noise(jax.random.key(0))
+    noisy, _ = noise.update(zeros, noise.init(zeros))
+    assert float(jnp.std(noisy)) == pytest.approx(mechanism.noise_std, rel=0.015)  # 1 / sqrt(2 * 10^5) = 0.2%
+    denoiser = mechanism.denoiser()
+    _, state = denoiser.update({"kernel": noisy}, denoiser.init({"kernel": noisy}))
+    edge = mechanism.noise_std * (math.sqrt(200) + math.sqrt(500))
+    expected = np.linalg.norm(np.asarray(noisy), 2) / edge
+    np.testing.assert_allclose(state.diagnostics["kernel"].top_over_edge, [expected], rtol=1e-5)
+    assert abs(expected - 1) < 0.05  # noise ends at the edge: the unit is right
+
+
+def test_denoiser_takes_options():
+    with pytest.raises(ValueError, match="shrinker must be"):
+        DPSGD(**SETTINGS).denoiser(shrinker="soft")
+
+
+def test_without_noise_nothing_is_private():
+    mechanism = DPSGD(**{**SETTINGS, "noise_multiplier": 0.0, "l2_clip_norm": math.inf})
+    assert mechanism.noise_std == 0.0
+    assert mechanism.epsilon(1, 1e-5) == math.inf
+
+
+def test_sampling_is_what_the_accounting_assumes():
+    mechanism = DPSGD(**SETTINGS, batch_multiple_of=8)
+    sampling = mechanism.sampling(seed=7)
+    assert mechanism.sampling_probability == sampling.sampling_probability == 0.04
+    assert sampling.num_examples == 1000
+    assert sampling.seed == 7
+    assert sampling.max_batch_size == mechanism.max_batch_size == max_batch_size_for(1000, 0.04, multiple_of=8) == 72
+    assert mechanism.truncation == accounting.Truncation(num_examples=1000, max_batch_size=72)
+    assert DPSGD(**SETTINGS, max_batch_size=64).sampling(0).max_batch_size == 64
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_epsilon_is_the_accountants(accountant):
+    mechanism = DPSGD(**SETTINGS, accountant=accountant)
+    arguments = {"noise_multiplier": 1.5, "delta": 1e-5, "sampling_probability": 0.04, "accountant": accountant}
+    for step in (1, 20):
+        expected = accounting.epsilon(**arguments, num_steps=step, truncation=mechanism.truncation)
+        assert mechanism.epsilon(step, 1e-5) == expected
+    assert mechanism.epsilon(0, 1e-5) == 0.0
+    other = "rdp" if accountant == "pld" else "pld"
+    assert mechanism.epsilon(20, 1e-5, other) == DPSGD(**SETTINGS, accountant=other).epsilon(20, 1e-5)
+
+
+def test_calibrated_reaches_its_target_and_no_less():
+    settings = {name: value for name, value in SETTINGS.items() if name != "noise_multiplier"}
+    mechanism = DPSGD.calibrated(epsilon=2.0, delta=1e-5, **settings)
+    assert mechanism == DPSGD(**settings, noise_multiplier=mechanism.noise_multiplier)
+    assert 1.97 < mechanism.epsilon(mechanism.num_steps, 1e-5) <= 2.0
+    # A batch shape that is often overflown costs noise.
+    truncated = DPSGD.calibrated(epsilon=2.0, delta=1e-5, **settings, max_batch_size=40)
+    assert truncated.noise_multiplier > mechanism.noise_multiplier * 1.1
+    assert truncated.epsilon(truncated.num_steps, 1e-5) <= 2.0
+
+
+def test_both_methods_of_clipping_give_the_same_gradient():
+    module = nn.Dense(2)
+    rng = np.random.default_rng(0)
+    batch = rng.standard_normal((8, 5)).astype(np.float32)
+    params = module.init(jax.random.key(0), batch)
+
+    def losses(params, batch):
+        return jnp.sum(module.apply(params, batch) ** 2, axis=1)
+
+    settings = {**SETTINGS, "expected_batch_size": 4.0, "clip": "automatic", "microbatch_size": 2}
+    vmap, ghost = (DPSGD(**settings, clipping_method=m).clipped_grad(losses) for m in ("vmap", "ghost"))
+    (expected, per_example), (actual, _) = (jax.jit(f)(params, batch) for f in (vmap, ghost))
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
+    # Sum over the EXPECTED batch size of four, though there are eight.
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(expected)))
+    assert norm <= 8 * 0.2 / 4
+    gradients = jax.vmap(jax.grad(lambda p, x: losses(p, x[None])[0]), (None, 0))(params, batch)
+    factors = 0.2 / (per_example.grad_norm + 0.01) / 4
+    by_hand = jax.tree.map(lambda g: np.einsum("b,b...->...", factors, g), gradients)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), expected, by_hand)
+    with pytest.raises(ValueError, match="ghost clipping has no rule"):
+        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(jnp.ones(5), batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected_batch_size": 0.0}, "expected_batch_size must be above 0"),
+        ({"expected_batch_size": 1001.0}, "at most the 1000 training examples"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier must be"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier must be"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier must be"),
+        ({"l2_clip_norm": math.inf}, "without a bound .* no amount of noise is private"),
+        ({"l2_clip_norm": 0.0}, "l2_clip_norm must be"),
+        ({"l2_clip_norm": math.nan}, "l2_clip_norm must be"),
+        ({"clipping_method": "loop"}, "'vmap' or 'ghost'"),
+        ({"max_batch_size": 60, "batch_multiple_of": 8}, "multiple of 8"),
+    ],
+)
+def test_refuses_numbers_that_do_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        DPSGD(**{**SETTINGS, **change})
+
+
+def test_is_one_consistent_set_of_numbers():
+    mechanism = DPSGD(**SETTINGS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mechanism.l2_clip_norm = 1.0
+    twice = dataclasses.replace(mechanism, l2_clip_norm=0.4)
+    assert twice.noise_std == pytest.approx(2 * mechanism.noise_std)

@@ -1,0 +1,199 @@
+"""A resumed run equals an uninterrupted one bit for bit: parameters, optimizer, noise, and the lines of its metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dp_rmt.data import fingerprint
+from dp_rmt.mechanism import DPSGD
+from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.checkpoint import Checkpoints
+from dp_rmt.training.evaluation import make_evaluator
+from dp_rmt.training.losses import label_losses
+from dp_rmt.training.metrics import MetricsWriter, read_metrics
+from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
+from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train_state import TrainState, Transforms, split_params
+from dp_rmt.training.train_step import make_train_step
+
+NUM_EXAMPLES, LENGTH, WORDS, WIDTH = 40, 6, 10, 12
+MECHANISM = DPSGD(
+    num_examples=NUM_EXAMPLES, expected_batch_size=8.0, num_steps=9, noise_multiplier=0.7, l2_clip_norm=0.5,
+    max_batch_size=20, batch_multiple_of=4, microbatch_size=4, accountant="rdp",
+)  # fmt: skip
+SAMPLING_SEED = 2**90 + 3
+
+
+def make_arrays():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, LENGTH + 1, NUM_EXAMPLES)
+    mask = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
+    ids = rng.integers(1, WORDS, (NUM_EXAMPLES, LENGTH)).astype(np.int32) * mask
+    return {"input_ids": ids, "attention_mask": mask, "label": (ids.sum(axis=1) % 2).astype(np.int32)}
+
+
+def logits(params, batch):
+    hidden = jnp.sum(params["embedding"][batch["input_ids"]] * batch["attention_mask"][..., None], axis=1)
+    return jnp.tanh(hidden @ params["hidden"]["kernel"]) @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+@pytest.fixture(scope="module")
+def training():
+    """What every run shares; compiled once. The denoiser and Adam keep state of their own."""
+    arrays, mesh = make_arrays(), data_mesh(jax.devices()[:1])
+    schedule = optax.linear_schedule(0.1, 0.0, MECHANISM.num_steps)
+    noise, denoise = MECHANISM.noise(noise_key(11)), MECHANISM.denoiser(below_edge="keep")
+    transforms = Transforms(noise, denoise, optax.adamw(schedule))
+    rng = np.random.default_rng(1)
+    initial = {
+        "embedding": rng.standard_normal((WORDS, WIDTH), np.float32) / 3,
+        "hidden": {"kernel": rng.standard_normal((WIDTH, 16), np.float32) / 3},
+        "out": {"kernel": rng.standard_normal((16, 2), np.float32) / 3, "bias": np.zeros(2, np.float32)},
+    }
+    params, frozen = split_params(initial, "hidden|out")
+    train_step = make_train_step(MECHANISM, lambda p, b: label_losses(logits(p, b), b["label"]), transforms)
+    loop = TrainLoop(
+        train_step=jit_train_step(train_step, mesh),
+        mechanism=MECHANISM,
+        delta=1e-3,
+        arrays=arrays,
+        lengths=(3, LENGTH),
+        evaluators={"dev": make_evaluator(logits, arrays, metrics=("accuracy",), lengths=(LENGTH,), batch_size=16)},
+        learning_rate=schedule,
+        eval_every=3,
+        checkpoint_every=2,
+    )
+
+    def fresh_state(seed=11):
+        noise = dataclasses.replace(transforms, noise=MECHANISM.noise(noise_key(seed)))
+        return place(jax.tree.map(np.array, TrainState.create(noise, params, frozen)), mesh)
+
+    return SimpleNamespace(loop=loop, fresh_state=fresh_state, identity={"train_data": fingerprint(arrays)})
+
+
+def run(training, folder, *, until=None, seeds=(11, SAMPLING_SEED), **changes):
+    """One process's worth: new objects, restored from the folder if there is a checkpoint."""
+    checkpoints = Checkpoints(folder / "checkpoints", training.identity)
+    state, sampling_seed = training.fresh_state(seeds[0]), seeds[1]
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, sampling_seed = restored
+    first_step = int(state.step)
+    loop, metrics = dataclasses.replace(training.loop, **changes), MetricsWriter(folder / "metrics.jsonl")
+    state = loop.run(state, MECHANISM.sampling(sampling_seed), checkpoints, metrics, until=until)
+    state = jax.device_get(state)
+    checkpoints.close()
+    return state, first_step
+
+
+def lines(folder):
+    """The metrics without the seconds, which no two runs share."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    state, _ = run(training, folder)
+    return state, lines(folder)
+
+
+def assert_same_state(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_an_uninterrupted_run_does_what_it_should(training, uninterrupted):
+    state, metrics = uninterrupted
+    assert int(state.step) == int(state.noise.step) == MECHANISM.num_steps
+    evaluated = [line["step"] for line in metrics if "eval/dev/accuracy" in line]
+    trained = [line["step"] for line in metrics if "learning_rate" in line]
+    assert evaluated == [0, 3, 6, 9]
+    assert trained == list(range(1, 10))
+    assert all("nonprivate/loss" in line and "denoise/kept_rank" in line for line in metrics if "epsilon" in line)
+    epsilons = [line["epsilon"] for line in metrics if "epsilon" in line]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == MECHANISM.epsilon(9, 1e-3)
+    before = jax.device_get(training.fresh_state())
+    assert_same_state(state.frozen, before.frozen)
+    assert not np.array_equal(state.params["hidden"]["kernel"], before.params["hidden"]["kernel"])
+
+
+@pytest.mark.parametrize("stops", [(3,), (6,), (3, 6)])
+def test_resumed_equals_uninterrupted(training, uninterrupted, tmp_path, stops):
+    """Stopped where it would be evaluated anyway. Other seeds on resuming: those of the checkpoint count."""
+    for stop in stops:
+        state, _ = run(training, tmp_path, until=stop)
+        assert int(state.step) == stop
+    state, first_step = run(training, tmp_path, seeds=(99, 98))
+    assert first_step == stops[-1]
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_killed_between_checkpoints(training, uninterrupted, tmp_path):
+    """Checkpoints every two steps and at the stop; the newest is lost, and lines of later steps are there already."""
+    run(training, tmp_path, until=7)
+    shutil.rmtree(tmp_path / "checkpoints" / "7")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "unfinished": ')
+    state, first_step = run(training, tmp_path)
+    assert first_step == 6
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_killed_before_the_first_checkpoint(training, uninterrupted, tmp_path):
+    """It starts over, with the seeds it was given."""
+    run(training, tmp_path, until=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    state, first_step = run(training, tmp_path)
+    assert first_step == 0
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_checkpoints_at_uneven_steps_change_nothing(training, uninterrupted, tmp_path):
+    """Every fourth step, then every one, stopped at five: only the evaluation at the stop is in addition."""
+    run(training, tmp_path, until=5, checkpoint_every=4)
+    state, first_step = run(training, tmp_path, checkpoint_every=1)
+    assert first_step == 5
+    assert_same_state(state, uninterrupted[0])
+    in_addition = [line for line in lines(tmp_path) if line not in uninterrupted[1]]
+    assert [(line["step"], "eval/dev/loss" in line) for line in in_addition] == [(5, True)]
+    assert [line for line in lines(tmp_path) if line not in in_addition] == uninterrupted[1]
+
+
+def test_a_finished_run_is_left_as_it_is(training, uninterrupted, tmp_path):
+    run(training, tmp_path)
+    state, first_step = run(training, tmp_path)
+    assert first_step == MECHANISM.num_steps
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_until_zero_takes_no_step(training, tmp_path):
+    state, _ = run(training, tmp_path, until=0)
+    assert int(state.step) == 0
+
+
+@pytest.mark.parametrize("seeds", [(12, SAMPLING_SEED), (11, SAMPLING_SEED + 1)])
+def test_noise_and_batches_depend_on_their_seeds(training, uninterrupted, tmp_path, seeds):
+    """Or the equalities above would say little."""
+    state, _ = run(training, tmp_path, seeds=seeds)
+    assert (state.params["hidden"]["kernel"] != uninterrupted[0].params["hidden"]["kernel"]).all()
+
+
+def test_resuming_on_other_data_is_refused(training, tmp_path):
+    run(training, tmp_path, until=1)
+    other = SimpleNamespace(**{**vars(training), "identity": {"train_data": "another fingerprint"}})
+    with pytest.raises(ValueError, match=r"train_data: checkpoint '\w{64}', now 'another fingerprint'"):
+        run(other, tmp_path)
