@@ -20,15 +20,15 @@ def get_config() -> ConfigDict:
     config.data.length_groups = (16, 22)
     config.model.trainable = "^(?!encoder/embeddings)"
     config.privacy.epsilon = 3.0
-    config.privacy.expected_batch_size = 1024
+    config.privacy.expected_batch_size = 2000
     config.privacy.l2_clip_norm = 0.1
     config.privacy.sampling_seed = 1
     config.privacy.noise_seed = 2
-    config.optimizer.learning_rate = 1e-3
-    config.train.num_steps = 60
+    config.optimizer.learning_rate = 2e-3
+    config.train.num_steps = 40
     config.train.eval_every = 5
     config.train.microbatch_size = 128
-    config.train.checkpoint_every = 30
+    config.train.checkpoint_every = 20
     config.arms = {"denoised": {"denoise": {"enabled": True}}, "noisy": {"denoise": {"enabled": False}}}
     config.synthetic = ConfigDict(
         {
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
             "hidden_size": 64,
             "num_layers": 2,
             "num_heads": 4,
-            "num_steps": 200,
+            "num_steps": 70,
             "batch_size": 64,
             "learning_rate": 1e-3,
         }
