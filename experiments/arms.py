@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
     is_private = mechanism.noise_multiplier > 0
     seeds_given = privacy.sampling_seed is not None or privacy.noise_seed is not None
 
+    @functools.cache  # by privacy loss distributions it takes a second
     def epsilon(accountant: Accountant) -> float | None:
         return mechanism.epsilon(steps_done, delta, accountant) if is_private else None
 

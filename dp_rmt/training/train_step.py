@@ -56,7 +56,7 @@ def make_train_step(
         )
         params = state.params
         if axis_name is not None:
-            # Else shard_map sums the gradients of replicated parameters over the devices itself: before they are clipped.
+            # Else shard_map sums the gradients of replicated parameters over the devices itself: before clipping them.
             params = jax.lax.pcast(params, axis_name, to="varying")
         parts = [clipped_grad(params, batch, is_padding_example=padding) for batch, padding in groups]
         grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])

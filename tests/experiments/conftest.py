@@ -96,7 +96,7 @@ def _make_config(corpus: Path, model: Path, cache_dir: Path, changes: dict[str, 
     config.data.path, config.data.cache_dir = str(corpus), str(cache_dir)
     config.data.max_length, config.data.length_groups = MAX_LENGTH, ()  # a group more is a trace more
     config.model.path, config.model.trainable = str(model), "^(?!encoder/embeddings)"
-    config.privacy.epsilon, config.privacy.delta = 2.0, 1e-3
+    config.privacy.epsilon, config.privacy.delta = 0.5, 1e-3  # the smaller, the faster
     config.privacy.expected_batch_size = 24
     config.privacy.sampling_seed, config.privacy.noise_seed = 1, 2
     config.denoise.enabled = False

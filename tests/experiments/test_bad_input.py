@@ -217,7 +217,7 @@ def test_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig
     changed = make_config({"privacy.epsilon": 1.0, "optimizer.learning_rate": 1.0})
     with pytest.raises(ValueError, match="holds another experiment; its config") as caught:
         arms.prepare(changed, tmp_path / "run")
-    differences = "  optimizer.learning_rate: there 0.0005, now 1.0\n  privacy.epsilon: there 2.0, now 1.0\n"
+    differences = "  optimizer.learning_rate: there 0.0005, now 1.0\n  privacy.epsilon: there 0.5, now 1.0\n"
     assert f"config.json differs:\n{differences}Give a new --workdir, or repeat the settings" in str(caught.value)
     with pytest.raises(ValueError, match=r"arms\.a\.denoise\.enabled: there None, now True"):
         arms.prepare(make_config({"arms": {"a": {"denoise": {"enabled": True}}}}), tmp_path / "run")

@@ -1,7 +1,7 @@
 """A small private run, as a program for a process of its own: ``python three_steps.py KIND... OUT.npz``.
 
-The kinds are ways to divide the examples over all devices there are; each writes its parameters after every step, and its
-metrics, under ``KIND/step/path``.
+The kinds are ways to divide the examples over all devices there are; each writes its parameters after every step, and
+its metrics, under ``KIND/step/path``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def empty_sample(step):
 
 def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noise=False):
     mechanism = DPSGD(
-        num_examples=200, expected_batch_size=20.0, num_steps=NUM_STEPS, noise_multiplier=0.4, l2_clip_norm=0.5,
+        num_examples=200, expected_batch_size=20.0, num_steps=NUM_STEPS, noise_multiplier=0.2, l2_clip_norm=0.5,
         max_batch_size=BATCH, microbatch_size=microbatch_size, clipping_method=clipping_method,
     )  # fmt: skip
     module = Network()
@@ -94,7 +94,7 @@ def pmap(samples, **options):
 def shard_map(samples, **options):
     """With its default settings, which sum gradients of replicated parameters over the devices unasked."""
     mesh, spec = data_mesh(), jax.sharding.PartitionSpec
-    state, step = build(axis_name=AXIS, **{"microbatch_size": 1, **options})
+    state, step = build(axis_name=AXIS, **options)
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(spec(), spec(AXIS)), out_specs=spec())
     return repeat(jax.jit(mapped), place(state, mesh), samples)
 
@@ -102,13 +102,11 @@ def shard_map(samples, **options):
 KINDS = {
     "jit": functools.partial(jit, sample),
     "jit_ghost": functools.partial(jit, sample, clipping_method="ghost"),
-    "jit_whole": functools.partial(jit, sample, microbatch_size=None),
     "jit_noise": functools.partial(jit, empty_sample, only_noise=True),
     "pmap": functools.partial(pmap, sample),
     "pmap_ghost": functools.partial(pmap, sample, clipping_method="ghost"),
     "pmap_noise": functools.partial(pmap, empty_sample, only_noise=True),
-    "shard_map": functools.partial(shard_map, sample),
-    "shard_map_whole": functools.partial(shard_map, sample, microbatch_size=None),
+    "shard_map": functools.partial(shard_map, sample, microbatch_size=None),
 }
 
 
