@@ -14,11 +14,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.training.metrics import read_metrics, write_atomically
-from experiments import arms, assemble
+from experiments import arms, assemble, command_line
 from experiments.settings import arm_configs
 from experiments.workdir import as_json, claim_workdir
 
@@ -98,4 +98,4 @@ def _record(arm: arms.Arm) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -84,30 +84,28 @@ def test_equals_a_loop_over_examples_of_a_network(microbatch_size):
 
 def test_every_leaf_counts_in_the_norm():
     params, batch = gradients()
+    function = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))
     for name in SHAPES:
         other = {**batch, name: np.zeros_like(batch[name])}
-        with_leaf, without = (clipped_grad(linear_losses, l2_clip_norm=1.0)(params, b)[1] for b in (batch, other))
+        with_leaf, without = (function(params, b)[1] for b in (batch, other))
         lost = with_leaf.grad_norm**2 - without.grad_norm**2
         np.testing.assert_allclose(lost, (flat(batch[name], BATCH) ** 2).sum(axis=1), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", ["flat", "automatic"])
 @pytest.mark.parametrize("microbatch_size", [None, 2])
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
-def test_padding_contributes_exactly_zero(clip, microbatch_size, garbage):
+def test_padding_contributes_exactly_zero(clip, microbatch_size):
     params, batch = gradients()
     is_padding = np.array([False, True, False, False, True, True])
     function = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0, clip=clip, microbatch_size=microbatch_size))
-    zeros, spoilt = ({name: x.copy() for name, x in batch.items()} for _ in range(2))
-    for name in SHAPES:
-        zeros[name][is_padding], spoilt[name][is_padding] = 0.0, garbage
-    (expected, _), (gradient, per_example) = (
-        function(params, b, is_padding_example=is_padding) for b in (zeros, spoilt)
-    )
-    jax.tree.map(np.testing.assert_array_equal, gradient, expected)  # bit for bit
-    assert flat(expected).any()
-    assert not np.any(per_example.loss[is_padding])
-    assert not np.any(per_example.grad_norm[is_padding])
+    gradient, _ = function(params, batch, is_padding_example=is_padding)
+    for garbage in (0.0, np.nan, np.inf, 1e30):
+        for x in batch.values():
+            x[is_padding] = garbage
+        again, per_example = function(params, batch, is_padding_example=is_padding)
+        jax.tree.map(np.testing.assert_array_equal, again, gradient)  # bit for bit
+        assert not np.any(per_example.loss[is_padding])
+        assert not np.any(per_example.grad_norm[is_padding])
     alone, _ = expected_sum(flat(batch, BATCH)[~is_padding], 1.0, clip)
     np.testing.assert_allclose(flat(gradient), alone, rtol=0, atol=1e-6)
 
@@ -146,8 +144,7 @@ def test_an_infinite_clip_norm_is_the_plain_sum():
     np.testing.assert_allclose(flat(gradient), flat(batch, BATCH).sum(axis=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kept", "expected_calls"), [(0, 0), (1, 2), (2, 2), (3, 4), (6, 6)])
-def test_trailing_microbatches_of_padding_are_not_computed(kept, expected_calls):
+def test_trailing_microbatches_of_padding_are_not_computed():
     """Rows of microbatch j of 3 are j and j + 3: the first rows of each, filled in this order."""
     calls = []
 
@@ -156,17 +153,18 @@ def test_trailing_microbatches_of_padding_are_not_computed(kept, expected_calls)
         return linear_losses(params, batch)
 
     params, batch = gradients()
-    is_padding = ~np.isin(np.arange(BATCH), [0, 3, 1, 4, 2, 5][:kept])
-    gradient, per_example = jax.jit(clipped_grad(losses, l2_clip_norm=1.0, microbatch_size=2))(
-        params, batch, is_padding_example=is_padding
-    )
-    jax.block_until_ready(gradient)
-    jax.effects_barrier()
-    assert len(calls) == expected_calls
-    expected, norms = expected_sum(flat(batch, BATCH), 1.0, "flat")
-    np.testing.assert_allclose(per_example.grad_norm, np.where(is_padding, 0, norms), rtol=1e-6)
-    expected, _ = expected_sum(flat(batch, BATCH)[~is_padding], 1.0, "flat")
-    np.testing.assert_allclose(flat(gradient), expected, rtol=0, atol=1e-6)
+    function = jax.jit(clipped_grad(losses, l2_clip_norm=1.0, microbatch_size=2))
+    for kept, expected_calls in [(0, 0), (1, 2), (2, 2), (3, 4), (6, 6)]:
+        calls.clear()
+        is_padding = ~np.isin(np.arange(BATCH), [0, 3, 1, 4, 2, 5][:kept])
+        gradient, per_example = function(params, batch, is_padding_example=is_padding)
+        jax.block_until_ready(gradient)
+        jax.effects_barrier()
+        assert len(calls) == expected_calls
+        expected, norms = expected_sum(flat(batch, BATCH), 1.0, "flat")
+        np.testing.assert_allclose(per_example.grad_norm, np.where(is_padding, 0, norms), rtol=1e-6)
+        expected, _ = expected_sum(flat(batch, BATCH)[~is_padding], 1.0, "flat")
+        np.testing.assert_allclose(flat(gradient), expected, rtol=0, atol=1e-6)
 
 
 def test_norms_and_sums_are_float32_for_bfloat16_parameters():
@@ -181,7 +179,7 @@ def test_norms_and_sums_are_float32_for_bfloat16_parameters():
 def test_float64_parameters_keep_their_precision():
     with jax.enable_x64(True):
         params, batch = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients())
-        gradient, per_example = clipped_grad(linear_losses, l2_clip_norm=1.0)(params, batch)
+        gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(params, batch)
         assert per_example.grad_norm.dtype == np.float64
         np.testing.assert_allclose(flat(gradient), expected_sum(flat(batch, BATCH), 1.0, "flat")[0], rtol=1e-13)
 

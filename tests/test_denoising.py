@@ -121,8 +121,11 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "transposed"),
+    [(variant, False) for variant in VARIANTS] + [(variant, True) for variant in VARIANTS[:6]],
+    ids=str,
+)
 def test_equals_the_brute_force(variant, transposed):
     noisy, _ = noisy_matrices()
     noisy = noisy.swapaxes(1, 2) if transposed else noisy
@@ -223,9 +226,10 @@ def test_diagnostics_are_those_of_the_last_update():
     denoise = denoise_matrices(NOISE_STD)
     state = denoise.init(updates)
     assert int(state.step) == 0
-    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, apply(denoise, updates)[1])
-    _, state = denoise.update(jax.tree.map(lambda x: 0 * x, updates), state)
-    _, state = denoise.update(updates, state)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, jax.eval_shape(denoise.update, updates, state)[1])
+    update = jax.jit(denoise.update)
+    _, state = update(jax.tree.map(lambda x: 0 * x, updates), state)
+    _, state = update(updates, state)
     assert int(state.step) == 2
     edge = NOISE_STD * (np.sqrt(24) + np.sqrt(40))
     expected = np.linalg.svd(noisy, compute_uv=False)[:, 0] / edge
@@ -296,7 +300,7 @@ MANY_LEAVES = """
 import jax, jax.numpy as jnp, optax
 import dp_rmt
 
-params = {f"layer_{i}": {"kernel": jnp.ones((2, 32 + 8 * i, 64))} for i in range(6)}
+params = {f"layer_{i}": {"kernel": jnp.ones((2, 32 + 8 * i, 64))} for i in range(4)}
 for svd in ("exact", "gram"):
     noise = dp_rmt.add_gaussian_noise(0.1, jax.random.key(0))
     chain = optax.chain(noise, dp_rmt.denoise_matrices(0.1, svd=svd), optax.adam(1e-3))
@@ -309,8 +313,9 @@ for svd in ("exact", "gram"):
 
 
 def test_many_leaves_in_one_program_do_not_hang():
-    """jaxlib 0.10.2 hangs on the CPU when decompositions of one program overlap; here with its default settings."""
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    """jaxlib 0.10.2 hangs on the CPU when decompositions of one program overlap; here without the setting that
+    makes XLA run the parts of a program in order."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # quicker to compile
     finished = subprocess.run(
         [sys.executable, "-c", MANY_LEAVES], env=environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -88,13 +88,11 @@ def test_epsilon_is_the_accountants(accountant):
 
 def test_calibrated_reaches_its_target_and_no_less():
     settings = {name: value for name, value in SETTINGS.items() if name != "noise_multiplier"}
-    mechanism = DPSGD.calibrated(epsilon=2.0, delta=1e-5, **settings)
-    assert mechanism == DPSGD(**settings, noise_multiplier=mechanism.noise_multiplier)
+    mechanism = DPSGD.calibrated(epsilon=2.0, delta=1e-5, **settings, max_batch_size=40)
+    assert mechanism == DPSGD(**settings, max_batch_size=40, noise_multiplier=mechanism.noise_multiplier)
     assert 1.97 < mechanism.epsilon(mechanism.num_steps, 1e-5) <= 2.0
-    # A batch shape that is often overflown costs noise.
-    truncated = DPSGD.calibrated(epsilon=2.0, delta=1e-5, **settings, max_batch_size=40)
-    assert truncated.noise_multiplier > mechanism.noise_multiplier * 1.1
-    assert truncated.epsilon(truncated.num_steps, 1e-5) <= 2.0
+    # A batch shape that overflows in every other step costs privacy; one that never does is cheaper.
+    assert dataclasses.replace(mechanism, max_batch_size=80).epsilon(mechanism.num_steps, 1e-5) < 1.8
 
 
 def test_both_methods_of_clipping_give_the_same_gradient():

@@ -35,7 +35,7 @@ PARAMS = jnp.asarray(np.random.default_rng(1).standard_normal((9, 3)), jnp.float
 
 
 @pytest.mark.parametrize("lengths", [(8,), (2, 5, 8), (1, 2, 3, 4, 5, 6, 7, 8)])
-@pytest.mark.parametrize("batch_size", [1, 4, 23, 100])
+@pytest.mark.parametrize("batch_size", [4, 100])
 def test_scores_are_those_of_all_rows_at_once(lengths, batch_size):
     arrays = make_arrays()
     evaluate = make_evaluator(bag_of_words, arrays, metrics=("accuracy",), lengths=lengths, batch_size=batch_size)
