@@ -1,6 +1,6 @@
 """The experiments; each module runs as ``python -m experiments.NAME``.
 
-Two settings of the CPU back end, made before it starts; the user's own values are left alone:
+Settings that must be made before the libraries load; the user's own values are left alone. Two are for JAX on the CPU:
 
 - OpenBLAS has one thread: XLA runs LAPACK calls from threads of its own, and with both multi-threaded an
   eigendecomposition takes ten times as long.
@@ -10,6 +10,8 @@ Two settings of the CPU back end, made before it starts; the user's own values a
 
 import os
 
+# Tokenizers and configs are all that is used of transformers; it need not complain that there is no torch.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 if _IN_ORDER not in os.environ.get("XLA_FLAGS", ""):

@@ -22,7 +22,7 @@ from experiments import arms, assemble, command_line
 from experiments.settings import arm_configs
 from experiments.workdir import as_json, claim_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/sst2_minilm.py")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; use configs/sst2_minilm.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sst2_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_minilm", "Folder of the records.")
 _RATES = flags.DEFINE_multi_float("learning_rates", [1e-4, 3e-4, 1e-3], "Learning rates to choose from.")
@@ -98,4 +98,5 @@ def _record(arm: arms.Arm) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
     command_line.run(main)
