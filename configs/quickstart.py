@@ -3,7 +3,10 @@
 The project generates reviews by a grammar, pre-trains a small encoder on a few public ones, and
 fine-tunes it on the private ones (sentiment) at epsilon 3, with denoising and without, on the same seeds.
 
-Source: this project. Expected: see the README. Cost: under 4 minutes on 2 CPU cores.
+Source: this project.
+Expected: the same learning rate for both arms, one seed: accuracy 69.4% with denoising and 52.9% without at update 10,
+73.4% and 72.4% at the end (JAX 0.10.2).
+Cost: 2 minutes 45 seconds of CPU, under 4 minutes on 2 busy CPU cores.
 Command: python -m experiments.finetune --config=configs/quickstart.py
 """
 

@@ -216,7 +216,7 @@ def test_padding_reaches_nothing():
     state, train_step = linear_problem(MECHANISM, transforms)
     is_padding = np.arange(BATCH) % 3 == 1
     results = []
-    for garbage in (0.0, np.nan, 1e30):
+    for garbage in (0.0, 1.0, np.nan, 1e30):
         batch = {name: np.where(is_padding.reshape(-1, *[1] * (x.ndim - 1)), np.float32(garbage), x)
                  for name, x in linear_batch(1).items()}  # fmt: skip
         results.append(train_step(state, [(batch, is_padding)]))
