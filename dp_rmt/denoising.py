@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -125,21 +126,9 @@ def denoise_matrices(
             diagnostics[path] = MatrixDiagnostics(jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.float32))
         return DenoiseState(jnp.zeros([], jnp.int32), diagnostics)
 
-    def denoise(matrices: jax.Array, std: jax.Array) -> tuple[jax.Array, MatrixDiagnostics]:
-        rows, cols = matrices.shape[1:]
-        basis, values = singular_values.short_side_svd(matrices, method=svd)
-        shrunken = SHRINKERS[shrinker](values, rows=rows, cols=cols, noise_std=std)
-        kept = gate.passes(values, rows=rows, cols=cols, noise_std=std) & (shrunken > 0)
-        weights = jnp.where(kept, shrunken / jnp.where(kept, values, 1.0), 1.0 if below_edge == "keep" else 0.0)
-        denoised = singular_values.scale_spectrum(matrices, basis, weights)
-        denoised = denoised * _norm_correction(matrices, denoised, std, rescale)[:, None, None]
-        accepted = jnp.any(kept, axis=1)
-        edge = marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=std)
-        top_over_edge = (values[:, 0] / jnp.maximum(edge, jnp.finfo(values.dtype).tiny)).astype(jnp.float32)
-        return (
-            jnp.where(accepted[:, None, None], denoised, matrices),
-            MatrixDiagnostics(jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge),
-        )
+    denoise = functools.partial(
+        _denoise, shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, svd=svd
+    )
 
     def update(updates: Params, state: DenoiseState, params: Params | None = None):
         del params
@@ -151,9 +140,8 @@ def denoise_matrices(
         for path, leaf in matrix_view.leaves_by_path(updates):
             if path in matrices:
                 wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-                # One decomposition at a time: jaxlib's LAPACK calls wait for workers of the pool that they run on, and
-                # on few cores two at once wait for each other for ever (jaxlib 0.10.2). `after` is always 0, but XLA
-                # does not know.
+                # One decomposition at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever
+                # (jaxlib 0.10.2, seen on two cores). `after` is always 0, but XLA does not know.
                 noisy = matrix_view.to_matrices(wide, matrices[path]) + after.astype(wide.dtype)
                 denoised, diagnostics[path] = denoise(noisy, jnp.asarray(std, wide.dtype))
                 after = jnp.minimum(jnp.sum(diagnostics[path].kept_rank), 0)
@@ -162,6 +150,33 @@ def denoise_matrices(
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), DenoiseState(state.step + 1, diagnostics)
 
     return optax.GradientTransformation(init, update)
+
+
+def _denoise(
+    matrices: jax.Array,
+    std: jax.Array,
+    *,
+    shrinker: Shrinker,
+    gate: Kappa,
+    rescale: Rescale,
+    below_edge: BelowEdge,
+    svd: Literal["exact", "gram"],
+) -> tuple[jax.Array, MatrixDiagnostics]:
+    """Matrices (B, rows, cols) of one leaf, and what was seen in each; see `denoise_matrices` for the equation."""
+    rows, cols = matrices.shape[1:]
+    basis, values = singular_values.short_side_svd(matrices, method=svd)
+    shrunken = SHRINKERS[shrinker](values, rows=rows, cols=cols, noise_std=std)
+    kept = gate.passes(values, rows=rows, cols=cols, noise_std=std) & (shrunken > 0)
+    weights = jnp.where(kept, shrunken / jnp.where(kept, values, 1.0), 1.0 if below_edge == "keep" else 0.0)
+    denoised = singular_values.scale_spectrum(matrices, basis, weights)
+    denoised = denoised * _norm_correction(matrices, denoised, std, rescale)[:, None, None]
+    accepted = jnp.any(kept, axis=1)
+    edge = marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=std)
+    top_over_edge = (values[:, 0] / jnp.maximum(edge, jnp.finfo(values.dtype).tiny)).astype(jnp.float32)
+    return (
+        jnp.where(accepted[:, None, None], denoised, matrices),
+        MatrixDiagnostics(jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge),
+    )
 
 
 def _norm_correction(noisy: jax.Array, denoised: jax.Array, std: jax.Array, rescale: Rescale) -> jax.Array:
