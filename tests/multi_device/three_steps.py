@@ -54,7 +54,11 @@ def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noi
         max_batch_size=BATCH, microbatch_size=microbatch_size, clipping_method=clipping_method,
     )  # fmt: skip
     module = Network()
-    params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, FEATURES), np.float32))["params"]
+    rng = np.random.default_rng(0)
+    params = {
+        name: {"kernel": rng.standard_normal(shape, np.float32) / 4, "bias": np.zeros(shape[1], np.float32)}
+        for name, shape in (("in", (FEATURES, 16)), ("out", (16, 2)))
+    }
     noise = mechanism.noise(noise_key(4))
     transforms = (
         Transforms(noise, optax.identity(), optax.sgd(1.0))
@@ -104,7 +108,6 @@ KINDS = {
     "jit_ghost": functools.partial(jit, sample, clipping_method="ghost"),
     "jit_noise": functools.partial(jit, empty_sample, only_noise=True),
     "pmap": functools.partial(pmap, sample),
-    "pmap_ghost": functools.partial(pmap, sample, clipping_method="ghost"),
     "pmap_noise": functools.partial(pmap, empty_sample, only_noise=True),
     "shard_map": functools.partial(shard_map, sample, microbatch_size=None),
 }

@@ -15,6 +15,7 @@ import pytest
 from dp_rmt.data import fingerprint
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training import train
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import label_losses
@@ -76,7 +77,9 @@ def training():
         noise = dataclasses.replace(transforms, noise=MECHANISM.noise(noise_key(seed)))
         return place(jax.tree.map(np.array, TrainState.create(noise, params, frozen)), mesh)
 
-    return SimpleNamespace(loop=loop, fresh_state=fresh_state, identity={"train_data": fingerprint(arrays)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPSILON_POINTS", 3)  # accounting would take most of the time of these tests
+        yield SimpleNamespace(loop=loop, fresh_state=fresh_state, identity={"train_data": fingerprint(arrays)})
 
 
 def run(training, folder, *, until=None, seeds=(11, SAMPLING_SEED), **changes):
@@ -118,10 +121,9 @@ def test_an_uninterrupted_run_does_what_it_should(training, uninterrupted):
     trained = [line["step"] for line in metrics if "learning_rate" in line]
     assert evaluated == [0, 3, 6, 9]
     assert trained == list(range(1, 10))
-    assert all("nonprivate/loss" in line and "denoise/kept_rank" in line for line in metrics if "epsilon" in line)
-    epsilons = [line["epsilon"] for line in metrics if "epsilon" in line]
-    assert epsilons == sorted(epsilons)
-    assert epsilons[-1] == MECHANISM.epsilon(9, 1e-3)
+    assert all({"nonprivate/loss", "denoise/kept_rank"} <= line.keys() for line in metrics if "learning_rate" in line)
+    epsilons = {line["step"]: line["epsilon"] for line in metrics if "epsilon" in line}
+    assert epsilons == {step: MECHANISM.epsilon(step, 1e-3) for step in (3, 6, 9)}
     before = jax.device_get(training.fresh_state())
     assert_same_state(state.frozen, before.frozen)
     assert not np.array_equal(state.params["hidden"]["kernel"], before.params["hidden"]["kernel"])
