@@ -25,8 +25,8 @@ from experiments.workdir import as_json, claim_workdir
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; use configs/sst2_minilm.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sst2_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_minilm", "Folder of the records.")
-_RATES = flags.DEFINE_multi_float("learning_rates", [1e-4, 3e-4, 1e-3], "Learning rates to choose from.")
-_SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 6, "Steps after which the learning rate is chosen.")
+_RATES = flags.DEFINE_multi_float("learning_rates", [2e-4, 5e-4, 1e-3], "Learning rates to choose from.")
+_SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 12, "Steps after which the learning rate is chosen.")
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
 _SEED = flags.DEFINE_integer("study_seed", 0, "Of sampling and noise, shared by all runs: the data is public.")
 
