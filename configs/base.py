@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = placeholder(float)  # either epochs or num_steps
     config.train.num_steps = placeholder(int)
-    config.train.clipping_method = "ghost"  # or "vmap", for models of layers without a rule
-    config.train.microbatch_size = 32
+    config.train.clipping_method = "auto"  # or "bookkeeping", "ghost"; "vmap" for layers without a rule
+    config.train.microbatch_size = 32  # examples differentiated at once; 0: as many as fit into the memory
     config.train.eval_every = 20
     config.train.eval_batch_size = 128
     config.train.checkpoint_every = 50

@@ -7,8 +7,6 @@ the launcher of its code (lxuechen/private-transformers, examples/classification
 
 Where this differs:
 
-- Trained is everything but the word embedding, which text infilling uses twice (in the encoder and, tied, in the
-  scores of the label words), and the bias of these scores: ghost clipping has no rule for either. The paper trains all.
 - delta is N^-1.1, batches are Poisson samples of at most 5 standard deviations more than expected, and epsilon is
   computed by privacy loss distributions.
 - There is no dropout.
@@ -42,7 +40,6 @@ def roberta(task: str, size: Literal["base", "large"]) -> ConfigDict:
     config.data.length_groups = (16, 32, 64, 128)
     config.model.path = f"roberta-{size}"
     config.model.head = "infilling"
-    config.model.trainable = "^(?!encoder/embeddings/word_embeddings|mlm_head/bias)"
     config.privacy.epsilon = 8.0
     config.privacy.l2_clip_norm = 0.1
     config.privacy.expected_batch_size = 1000 * SCALE[task]

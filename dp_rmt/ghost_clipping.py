@@ -1,19 +1,17 @@
-"""Clipped gradients at about the cost of an ordinary gradient: ghost clipping for Flax linen models.
+"""Clipped gradients at about the cost of an ordinary gradient, for Flax linen models.
 
-Ghost clipping replaces how single layers are differentiated, so it has to know them: this is the one file
-outside ``dp_rmt.models`` that imports flax. The loss function stays the user's own; the layers inside it are
-found by `flax.linen.intercept_methods` while it is traced.
+The loss function stays the user's own: the layers inside it are found while it is traced (`dp_rmt.ghost_layers`),
+each is differentiated by its rules (`dp_rmt.ghost_rules`, `dp_rmt.ghost_tap`), and every parameter is followed to the
+layers that use it (`dp_rmt.leaf_uses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 
 from dp_rmt.clipping import (
     ClippedGradient,
@@ -23,38 +21,15 @@ from dp_rmt.clipping import (
     clip_factors,
     summed_over_microbatches,
 )
-from dp_rmt.ghost_rules import (
-    LOOKUP,
-    MATRIX,
-    OFFSET,
-    SCALE,
-    LeafRule,
-    is_wide_float,
-    mark,
-    tap,
-    uses_of_leaves,
-)
+from dp_rmt.example_mixing import mixed_examples
+from dp_rmt.ghost_layers import LAYER_RULES, FoundLayer, intercepted
+from dp_rmt.ghost_rules import is_wide_float
+from dp_rmt.ghost_tap import tap, tap_tied_head, tap_tied_lookup
+from dp_rmt.leaf_uses import bytes_of_marked_outputs, mark, uses_of_leaves
+from dp_rmt.microbatch_size import default_memory_budget
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
-
-class LayerRule(NamedTuple):
-    """Rules of a layer's parameters, and the settings under which they hold."""
-
-    leaves: Mapping[str, LeafRule]
-    settings: Mapping[str, Any]
-
-
-LAYER_RULES: Mapping[type[nn.Module], LayerRule] = {
-    nn.Dense: LayerRule(
-        {"kernel": MATRIX, "bias": OFFSET},
-        {"dot_general": None, "dot_general_cls": None, "promote_dtype": promote_dtype},
-    ),
-    nn.LayerNorm: LayerRule(
-        {"scale": SCALE, "bias": OFFSET}, {"reduction_axes": -1, "feature_axes": -1, "axis_name": None}
-    ),
-    nn.Embed: LayerRule({"embedding": LOOKUP}, {"promote_dtype": promote_dtype}),
-}
-"""The layers with rules, for their ``__call__``. Subclasses may compute something else and have none."""
+Method = Literal["auto", "bookkeeping", "ghost"]
 
 
 def ghost_clipped_grad(
@@ -63,41 +38,53 @@ def ghost_clipped_grad(
     l2_clip_norm: float,
     normalize_by: float = 1.0,
     clip: ClippingStyle = "flat",
-    method: Literal["ghost"] = "ghost",
+    method: Method = "auto",
     microbatch_size: int | None = None,
+    memory_budget: int | None = None,
 ) -> ClippedGradient:
     """`dp_rmt.clipping.clipped_grad` without per-example gradients: the same numbers, sooner.
 
-    One forward and two backward passes. The first backward pass gives the norms ``||g_i||`` from what each
-    layer saw, and no gradient of a parameter; the second gives ``sum_i c_i g_i`` as the gradient of
-    ``sum_i c_i loss_i``, the clip factors ``c_i`` held constant (Li et al. 2022, section 4). That is 4/3 of
-    the operations of a plain gradient, and the norms (3/2 where matrices are frozen or under nn.remat).
+    A backward pass gives every layer's input ``x`` and output gradient ``g``, from which follow the norms ``||g_i||``
+    and, with the clip factors ``c_i``, the sum ``sum_i c_i g_i``. The methods differ in where the sum comes from:
 
-    Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too, up to the rounding of
-    the second backward pass: float32 for a float32 model. A bfloat16 model propagates ``c_i g`` with
-    relative errors of 2^-9 per operation, so a contribution can exceed the clip norm by about a percent.
+    - "bookkeeping" (Bu et al. 2023): from ``x`` and ``g``, kept for all layers at once. The operations of a plain
+      gradient and the norms; the memory of a plain gradient and ``g``.
+    - "ghost" (Li et al. 2022, section 4): from a second backward pass, with the ``c_i`` as cotangents of the losses.
+      4/3 of the operations of a plain gradient (3/2 where matrices are frozen) and the norms; its memory.
+    - "auto": book-keeping, unless all ``g`` together are larger than ``memory_budget``.
 
-    There are rules for the kernel and bias of Dense, the scale and bias of LayerNorm, and the lookup of
-    Embed, alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype. Every
-    leaf of ``params`` is counted exactly once: each call traces ``per_example_losses`` and follows each leaf
-    to the layer that uses it. That takes time at every call, so jit the result.
+    Under nn.remat both cost 3/2, and little more memory than the plain gradient.
+
+    Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
+    a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
+    may be reported larger than `clipped_grad` has them. The second backward pass of "ghost" is not covered by this:
+    in float32 it errs by some 1e-6, in bfloat16 a contribution can exceed the clip norm by about a percent; take
+    "bookkeeping" there.
+
+    There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
+    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype;
+    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: each call traces
+    ``per_example_losses``, follows each leaf to the layer that uses it, and checks that no operation mixes examples.
+    That takes time at every call, so jit the result.
 
     Args:
-      per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples.
-        Frozen parameters are closed over: any layer may use them, in any way.
+      per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen
+        parameters are closed over: any layer may use them, in any way.
       l2_clip_norm: as in `clipped_grad`, like the arguments that follow.
       normalize_by: divides the sum; the EXPECTED batch size.
       clip: "flat" or "automatic".
-      method: "ghost", as described above.
+      method: "auto", "bookkeeping" or "ghost", as described above.
       microbatch_size: examples differentiated at once; None for all. Must divide the batch.
+      memory_budget: of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
 
     Returns:
       A `ClippedGradient`.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, a leaf has no rule, is used
-        more than once or is narrower than float32, or the losses have the wrong shape or dtype.
+      ValueError: an argument is out of range; or, from the returned function, a leaf has no rule, is used more than
+        once or is narrower than float32, an operation mixes examples, or the losses have the wrong shape or dtype.
 
+    >>> import flax.linen as nn
     >>> model = nn.Dense(1, use_bias=False)
     >>> losses = lambda params, batch: 0.5 * model.apply(params, batch)[:, 0] ** 2
     >>> params = {"params": {"kernel": jnp.ones((2, 1))}}
@@ -105,132 +92,103 @@ def ghost_clipped_grad(
     >>> [round(float(x), 3) for x in per_example.grad_norm]
     [4.0, 4.0]
     """
-    if method != "ghost":
-        raise ValueError(f"method must be 'ghost', got {method!r}")
+    if method not in ("auto", *_METHODS):
+        raise ValueError(f"method must be one of {', '.join(map(repr, ('auto', *_METHODS)))}, got {method!r}")
     check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
 
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
         layers = _check_every_leaf_is_counted_once(per_example_losses, params, batch)
-        probe = jnp.zeros(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
-        losses, pull_back = jax.vjp(
-            lambda p, q: _tapped_losses(per_example_losses, layers, p, batch, q), params, probe
-        )
-        norms = jnp.sqrt(pull_back(jnp.ones_like(losses))[1])
+        chosen = method if method != "auto" else _choose(layers.bytes_per_example * len(is_padding), memory_budget)
+
+        def tapped(params: Params, weights_B: jax.Array) -> jax.Array:
+            return _tapped_losses(per_example_losses, layers, params, batch, weights_B)
+
+        ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+        losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
+        norms = jnp.sqrt(jnp.maximum(squared_norms, 0.0))  # the rounding of a cross term can be negative
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
-        total, _ = pull_back(factors.astype(losses.dtype))
-        return total, PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
+        return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
 
     return summed_over_microbatches(
         clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
     )
 
 
-# ---- Finding the layers -----------------------------------------------------------------------------------
+# ---- The methods: (tapped losses, params, ones) -> (losses, squared norms, weights -> weighted sum) -----------------
+
+_Tapped = Callable[[Params, jax.Array], jax.Array]
+_Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-class FoundLayer(NamedTuple):
-    """A call, found while the losses are traced, of a layer of a type that has rules."""
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
+    """The sums of a backward pass are linear in the weights of the taps; what that linear map needs is the book."""
 
-    name: str  # type and path of the module
-    module: nn.Module
-    leaves: dict[str, jax.Array]
-    inputs: jax.Array
-    output: jax.Array  # computed with the leaves held constant
-    problem: str | None  # why the rules do not hold for this call
+    def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:
+        losses, pull_back = jax.vjp(tapped, params, weights_B)
+        sums, squared_norms = pull_back(jnp.ones_like(losses))
+        return sums, (losses, squared_norms)
 
-
-# Part of the key of every jit cache. A jitted function inside the losses that was traced elsewhere, without
-# the interceptor or with another probe, must be traced again.
-_tracing = jax.make_user_context(None)
+    _, weighted_sum, (losses, squared_norms) = jax.linearize(backward, ones, has_aux=True)
+    return losses, squared_norms, weighted_sum
 
 
-def _intercepted(
-    per_example_losses: PerExampleLosses,
-    params: Params,
-    batch: Batch,
-    batch_size: int,
-    on_layer: Callable[[FoundLayer], jax.Array],
-) -> jax.Array:
-    """The losses, with the output of each layer replaced by ``on_layer(FoundLayer)``."""
-    inside_layer = False
+def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
+    """With weights of one the sums of a backward pass are the gradient of the losses, weighted by their cotangents."""
+    losses, pull_back = jax.vjp(tapped, params, ones)
+    squared_norms = pull_back(jnp.ones_like(losses))[1]
 
-    def intercept(next_method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        nonlocal inside_layer
-        module: Any = context.module
-        has_rule = type(module) in LAYER_RULES and context.method_name == "__call__"
-        if inside_layer or not has_rule or "params" not in module.variables:
-            return next_method(*args, **kwargs)
-        inside_layer = True  # the layer's own computation below is intercepted too
-        try:
-            leaves = nn.meta.unbox(module.variables["params"])
-            constants = jax.lax.stop_gradient(leaves)
-            output = module.clone(parent=None).apply({"params": constants}, *args, **kwargs)
-            inputs = next(iter((*args, *kwargs.values())))
-            name = f"{type(module).__name__} {'/'.join(module.path)!r}"
-            problem = _problem(module, len(args) + len(kwargs), inputs.shape, batch_size)
-            return on_layer(FoundLayer(name, module, leaves, inputs, output, problem))
-        finally:
-            inside_layer = False
+    def weighted_sum(weights_B: jax.Array) -> Params:
+        # Without the barrier the compiler shares intermediate results of the two passes, and holds them in between.
+        again, weights_B = jax.lax.optimization_barrier((pull_back, weights_B))
+        return again(weights_B.astype(losses.dtype))[0]
 
-    with nn.intercept_methods(intercept), _tracing(object()):
-        losses = per_example_losses(params, batch)
-    if losses.shape != (batch_size,) or not is_wide_float(losses.dtype):
-        raise ValueError(
-            f"per_example_losses must return one loss per example, in float32 or wider: for {batch_size} "
-            f"examples it returned shape {losses.shape}, {losses.dtype}; do not average over the batch, and "
-            "cast the logits to float32"
-        )
-    return losses
+    return losses, squared_norms, weighted_sum
 
 
-def _problem(module: nn.Module, num_arguments: int, shape: tuple[int, ...], batch_size: int) -> str | None:
-    for setting, value in LAYER_RULES[type(module)].settings.items():
-        if getattr(module, setting) != value:
-            return f"with {setting}={getattr(module, setting)!r}, which the rule does not cover"
-    if num_arguments != 1:
-        return "called with more than its input, such as a mask"
-    if len(shape) < (1 if isinstance(module, nn.Embed) else 2) or shape[0] != batch_size:
-        shown = ", ".join("batch" if n == batch_size else str(n) for n in shape)
-        return (
-            f"whose input has shape ({shown}): the batch axis must come first, alone (broadcast what all "
-            "examples share, such as position ids)"
-        )
-    return None
+_METHODS: dict[str, Callable[[_Tapped, Params, jax.Array], _Outcome]] = {"bookkeeping": _bookkeeping, "ghost": _ghost}
 
 
-def _rule_input(layer: FoundLayer) -> jax.Array:
-    """What the rules of the layer's parameters take as ``x``."""
-    module: Any = layer.module
-    if isinstance(module, nn.LayerNorm):
-        wide = jnp.promote_types(layer.output.dtype, jnp.float32)
-        plain: Any = module.clone(parent=None, use_scale=False, use_bias=False, dtype=wide)
-        return plain.apply({}, layer.inputs)
-    if isinstance(module, nn.Embed):
-        if module.num_embeddings == 1:  # the one row, whatever the id
-            return jnp.zeros_like(layer.inputs)
-        return jnp.where(layer.inputs < 0, layer.inputs + module.num_embeddings, layer.inputs)
-    return layer.inputs.astype(layer.output.dtype)
+def _choose(bytes_kept: float, memory_budget: int | None) -> str:
+    limit = default_memory_budget() / 4 if memory_budget is None else memory_budget
+    return "bookkeeping" if bytes_kept <= limit else "ghost"
+
+
+class _Layers(NamedTuple):
+    """What is known of the layers of the losses."""
+
+    names: set[str]  # those whose rules are needed
+    tied: dict[str, str]  # those among them that share a table: lookup -> head
+    bytes_per_example: float  # of all their outputs
 
 
 def _tapped_losses(
-    per_example_losses: PerExampleLosses,
-    names: set[str],
-    params: Params,
-    batch: Batch,
-    probe: jax.Array,
+    per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
 ) -> jax.Array:
-    """The losses; differentiation gives ``probe`` the squared norm of each gradient (see `tap`)."""
-    missing = set(names)
+    """The losses; differentiation gives ``weights_B`` the squared norm of each gradient (see `dp_rmt.ghost_tap`)."""
+    missing = set(layers.names)
+    tickets: dict[str, tuple[jax.Array, Any]] = {}  # by the name of the head, from its lookup
 
     def on_layer(layer: FoundLayer) -> jax.Array:
-        if layer.name not in names:  # the rules do not hold, and no leaf of `params` needs them
+        if layer.name not in layers.names:  # the rules do not hold, and no leaf of `params` needs them
             return layer.output
         missing.discard(layer.name)
-        rules = LAYER_RULES[type(layer.module)].leaves
-        return tap(rules, layer.leaves, _rule_input(layer), layer.output, probe)
+        if layer.name in layers.tied:
+            (table,) = layer.leaves.values()
+            y, ticket = tap_tied_lookup(table, layer.inputs, layer.output, weights_B)
+            tickets[layers.tied[layer.name]] = (layer.inputs, ticket)
+            return y
+        if layer.name in layers.tied.values():
+            (table,) = layer.leaves.values()
+            if layer.name not in tickets:
+                raise ValueError(
+                    f"{layer.name} is called before the lookup in the same table; ghost clipping needs it after"
+                )
+            ids, ticket = tickets[layer.name]
+            return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
+        return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B)
 
-    losses = _intercepted(per_example_losses, params, batch, len(probe), on_layer)
+    losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
     if missing:
         raise ValueError(
             f"traced again, the losses no longer use {sorted(missing)}: per_example_losses must be a pure "
@@ -239,16 +197,14 @@ def _tapped_losses(
     return losses
 
 
-# ---- The law that every leaf is counted exactly once ------------------------------------------------------
+# ---- The laws that every leaf is counted exactly once, and that examples are not mixed ------------------------------
 
 # A batch size that no other axis is likely to have: an axis of that size is the batch axis.
 _TRACED_BATCH_SIZE = 7919
 
 
-def _check_every_leaf_is_counted_once(
-    per_example_losses: PerExampleLosses, params: Params, batch: Batch
-) -> set[str]:
-    """Raises unless each leaf is unused, or used once by a rule; returns the names of layers with rules."""
+def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> _Layers:
+    """Raises unless each leaf is unused, or used once by a rule, and the losses keep examples apart."""
     names: set[str] = set()
 
     def on_layer(layer: FoundLayer) -> jax.Array:
@@ -258,19 +214,28 @@ def _check_every_leaf_is_counted_once(
         return mark(f"{layer.name} {layer.problem}", layer.leaves, layer.output)
 
     def losses(params: Params, batch: Batch) -> jax.Array:
-        return _intercepted(per_example_losses, params, batch, _TRACED_BATCH_SIZE, on_layer)
+        return intercepted(per_example_losses, params, batch, _TRACED_BATCH_SIZE, on_layer)
 
     def many(examples: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((_TRACED_BATCH_SIZE, *examples.shape[1:]), examples.dtype)
 
     jaxpr = jax.make_jaxpr(losses)(params, jax.tree.map(many, batch)).jaxpr
-    uses = uses_of_leaves(jaxpr, len(jax.tree.leaves(params)))
-    for (path, leaf), used_by in zip(jax.tree_util.tree_leaves_with_path(params), uses):
-        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), used_by, names)
-    return names
+    num_leaves = len(jax.tree.leaves(params))
+    tied: dict[str, str] = {}
+    for (path, leaf), used_by in zip(jax.tree_util.tree_leaves_with_path(params), uses_of_leaves(jaxpr, num_leaves)):
+        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), used_by, names, tied)
+    depends_on_batch = [i >= num_leaves for i in range(len(jaxpr.invars))]
+    mixed = mixed_examples(jaxpr, batch_size=_TRACED_BATCH_SIZE, depends_on_batch=depends_on_batch)
+    if mixed is not None:
+        raise ValueError(
+            f"the losses mix examples: {mixed}. One example's gradient would then hold others' data, and clipping "
+            "bounds nothing. Let every operation act on one example at a time (no batch norm, no in-batch negatives, "
+            "no division by a count over the batch)"
+        )
+    return _Layers(names, tied, bytes_of_marked_outputs(jaxpr) / _TRACED_BATCH_SIZE)
 
 
-def _check_leaf(path: str, dtype: Any, used_by: list[str], names: set[str]) -> None:
+def _check_leaf(path: str, dtype: Any, used_by: list[str], names: set[str], tied: dict[str, str]) -> None:
     remedy = "freeze it (close over it instead of passing it in `params`), or use clipped_grad"
     if not is_wide_float(dtype):
         raise ValueError(
@@ -278,13 +243,16 @@ def _check_leaf(path: str, dtype: Any, used_by: list[str], names: set[str]) -> N
             "float32 and give the modules a narrower compute dtype, or use clipped_grad"
         )
     if not set(used_by) <= names:
-        layers = ", ".join(layer.__name__ for layer in LAYER_RULES)
+        layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
         raise ValueError(
             f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
-            f"for flax.linen's {layers}. Otherwise {remedy}"
+            f"for {layers} (add yours to dp_rmt.ghost_layers.LAYER_RULES). Otherwise {remedy}"
         )
-    if len(used_by) > 1:
+    if len(used_by) == 2 and (head := f"{min(used_by)}.attend") == max(used_by):
+        tied[min(used_by)] = head
+    elif len(used_by) > 1:
         raise ValueError(
-            f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule "
-            f"for the cross terms of its per-example norm. Use separate parameters, {remedy}"
+            f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule for the "
+            "cross terms of its per-example norm (only for one lookup and one `attend` of nn.Embed). Use separate "
+            f"parameters, {remedy}"
         )

@@ -1,193 +1,235 @@
 """Per-example squared gradient norms and weighted gradient sums of single parameters, from what a layer saw.
 
 A layer that computes ``y`` from ``x`` gives a parameter the gradient ``sum_i sum_t f(x_it, g_it)`` with
-``g = d loss / d y``, examples i and tokens t. Each example's norm and the sum over the examples follow from
-``x`` and ``g``; no per-example gradient is kept (Goodfellow 2015; Li et al. 2022, section 4). Arrays only:
-which layer has which parameters is `dp_rmt.ghost_clipping`'s business.
+``g = d loss / d y``, examples i and tokens t. Each example's norm and the sum over the examples follow from ``x`` and
+``g`` (Goodfellow 2015; Li et al. 2022, section 4). Arrays only: which layer has which parameters is
+`dp_rmt.ghost_layers`' business.
+
+Axes are named by letters, as in einsum; the first of ``x`` and of ``g`` is the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, Var
-from jax.interpreters import ad, batching
+from jax.custom_derivatives import linear_call
+
+
+class LeafRule(Protocol):
+    """What clipping without per-example gradients needs to know about one parameter of a layer. Rules are hashable."""
+
+    def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """``(batch,)``: the squared l2 norm of each example's gradient, plus a bound of what rounding takes from it.
+
+        Not finite where the gradient is not. Float32 or wider, whatever ``x`` and ``g`` are.
+        """
+
+    def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
+        """The gradient summed over the examples, each times its weight; linear in the weights, in the leaf's shape.
+
+        An example of weight zero contributes exactly zero, whatever its ``x`` and ``g`` are. Float32 or wider.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class LeafRule:
-    """What ghost clipping needs to know about one parameter of a layer.
+class Contraction:
+    """The matrix of ``y = einsum("x,w->y", x, W)``: an example's gradient is ``einsum("x,y->w", x_i, g_i)``.
 
-    Attributes:
-      squared_norm: ``(x, g) -> (batch,)``, the squared l2 norm of each example's gradient, plus a bound of rounding.
-      weighted_sum: ``(x, g, shape) -> shape``, the gradient summed over the examples; their weights are
-        already in ``g``. Both are float32 or wider, whatever ``x`` and ``g`` are.
-    """
+    Axes of x and y that W lacks are tokens (t), axes that y lacks are inputs (i), axes that x lacks are outputs (o),
+    and axes of all three are shared: a matrix for each of their indices.
 
-    squared_norm: Callable[[jax.Array, jax.Array], jax.Array]
-    weighted_sum: Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array]
+    The squared norm is that of the gradient itself, or ``sum_ts (x_it . x_is)(g_it . g_is)`` (Li et al. 2022, equation
+    3). With T tokens the first takes ``T I O`` operations and the second ``T^2 (I + O)``; the first is also most of the
+    weighted sum, if the gradients of the examples are kept. They are kept where that takes at most twice the memory of
+    ``g``, ``I <= 2 T``; elsewhere the form of fewer operations is taken.
 
+    The forms round by ``eps (sqrt I + sqrt O) (sum_t |x_it| |g_it|)^2``, and weights are rounded to the dtype of ``g``,
+    which can lengthen a weighted gradient by ``u sum_t |x_it| |g_it|``, u being that dtype's unit roundoff: both are
+    added to the norm, so that what is clipped to C has at most norm C.
 
-def matrix_squared_norm(x_BxTxI: jax.Array, g_BxTxO: jax.Array) -> jax.Array:
-    """``||x_i^T g_i||^2``: the kernel of ``y = x W``.
-
-    Directly, or as ``sum_ts (x_it . x_is)(g_it . g_is)`` (Li et al. 2022, equation 3), whichever needs fewer
-    operations: ``T I O`` or ``T^2 (I + O)``. The direct form holds ``B I O`` numbers at once, the other ``2 B T^2``,
-    and rounds by about ``eps (sqrt I + sqrt O) (sum_t |x_it| |g_it|)^2``, which is added: see `_with_rounding`.
-
-    Args:
-      x_BxTxI: the layer's input.
-      g_BxTxO: the gradient of the losses with respect to its output.
-
-    Returns:
-      ``(batch,)``.
-
-    >>> [round(float(x), 3) for x in matrix_squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
+    >>> rule = Contraction("bti", "io", "bto")
+    >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
     [45.0]
     """
-    tokens, (inputs, outputs) = x_BxTxI.shape[1], (x_BxTxI.shape[2], g_BxTxO.shape[2])
-    if tokens * (inputs + outputs) <= inputs * outputs:
-        products = _einsum("bti,bsi->bts", x_BxTxI, x_BxTxI) * _einsum("bto,bso->bts", g_BxTxO, g_BxTxO)
-        squared = jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)  # rounding can make it negative
-    else:
-        squared = jnp.sum(jnp.square(_einsum("bti,bto->bio", x_BxTxI, g_BxTxO)), axis=(1, 2))
-    terms = math.sqrt(inputs) + math.sqrt(outputs)
-    return _with_rounding(squared, jnp.sum(_norms(x_BxTxI) * _norms(g_BxTxO), axis=1), terms)
+
+    x_axes: str
+    w_axes: str
+    y_axes: str
+
+    def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        tokens, inputs, outputs, shared = self._axes()
+        num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
+        if self._keeps_gradients(x) or _count(tokens, self.x_axes, x) * (num_inputs + num_outputs) > (
+            num_inputs * num_outputs
+        ):
+            squared = _sum_but_first(jnp.square(self._gradients(x, g)))
+        else:
+            # A copy of each token axis, named by its capital.
+            pairs = self.x_axes[0] + shared + tokens + tokens.upper()
+            other = str.maketrans(tokens, tokens.upper())
+            of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
+            of_g = _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
+            squared = jnp.maximum(_sum_but_first(of_x * of_g), 0.0)  # rounding can make it negative
+        kept = self.x_axes[0] + shared + tokens
+        sizes = jnp.sqrt(_sum_of_squares(self.x_axes, kept, x)) * jnp.sqrt(_sum_of_squares(self.y_axes, kept, g))
+        sizes = jnp.sum(sizes, axis=range(1 + len(shared), sizes.ndim)).reshape(len(x), -1)
+        size = jnp.linalg.norm(sizes, axis=1)
+        norm = jnp.sqrt(_with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs)))
+        return jnp.square(norm + jnp.finfo(g.dtype).eps / 2 * size)
+
+    def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        if self._keeps_gradients(x):
+            return _weighted_sum(self._gradients(x, g), weights_B)
+        # Opaque to differentiation in the weights, which would otherwise keep copies of x and g without their NaN.
+        return linear_call(self._weighted_contraction, _not_transposable, (x, g), weights_B)
+
+    def _weighted_contraction(self, x_and_g: tuple[jax.Array, jax.Array], weights_B: jax.Array) -> jax.Array:
+        x, g = (jnp.where(jnp.isfinite(a), a, 0) for a in x_and_g)
+        weights = weights_B.reshape(-1, *[1] * (g.ndim - 1)).astype(_wide_dtype(g))
+        return _einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
+
+    def _gradients(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        return _einsum(f"{self.x_axes},{self.y_axes}->{self.x_axes[0]}{self.w_axes}", x, g)
+
+    def _keeps_gradients(self, x: jax.Array) -> bool:
+        tokens, inputs, _, _ = self._axes()
+        return _count(inputs, self.x_axes, x) <= 2 * _count(tokens, self.x_axes, x)
+
+    def _axes(self) -> tuple[str, str, str, str]:
+        """Tokens, inputs, outputs, shared."""
+        x, w, y = self.x_axes[1:], self.w_axes, self.y_axes
+        return (
+            "".join(a for a in x if a not in w),
+            "".join(a for a in w if a not in y),
+            "".join(a for a in w if a not in x),
+            "".join(a for a in w if a in x and a in y),
+        )
 
 
-def matrix_weighted_sum(x_BxTxI: jax.Array, g_BxTxO: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``sum_i x_i^T g_i``, accumulated in float32 or wider; shape (I, O)."""
-    return _einsum("bti,bto->io", x_BxTxI, g_BxTxO).reshape(shape)
+@dataclasses.dataclass(frozen=True)
+class Offset:
+    """The bias of ``y = ... + b``: an example's gradient is ``sum_t g_it``.
+
+    Attributes:
+      y_axes: of the output.
+      axes: those of them that the bias has.
+    """
+
+    y_axes: str
+    axes: str
+
+    def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """See `LeafRule`; ``x`` plays no part."""
+        tokens = "".join(a for a in self.y_axes if a not in self.axes)
+        norms = jnp.sqrt(_sum_of_squares(self.y_axes, tokens, g))
+        return _with_rounding(_sum_but_first(jnp.square(self._gradients(g))), _sum_but_first(norms))
+
+    def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
+        """See `LeafRule`; ``x`` plays no part."""
+        return _weighted_sum(self._gradients(g), weights_B)
+
+    def _gradients(self, g: jax.Array) -> jax.Array:
+        return jnp.einsum(f"{self.y_axes}->{self.y_axes[0]}{self.axes}", _wide(g))
 
 
-def offset_squared_norm(x: jax.Array, g_BxTxO: jax.Array) -> jax.Array:
-    """``||sum_t g_it||^2``: the bias of ``y = ... + b``; ``x`` plays no part."""
-    squared = jnp.sum(jnp.square(jnp.sum(_wide(g_BxTxO), axis=1)), axis=1)
-    return _with_rounding(squared, jnp.sum(_norms(g_BxTxO), axis=1))
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The scale of ``y = s * x`` with ``x`` normalised, s along the last axis: the gradient is ``sum_t g_it *
+    x_it``."""
+
+    def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        norms = jnp.sqrt(jnp.sum(jnp.square(_wide(x) * _wide(g)), axis=-1))
+        return _with_rounding(_sum_but_first(jnp.square(self._gradients(x, g))), _sum_but_first(norms))
+
+    def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        return _weighted_sum(self._gradients(x, g), weights_B)
+
+    def _gradients(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        return jnp.sum(_wide(x) * _wide(g), axis=range(1, x.ndim - 1))
 
 
-def offset_weighted_sum(x: jax.Array, g_BxTxO: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``sum_it g_it``; ``x`` plays no part."""
-    return jnp.sum(_wide(g_BxTxO), axis=(0, 1)).reshape(shape)
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """The table of ``y = E[ids]``: ``sum_ts [id_it = id_is] (g_it . g_is)``; equal ids share a row.
+
+    ``x`` holds the ids, which must lie within the table.
+    """
+
+    num_rows: int
+
+    def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        ids_BxT, g_BxTxD = x.reshape(len(x), -1), g.reshape(len(x), -1, g.shape[-1])
+        same_row = ids_BxT[:, :, None] == ids_BxT[:, None, :]
+        # A selection, not a product with the mask: two tokens in different rows never meet.
+        products = jnp.where(same_row, _einsum("btd,bsd->bts", g_BxTxD, g_BxTxD), 0.0)
+        norms = jnp.sqrt(_sum_of_squares("btd", "bt", g_BxTxD))
+        in_rows = _sum_but_first(jnp.where(same_row, norms[:, :, None] * norms[:, None, :], 0.0))
+        squared = jnp.maximum(_sum_but_first(products), 0.0)
+        return _with_rounding(squared, jnp.sqrt(in_rows), math.sqrt(g.shape[-1]))
+
+    def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
+        """See `LeafRule`."""
+        finite = jnp.where(jnp.isfinite(g), _wide(g), 0.0)
+        rows = finite * weights_B.reshape(-1, *[1] * (g.ndim - 1)).astype(finite.dtype)
+        return jnp.zeros((self.num_rows, g.shape[-1]), rows.dtype).at[x].add(rows, mode="drop")
 
 
-def scale_squared_norm(x_BxTxD: jax.Array, g_BxTxD: jax.Array) -> jax.Array:
-    """``||sum_t g_it * x_it||^2``: the scale of ``y = s * x`` (``x`` is normalised in a layer norm)."""
-    squared = jnp.sum(jnp.square(_einsum("btd,btd->bd", x_BxTxD, g_BxTxD)), axis=1)
-    return _with_rounding(squared, jnp.sum(_norms(_wide(x_BxTxD) * _wide(g_BxTxD)), axis=1))
-
-
-def scale_weighted_sum(x_BxTxD: jax.Array, g_BxTxD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``sum_it g_it * x_it``."""
-    return _einsum("btd,btd->d", x_BxTxD, g_BxTxD).reshape(shape)
-
-
-def lookup_squared_norm(ids_BxT: jax.Array, g_BxTxD: jax.Array) -> jax.Array:
-    """``sum_ts [id_it = id_is] (g_it . g_is)``: the table of ``y = E[ids]``; equal ids share a row."""
-    same_row = ids_BxT[:, :, None] == ids_BxT[:, None, :]
-    # A selection, not a product with the mask: two tokens in different rows never meet.
-    products = jnp.where(same_row, _einsum("btd,bsd->bts", g_BxTxD, g_BxTxD), 0.0)
-    squared = jnp.maximum(jnp.sum(products, axis=(1, 2)), 0.0)
-    norms = _norms(g_BxTxD)
-    in_rows = jnp.sum(jnp.where(same_row, norms[:, :, None] * norms[:, None, :], 0.0), axis=(1, 2))
-    return _with_rounding(squared, jnp.sqrt(in_rows), math.sqrt(g_BxTxD.shape[-1]))
-
-
-def lookup_weighted_sum(ids_BxT: jax.Array, g_BxTxD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Adds every ``g_it`` to row ``id_it`` of a table of zeros; ids must lie within the table."""
-    return jnp.zeros(shape, _wide(g_BxTxD).dtype).at[ids_BxT].add(_wide(g_BxTxD), mode="drop")
-
-
-MATRIX = LeafRule(matrix_squared_norm, matrix_weighted_sum)
-OFFSET = LeafRule(offset_squared_norm, offset_weighted_sum)
-SCALE = LeafRule(scale_squared_norm, scale_weighted_sum)
-LOOKUP = LeafRule(lookup_squared_norm, lookup_weighted_sum)
-
-
-def tap(
-    rules: Mapping[str, LeafRule],
-    leaves: Mapping[str, jax.Array],
-    x: jax.Array,
-    y: jax.Array,
-    probe_B: jax.Array,
-) -> jax.Array:
-    """Returns ``y`` unchanged, and gives ``leaves`` and ``probe_B`` their cotangents by the rules.
-
-    The cotangent of a leaf is its gradient summed over the examples. The cotangent of the probe is the
-    squared norm of each example's gradient over the leaves that are differentiated. One probe tapped by many
-    layers receives the sum over the layers, because that is what a cotangent does.
-
-    ``y`` must have been computed with ``leaves`` held constant, by `jax.lax.stop_gradient`.
-
-    An example for which ``g`` holds only zeros and NaN contributes exactly zero to the sum. That is every
-    example whose loss got the cotangent zero: finite derivatives keep it zero, infinite ones make it NaN.
+def tied_product(rows_BxTxD: jax.Array, rounding_BxT: jax.Array, g: jax.Array) -> jax.Array:
+    """``2 <L_i, M_i>``, what a head M with the weights of a `Lookup` L adds to ``||L_i||^2 + ||M_i||^2``.
 
     Args:
-      rules: one rule per leaf.
-      leaves: the parameters of the layer.
-      x: what the rules take as ``x``: (batch, ..., features), or integers (batch, ...).
-      y: the output of the layer, (batch, ..., features).
-      probe_B: (batch,), float32 or wider; its value is not used.
+      rows_BxTxD: M_i's rows at the ids of L_i.
+      rounding_BxT: what rounding can take from the product with a row, per ``eps |g_it|``.
+      g: the gradient with respect to the lookup's output.
 
     Returns:
-      ``y``.
+      ``(batch,)``, with a bound of the rounding added.
     """
-    return _tap(
-        tuple((name, rules[name], v.shape, v.dtype) for name, v in leaves.items()),
-        dict(leaves),
-        x,
-        y,
-        probe_B,
-    )
+    g_BxTxD = _wide(g).reshape(rows_BxTxD.shape)
+    rounding = rounding_BxT * jnp.sqrt(_sum_of_squares("btd", "bt", g_BxTxD))
+    bound = jnp.finfo(rounding.dtype).eps * _sum_but_first(rounding)
+    return 2 * (_sum_but_first(g_BxTxD * rows_BxTxD) + bound)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(
-    static: tuple, leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, probe_B: jax.Array
-) -> jax.Array:
-    return y
+def head_rows(ids_BxT: jax.Array, x_BxSxD: jax.Array, g_BxSxV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows ``M_i[id_it] = sum_s g_is[id_it] x_is`` of the gradient of ``y = x E^T``, and their rounding.
+
+    Args:
+      ids_BxT: the rows wanted of each example.
+      x_BxSxD: the head's input.
+      g_BxSxV: the gradient with respect to its output.
+
+    Returns:
+      ``(B, T, D)`` and ``(B, T)``: ``(sqrt S + sqrt D) sum_s |g_is[id_it]| |x_is|``, as `tied_product` takes them.
+    """
+    at_ids_BxSxT = jnp.take_along_axis(g_BxSxV, ids_BxT[:, None, :], axis=2)
+    sizes = _einsum("bst,bs->bt", jnp.abs(_wide(at_ids_BxSxT)), jnp.sqrt(_sum_of_squares("bsd", "bs", x_BxSxD)))
+    terms = math.sqrt(x_BxSxD.shape[1]) + math.sqrt(x_BxSxD.shape[2])
+    return _einsum("bst,bsd->btd", at_ids_BxSxT, x_BxSxD), terms * sizes
 
 
-def _tap_forward(
-    static: tuple, leaves: dict[str, Any], x: Any, y: Any, probe_B: Any
-) -> tuple[jax.Array, Any]:
-    trained = [leaf for leaf in static if leaves[leaf[0]].perturbed]
-    # Residuals are arrays, but their tree is static: () marks a differentiated leaf, None a frozen one.
-    marks = {name: () if leaf.perturbed else None for name, leaf in leaves.items()}
-    return y.value, (marks, x.value if trained else None, probe_B.value)
+def is_wide_float(dtype: jax.typing.DTypeLike) -> bool:
+    """Whether a dtype is real floating point of 32 bits or more."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
 
 
-def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
-    marks, x, probe_B = residuals
-    if isinstance(g, SymbolicZero):
-        return None, None, None, None
-    if x is None:
-        return None, None, g, None
-    x_BxTxI, g_BxTxO = _tokens(x, 0 if jnp.issubdtype(x.dtype, jnp.integer) else 1), _tokens(g, 1)
-    trained = [leaf for leaf in static if marks[leaf[0]] is not None]
-    squared_norms = sum(rule.squared_norm(x_BxTxI, g_BxTxO) for _, rule, _, _ in trained)
-    # See `tap`: 0 * NaN and 0 * inf must be zero. A finite norm says that all that went into it is finite.
-    x_BxTxI, g_BxTxO = (jnp.where(jnp.isfinite(a), a, 0) for a in (x_BxTxI, g_BxTxO))
-    sums: dict[str, Any] = dict.fromkeys(marks)
-    for name, rule, shape, dtype in trained:
-        sums[name] = rule.weighted_sum(x_BxTxI, g_BxTxO, shape).astype(dtype)
-    return sums, None, g, jnp.asarray(squared_norms, probe_B.dtype)
+def _weighted_sum(gradients: jax.Array, weights_B: jax.Array) -> jax.Array:
+    # A weight of zero does not remove a NaN (0 * NaN = NaN), hence the selection before the product.
+    finite = jnp.where(jnp.isfinite(gradients), gradients, 0.0)
+    return jnp.einsum("b,b...->...", weights_B.astype(gradients.dtype), finite, precision="highest")
 
 
-_tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
-
-
-def _tokens(a: jax.Array, feature_axes: int) -> jax.Array:
-    """(B, ..., D) to (B, T, D): the axes between the batch and the features are tokens."""
-    last = a.ndim - feature_axes
-    return a.reshape(a.shape[0], math.prod(a.shape[1:last]), *a.shape[last:])
+def _not_transposable(x_and_g: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> jax.Array:
+    raise NotImplementedError("a clipped gradient cannot be differentiated with respect to its weights in reverse")
 
 
 def _with_rounding(squared: jax.Array, size: jax.Array, terms: float = 1.0) -> jax.Array:
@@ -200,12 +242,24 @@ def _with_rounding(squared: jax.Array, size: jax.Array, terms: float = 1.0) -> j
     return squared + jnp.finfo(squared.dtype).eps * terms * jnp.square(size)
 
 
-def _norms(a: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(_wide(a)), axis=-1))
+def _sum_of_squares(axes: str, kept: str, a: jax.Array) -> jax.Array:
+    return jnp.einsum(f"{axes}->{kept}", jnp.square(_wide(a)))
+
+
+def _sum_but_first(a: jax.Array) -> jax.Array:
+    return jnp.sum(a, axis=range(1, a.ndim))
+
+
+def _count(letters: str, axes: str, a: jax.Array) -> int:
+    return math.prod(size for letter, size in zip(axes, a.shape, strict=True) if letter in letters)
+
+
+def _wide_dtype(a: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(a.dtype, jnp.float32)
 
 
 def _wide(a: jax.Array) -> jax.Array:
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return a.astype(_wide_dtype(a))
 
 
 def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -213,112 +267,3 @@ def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     # tensor-float or bfloat16, as accelerators do by default: the norm and the sum are the privacy guarantee.
     wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     return jnp.einsum(subscripts, a, b, precision="highest", preferred_element_type=wide)
-
-
-# ---- Where leaves go --------------------------------------------------------------------------------------
-
-# Marks, in a jaxpr that is only looked at, where leaves meet their rules. Under jax.vmap a layer is one
-# equation but many uses of its leaves, hence another name; so also where the losses contain a derivative.
-_mark = Primitive("ghost_clipping_rule")
-_mark.def_abstract_eval(lambda y, *leaves, layer: y)
-batching.primitive_batchers[_mark] = lambda args, axes, *, layer: (
-    _mark.bind(*args, layer=f"{layer} inside a vmap"),
-    axes[0],
-)
-ad.primitive_jvps[_mark] = lambda primals, tangents, *, layer: (
-    _mark.bind(*primals, layer=f"{layer} inside a derivative"),
-    tangents[0],
-)
-
-# Operations after which a leaf is still that leaf, each entry once; operations that run a jaxpr.
-_RELABELLING = {"transpose", "reshape", "squeeze", "copy", "sharding_constraint"}
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
-
-
-def mark(layer: str, leaves: Mapping[str, jax.Array], y: jax.Array) -> jax.Array:
-    """Returns ``y`` unchanged; tells `uses_of_leaves` that ``layer`` uses ``leaves``."""
-    return _mark.bind(y, *leaves.values(), layer=layer)
-
-
-def uses_of_leaves(jaxpr: Jaxpr, num_leaves: int) -> list[list[str]]:
-    """Follows the first inputs of a jaxpr to whatever uses them.
-
-    Args:
-      jaxpr: what is computed.
-      num_leaves: how many of its inputs to follow.
-
-    Returns:
-      What uses each of these inputs: the layer of a `mark`, once for every iteration of a loop, or a
-      description of anything else save `jax.lax.stop_gradient`.
-    """
-    uses: list[list[str]] = [[] for _ in range(num_leaves)]
-    outs = _follow(jaxpr, [*range(num_leaves), *[None] * (len(jaxpr.invars) - num_leaves)], uses, repeats=1)
-    for leaf in outs:
-        if leaf is not None:
-            uses[leaf].append("the result, as it is")
-    return uses
-
-
-def _follow(
-    jaxpr: Jaxpr, sources: Sequence[int | None], uses: list[list[str]], *, repeats: int
-) -> list[int | None]:
-    """Records in ``uses`` what each leaf goes into; returns which leaf, if any, each output is.
-
-    Args:
-      jaxpr: what is computed.
-      sources: for each input, the index of the leaf that it is, or None.
-      uses: for each leaf, the layers or the operations that use it.
-      repeats: how many times the jaxpr runs with the same leaves.
-    """
-    leaf_of = {var: leaf for var, leaf in zip(jaxpr.invars, sources) if leaf is not None}
-
-    def lookup(atoms: Sequence[Any]) -> list[int | None]:
-        return [leaf_of.get(atom) if isinstance(atom, Var) else None for atom in atoms]
-
-    for eqn in jaxpr.eqns:
-        leaves = lookup(eqn.invars)
-        used = [leaf for leaf in leaves if leaf is not None]
-        name = eqn.primitive.name
-        if not used or name == "stop_gradient":
-            continue
-        if eqn.primitive is _mark:
-            for leaf in used:
-                uses[leaf] += [eqn.params["layer"]] * repeats
-        elif name in _RELABELLING or (
-            name == "convert_element_type" and is_wide_float(eqn.params["new_dtype"])
-        ):
-            leaf_of[eqn.outvars[0]] = used[0]
-        elif name in _CALLS:
-            inner = eqn.params["jaxpr"]
-            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            outs = _follow(inner, leaves, uses, repeats=repeats)
-            leaf_of.update({var: leaf for var, leaf in zip(eqn.outvars, outs) if leaf is not None})
-        elif name == "scan":
-            _follow_scan(eqn, leaves, uses, repeats=repeats)
-        else:
-            for leaf in used:
-                uses[leaf].append(f"the operation {name}")
-    return lookup(jaxpr.outvars)
-
-
-def _follow_scan(eqn: Any, leaves: list[int | None], uses: list[list[str]], *, repeats: int) -> None:
-    body = eqn.params["jaxpr"]
-    body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
-    # Operands are constants, carry, and what is scanned over; the counts by rank, since their names change with JAX.
-    carry = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars))
-    scanned = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars))
-    consts = len(leaves) - carry - scanned
-    # What is scanned over is used once, a slice per iteration; a constant of the loop in every iteration.
-    shared: list[int | None] = [*leaves[:consts], *[None] * (len(leaves) - consts)]
-    sliced: list[int | None] = [*[None] * (consts + carry), *leaves[consts + carry :]]
-    outs = _follow(body, shared, uses, repeats=repeats * eqn.params["length"]) + _follow(
-        body, sliced, uses, repeats=repeats
-    )
-    for leaf in leaves[consts : consts + carry] + outs:
-        if leaf is not None:
-            uses[leaf].append("the carry or the output of a scan")
-
-
-def is_wide_float(dtype: Any) -> bool:
-    """Whether a dtype is real floating point of 32 bits or more."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32

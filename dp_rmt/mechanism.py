@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import optax
@@ -17,7 +17,7 @@ from dp_rmt.ghost_clipping import ghost_clipped_grad
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.types import PerExampleLosses
 
-ClippingMethod = Literal["vmap", "ghost"]
+ClippingMethod = Literal["vmap", "auto", "bookkeeping", "ghost"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class DPSGD:
       max_batch_size: fixed shape of a batch; None for mean + 5 sd rounded up to a multiple of batch_multiple_of.
       batch_multiple_of: what the batch shape must be divisible by: devices times microbatch_size.
       microbatch_size: examples differentiated at once; None for all.
-      clipping_method: "vmap" (any model) or "ghost" (Flax models of stock layers; little more than a plain gradient).
+      clipping_method: "vmap" (any model), or "auto", "bookkeeping" or "ghost" (Flax models of stock layers, at little
+        more than the cost of a plain gradient; see `ghost_clipped_grad`).
       accountant: "pld" or "rdp".
 
     Raises:
@@ -73,8 +74,8 @@ class DPSGD:
                 f"l2_clip_norm must be positive and finite, got {self.l2_clip_norm}: without a bound on each example's "
                 "gradient no amount of noise is private"
             )
-        if self.clipping_method not in ("vmap", "ghost"):
-            raise ValueError(f"clipping_method must be 'vmap' or 'ghost', got {self.clipping_method!r}")
+        if self.clipping_method not in (methods := get_args(ClippingMethod)):
+            raise ValueError(f"clipping_method must be one of {', '.join(methods)}; got {self.clipping_method!r}")
         if self.max_batch_size is None:
             size = max_batch_size_for(
                 self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of
@@ -132,14 +133,15 @@ class DPSGD:
 
     def clipped_grad(self, per_example_losses: PerExampleLosses) -> ClippedGradient:
         """The clipped gradient, normalised by the expected batch size."""
-        method = {"vmap": clipped_grad, "ghost": ghost_clipped_grad}[self.clipping_method]
-        return method(
-            per_example_losses,
-            l2_clip_norm=self.l2_clip_norm,
-            normalize_by=self.expected_batch_size,
-            clip=self.clip,
-            microbatch_size=self.microbatch_size,
-        )
+        arguments: dict[str, Any] = {
+            "l2_clip_norm": self.l2_clip_norm,
+            "normalize_by": self.expected_batch_size,
+            "clip": self.clip,
+            "microbatch_size": self.microbatch_size,
+        }
+        if self.clipping_method == "vmap":
+            return clipped_grad(per_example_losses, **arguments)
+        return ghost_clipped_grad(per_example_losses, method=self.clipping_method, **arguments)
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
         """The noise that makes the clipped gradient private."""

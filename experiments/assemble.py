@@ -29,6 +29,7 @@ from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
+from experiments.microbatches import with_microbatch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +149,11 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
     """
     privacy, train = config.privacy, config.train
     delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
-    batch_size = privacy.expected_batch_size
-    microbatch_size = -(-train.microbatch_size // num_devices) * num_devices
+    microbatch_size = -(-max(train.microbatch_size, 1) // num_devices) * num_devices
     settings = {
         "num_examples": num_examples,
-        "expected_batch_size": batch_size,
-        "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / batch_size)),
+        "expected_batch_size": privacy.expected_batch_size,
+        "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / privacy.expected_batch_size)),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
         "batch_multiple_of": microbatch_size,
@@ -182,6 +182,7 @@ def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
       A `Run`.
     """
     mesh = data_mesh()
+    config = with_microbatch_size(config, task)
     mechanism, delta = build_mechanism(config, len(task.train["label"]), mesh.size)
     schedule = learning_rate_schedule(config.optimizer, mechanism.num_steps)
     sampling_seed, noise_seed = (

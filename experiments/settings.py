@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from dp_rmt.data import get_task
 from dp_rmt.denoising import SHRINKERS
+from dp_rmt.mechanism import ClippingMethod
 
 _CHOICES = {
     "model.head": ("classification", "infilling"),
@@ -23,7 +24,7 @@ _CHOICES = {
     "denoise.below_edge": ("drop", "keep"),
     "denoise.svd": ("exact", "gram"),
     "optimizer.schedule": ("linear", "constant"),
-    "train.clipping_method": ("ghost", "vmap"),
+    "train.clipping_method": get_args(ClippingMethod),
 }
 _POSITIVE = (
     "data.max_length",
@@ -35,7 +36,6 @@ _POSITIVE = (
     "optimizer.eps",
     "train.epochs",
     "train.num_steps",
-    "train.microbatch_size",
     "train.eval_every",
     "train.eval_batch_size",
     "train.checkpoint_every",
@@ -43,6 +43,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed",
+    "train.microbatch_size",
     "privacy.sampling_seed",
     "privacy.noise_seed",
     "denoise.kappa",

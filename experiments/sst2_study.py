@@ -80,8 +80,10 @@ def _record(arm: arms.Arm) -> dict[str, Any]:
     def curve(key: str) -> list[tuple[int, float]]:
         return [(line["step"], round(line[key], 5)) for line in lines if line.get(key) is not None]
 
+    config = as_json(arm.config)
+    config["data"] |= {"path": Path(arm.config.data.path or "").name, "cache_dir": None}  # folders of this machine
     return {
-        "config": as_json(arm.config),
+        "config": config,
         "epsilon": arm.config.privacy.epsilon,
         "delta": arm.run.delta,
         "noise_multiplier": mechanism.noise_multiplier,

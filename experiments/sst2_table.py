@@ -15,7 +15,7 @@ from absl import app, flags
 _RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_minilm", "Folder of the records.")
 
 _COLUMNS = (
-    "epsilon", "arm", "learning rate", "seed", "steps", "final accuracy", "best accuracy", "steps to 80%",
+    "epsilon", "arm", "learning rate", "seed", "steps", "final accuracy", "best accuracy", "steps to 75%",
     "cosine, noisy", "cosine, denoised", "seconds per step",
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def _order(record: dict[str, Any]) -> tuple[float, bool, float]:
 
 def _row(record: dict[str, Any]) -> list[str]:
     accuracy = [(step, value) for step, value in record["accuracy"] if step > 0]
-    reached = next((str(step) for step, value in accuracy if value >= 0.8), "not reached")
+    reached = next((str(step) for step, value in accuracy if value >= 0.75), "not reached")
     total, done = record["steps_of_the_schedule"], record["steps"]
     return [
         f"{record['epsilon']:g}",

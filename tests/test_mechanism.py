@@ -131,7 +131,7 @@ def test_both_methods_of_clipping_give_the_same_gradient():
         ({"l2_clip_norm": math.inf}, "without a bound .* no amount of noise is private"),
         ({"l2_clip_norm": 0.0}, "l2_clip_norm must be"),
         ({"l2_clip_norm": math.nan}, "l2_clip_norm must be"),
-        ({"clipping_method": "loop"}, "'vmap' or 'ghost'"),
+        ({"clipping_method": "loop"}, "one of vmap, auto, bookkeeping, ghost; got 'loop'"),
         ({"max_batch_size": 60, "batch_multiple_of": 8}, "multiple of 8"),
     ],
 )

@@ -1,17 +1,25 @@
-"""Encoders in flax.linen that load from and save to Hugging Face folders."""
+"""Encoders and decoders in flax.linen; encoders load from and save to Hugging Face folders."""
 
+from dp_rmt.models.decoder import CausalLanguageModel
+from dp_rmt.models.decoder_config import DecoderConfig
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
 from dp_rmt.models.hf_folder import load_tokenizer
 from dp_rmt.models.hf_loading import load_pretrained
 from dp_rmt.models.hf_saving import save_pretrained
+from dp_rmt.models.lora import LoRAConfig, LoRADense, merge_lora
 
 __all__ = [
+    "CausalLanguageModel",
+    "DecoderConfig",
     "EncoderConfig",
+    "LoRAConfig",
+    "LoRADense",
     "MaskedLanguageModel",
     "SequenceClassifier",
     "init_params",
     "load_pretrained",
     "load_tokenizer",
+    "merge_lora",
     "save_pretrained",
 ]

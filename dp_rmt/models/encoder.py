@@ -241,6 +241,5 @@ class Encoder(nn.Module):
         return hidden_BxLxD
 
     def word_logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of every word, h E^T in float32 with the word embedding E: (..., D) to (..., vocab)."""
-        table = self.embeddings.word_embeddings.embedding.astype(self.config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        """Scores of every word, h E^T in the compute dtype with the word embedding E: (..., D) to (..., vocab)."""
+        return self.embeddings.word_embeddings.attend(hidden)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.ghost_layers import LAYER_RULES, LayerRule
+from dp_rmt.ghost_rules import LeafRule, Offset
+from dp_rmt.models.decoder import CausalLanguageModel
 from dp_rmt.models.encoder import Encoder, EncoderConfig
 from dp_rmt.models.layers import ACTIVATIONS, dense, layer_norm
 
@@ -65,6 +69,18 @@ class MaskedLanguageModelHead(nn.Module):
         act = "gelu" if self.config.architecture == "roberta" else self.config.hidden_act
         return self.layer_norm(ACTIVATIONS[act](self.dense(hidden))).astype(self.config.dtype)
 
+    def with_bias(self, word_logits: jax.Array) -> jax.Array:
+        """Adds the bias of each word's score: (..., vocab) to float32 (..., vocab)."""
+        return word_logits.astype(jnp.float32) + self.bias
+
+
+def _bias_rule(module: MaskedLanguageModelHead, word_logits: jax.Array) -> dict[str, LeafRule]:
+    axes = string.ascii_letters[: word_logits.ndim]
+    return {"bias": Offset(axes, axes[-1])}
+
+
+LAYER_RULES[MaskedLanguageModelHead, "with_bias"] = LayerRule(_bias_rule)
+
 
 class MaskedLanguageModel(nn.Module):
     """Logits over the vocabulary, E LayerNorm(act(W h + b)) + c, with the word embedding E tied.
@@ -100,10 +116,12 @@ class MaskedLanguageModel(nn.Module):
         hidden = self.encoder(input_ids_BxL, attention_mask_BxL, token_type_ids_BxL)
         if positions_B is not None:
             hidden = jnp.take_along_axis(hidden, positions_B[:, None, None], axis=1)[:, 0]
-        return self.encoder.word_logits(self.mlm_head(hidden)) + self.mlm_head.bias
+        return self.mlm_head.with_bias(self.encoder.word_logits(self.mlm_head(hidden)))
 
 
-def init_params(module: SequenceClassifier | MaskedLanguageModel, key: jax.Array) -> dict[str, Any]:
+def init_params(
+    module: SequenceClassifier | MaskedLanguageModel | CausalLanguageModel, key: jax.Array
+) -> dict[str, Any]:
     """Random parameters for training from scratch: matrices N(0, 0.02^2), biases 0, normalisation scales 1.
 
     Args:
@@ -111,7 +129,9 @@ def init_params(module: SequenceClassifier | MaskedLanguageModel, key: jax.Array
         key: PRNG key.
 
     Returns:
-        Nested dict of float32 arrays; leaves under `encoder/layers` are stacked, (layers, ...).
+        Nested dict of float32 arrays; leaves under `encoder/layers` or `decoder/layers` are stacked,
+        (layers, ...).
     """
     ids_BxL = jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(module.init)(key, ids_BxL, jnp.ones_like(ids_BxL), ids_BxL)["params"]
+    token_type_ids = () if isinstance(module, CausalLanguageModel) else (ids_BxL,)
+    return jax.jit(module.init)(key, ids_BxL, jnp.ones_like(ids_BxL), *token_type_ids)["params"]

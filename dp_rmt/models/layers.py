@@ -1,4 +1,4 @@
-"""Layers of a BERT-type transformer encoder; parameters are float32 whatever the compute dtype.
+"""Stock layers, and the layers of a BERT-type encoder; parameters are float32 whatever the compute dtype.
 
 Nothing here mixes examples: every operation acts on one sequence at a time, so `jax.vmap` over a batch of
 one gives per-example gradients.
@@ -12,6 +12,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dp_rmt.models.lora import SUFFIX, LoRAConfig, LoRADense
 
 # Hugging Face's `hidden_act` names. "gelu" is the erf form; the tanh forms differ from it by up to 5e-4.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,9 +30,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _INIT = nn.initializers.normal(stddev=0.02)  # BERT's initializer_range
 
 
-def dense(features: int, *, dtype: jnp.dtype, name: str) -> nn.Dense:
-    """Affine map y = x W + b with W `kernel` of shape (in, features), N(0, 0.02^2) at initialisation."""
-    return nn.Dense(features, dtype=dtype, param_dtype=jnp.float32, kernel_init=_INIT, name=name)
+def dense(
+    features: int, *, dtype: jnp.dtype, name: str, use_bias: bool = True, lora: LoRAConfig | None = None
+) -> nn.Dense | LoRADense:
+    """Affine map y = x W + b with W `kernel` of shape (in, features), N(0, 0.02^2) at initialisation.
+
+    With a low-rank update next to it if `name` is among the targets of `lora`.
+    """
+    base = nn.Dense(
+        features, use_bias=use_bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=_INIT, name=name
+    )
+    return base if lora is None or name not in lora.targets else LoRADense(base, lora, name=name + SUFFIX)
 
 
 def embedding(num_embeddings: int, features: int, *, dtype: jnp.dtype, name: str) -> nn.Embed:

@@ -1,4 +1,4 @@
-"""From a model to per-example losses and predictions: classification, regression, text infilling."""
+"""From a model to per-example losses and predictions: classification, regression, text infilling, next tokens."""
 
 from __future__ import annotations
 
@@ -56,6 +56,32 @@ def label_losses(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
     if logits_BxC.shape[-1] == 1:
         return jnp.square(logits_BxC[:, 0] - labels_B)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+
+
+def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array) -> jax.Array:
+    """Per example, the mean of -log p(token | the tokens before it) over that example's own targets.
+
+    A mean and not a sum, as in Li et al. (2022): the norm of an example's gradient, and so what clipping does to it,
+    then depends on its content and not on its length. The count is the example's own: one of the whole batch would
+    let every other example scale its gradient.
+
+    Args:
+      logits_BxLxV: at each token, those of the next one.
+      input_ids_BxL: the tokens.
+      loss_mask_BxL: 1 for a token to predict (of a completion, say), 0 for a token of the prompt or padding. The first
+        of the L has nothing before it and never counts; leave out the first token after padding, too.
+
+    Returns:
+      (B,) float32; 0 for an example without targets.
+
+    >>> logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75], [0.1, 0.9]]]))
+    >>> causal_lm_loss(logits, jnp.array([[0, 1, 1]]), jnp.array([[1, 1, 0]])).round(3)  # -log 0.5
+    Array([0.693], dtype=float32)
+    """
+    logits = logits_BxLxV[:, :-1].astype(jnp.promote_types(logits_BxLxV.dtype, jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, input_ids_BxL[:, 1:])
+    is_target = loss_mask_BxL[:, 1:] != 0
+    return jnp.where(is_target, losses, 0).sum(axis=-1) / jnp.maximum(is_target.sum(axis=-1), 1)
 
 
 def predictions(logits_BxC: jax.Array) -> jax.Array:

@@ -13,6 +13,8 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from dp_rmt.ghost_layers import LAYER_RULES
+from dp_rmt.models.heads import MaskedLanguageModelHead
 from experiments import arms
 from experiments.workdir import claim_workdir
 
@@ -197,16 +199,22 @@ def test_missing_models(path: str, parts: list[str], make_config: MakeConfig, tm
         ({"data.max_length": 25}, ["config.data.max_length=25 is more than the 24 tokens", "lower it"]),
         ({"model.trainable": "("}, ["trainable='(' is not a regular expression"]),
         ({"model.trainable": "nothing"}, ["trainable='nothing' matches no parameter; there are", "encoder/"]),
-        (
-            {"model.head": "infilling", "model.trainable": ".*"},
-            ["config.train.clipping_method='ghost' does not fit this model", "word_embeddings", "let config.model"],
-        ),
     ],
 )
 def test_models_that_do_not_fit(
     changes: dict[str, Any], parts: list[str], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"privacy.epsilon": float("inf"), "data.length_groups": (), **changes})
+    assert_refused(config, tmp_path / "run", ValueError, *parts)
+
+
+def test_a_model_that_fast_clipping_does_not_know(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(LAYER_RULES, (MaskedLanguageModelHead, "with_bias"))
+    config = make_config({"privacy.epsilon": float("inf"), "data.length_groups": (), "model.head": "infilling"})
+    config.model.trainable = ".*"
+    parts = ["config.train.clipping_method='auto' does not fit this model", "['bias']", "let config.model"]
     assert_refused(config, tmp_path / "run", ValueError, *parts)
 
 

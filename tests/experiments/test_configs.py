@@ -73,7 +73,5 @@ def test_what_the_recipe_trains_has_ghost_rules_in_a_roberta(
         config.model.path = str(make_model(tmp_path, architecture="roberta", max_length=256))
         config.privacy.epsilon, config.privacy.expected_batch_size = math.inf, 24
     (arm,) = arms.prepare(config, tmp_path / "run")
-    assert {path for path, _ in leaves_by_path(arm.run.state.frozen)} == {
-        "encoder/embeddings/word_embeddings/embedding",
-        "mlm_head/bias",
-    }
+    assert not leaves_by_path(arm.run.state.frozen)
+    assert "mlm_head/bias" in dict(leaves_by_path(arm.run.state.params))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dp_rmt.models import EncoderConfig, MaskedLanguageModel, SequenceClassifier
-from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses, predictions
+from dp_rmt.training.losses import causal_lm_loss, classifier_logits, infilling_logits, label_losses, predictions
 
 CONFIG = EncoderConfig(
     architecture="bert", vocab_size=12, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8,
@@ -75,3 +75,35 @@ def test_infilling_logits_are_those_of_the_label_words_at_the_mask():
     logits = jax.jit(infilling_logits(module, jnp.array([7, 2])))(params, batch)
     expected = np.asarray(everywhere)[np.arange(3)[:, None], batch["mask_position"][:, None], [[7, 2]]]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_causal_loss_by_hand():
+    rng = np.random.default_rng(0)
+    logits, ids = rng.standard_normal((3, 5, 7)).astype(np.float32), rng.integers(0, 7, (3, 5))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 0]])  # 4, 2 and 0 targets: the first never counts
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = [
+        -np.mean([log_p[0, t - 1, ids[0, t]] for t in (1, 2, 3, 4)]),
+        -np.mean([log_p[1, t - 1, ids[1, t]] for t in (2, 4)]),
+        0.0,
+    ]
+    losses = causal_lm_loss(*(jnp.asarray(array) for array in (logits, ids, mask)))
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-6)
+    assert losses.dtype == jnp.float32
+    coarse = jnp.asarray(logits, jnp.bfloat16)
+    in_float32 = causal_lm_loss(coarse.astype(jnp.float32), jnp.asarray(ids), jnp.asarray(mask))
+    np.testing.assert_array_equal(causal_lm_loss(coarse, jnp.asarray(ids), jnp.asarray(mask)), in_float32)
+
+
+def test_causal_loss_of_an_example_is_its_own():
+    """No other example's logits and number of targets enter, and without targets the gradient is 0, not NaN."""
+    rng = np.random.default_rng(1)
+    logits, ids = jnp.asarray(rng.standard_normal((3, 4, 5)), jnp.float32), jnp.asarray(rng.integers(0, 5, (3, 4)))
+    mask = jnp.array([[1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    jacobian = np.asarray(jax.jacobian(causal_lm_loss)(logits, ids, mask))
+    uses = np.abs(jacobian).max(axis=-1) > 0  # (loss, example, position of the logits)
+    expected = np.zeros((3, 3, 4), bool)
+    expected[0, 0, :3] = expected[1, 1, 1] = True
+    np.testing.assert_array_equal(uses, expected)
+    alone = [causal_lm_loss(*(array[row : row + 1] for array in (logits, ids, mask)))[0] for row in range(3)]
+    np.testing.assert_allclose(causal_lm_loss(logits, ids, mask), alone, rtol=0, atol=1e-6)

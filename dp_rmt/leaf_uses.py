@@ -1,0 +1,127 @@
+"""Where the parameters of a model go: what in a jaxpr uses each of them, and how many times.
+
+The law that every trainable parameter is counted exactly once in a per-example norm is checked on the jaxpr of the
+losses, in which `mark` shows where a parameter meets its rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, Var
+from jax.interpreters import ad, batching
+
+from dp_rmt.ghost_rules import is_wide_float
+
+# Marks, in a jaxpr that is only looked at, where leaves meet their rules. Under jax.vmap a layer is one
+# equation but many uses of its leaves, hence another name; so also where the losses contain a derivative.
+_mark = Primitive("ghost_clipping_rule")
+_mark.def_abstract_eval(lambda y, *leaves, layer: y)
+batching.primitive_batchers[_mark] = lambda args, axes, *, layer: (
+    _mark.bind(*args, layer=f"{layer} inside a vmap"),
+    axes[0],
+)
+ad.primitive_jvps[_mark] = lambda primals, tangents, *, layer: (
+    _mark.bind(*primals, layer=f"{layer} inside a derivative"),
+    tangents[0],
+)
+
+# Operations after which a leaf is still that leaf, each entry once; operations that run a jaxpr.
+_RELABELLING = {"transpose", "reshape", "squeeze", "copy", "sharding_constraint"}
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
+
+
+def mark(layer: str, leaves: Mapping[str, Any], y: jax.Array) -> jax.Array:
+    """Returns ``y`` unchanged; tells `uses_of_leaves` that ``layer`` uses ``leaves``."""
+    return _mark.bind(y, *jax.tree.leaves(leaves), layer=layer)
+
+
+def uses_of_leaves(jaxpr: Jaxpr, num_leaves: int) -> list[list[str]]:
+    """Follows the first inputs of a jaxpr to whatever uses them.
+
+    Args:
+      jaxpr: what is computed.
+      num_leaves: how many of its inputs to follow.
+
+    Returns:
+      What uses each of these inputs: the layer of a `mark`, once for every iteration of a loop, or a
+      description of anything else save `jax.lax.stop_gradient`.
+    """
+    uses: list[list[str]] = [[] for _ in range(num_leaves)]
+    outs = _follow(jaxpr, [*range(num_leaves), *[None] * (len(jaxpr.invars) - num_leaves)], uses, repeats=1)
+    for leaf in outs:
+        if leaf is not None:
+            uses[leaf].append("the result, as it is")
+    return uses
+
+
+def bytes_of_marked_outputs(jaxpr: Jaxpr) -> int:
+    """The size of the outputs of all layers that a `mark` shows, once for every iteration of a loop."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is _mark:
+            output: Any = eqn.outvars[0].aval
+            total += output.size * output.dtype.itemsize
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)):
+            if isinstance(inner, ClosedJaxpr | Jaxpr):
+                body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+                total += eqn.params.get("length", 1) * bytes_of_marked_outputs(body)
+    return total
+
+
+def _follow(jaxpr: Jaxpr, sources: Sequence[int | None], uses: list[list[str]], *, repeats: int) -> list[int | None]:
+    """Records in ``uses`` what each leaf goes into; returns which leaf, if any, each output is.
+
+    Args:
+      jaxpr: what is computed.
+      sources: for each input, the index of the leaf that it is, or None.
+      uses: for each leaf, the layers or the operations that use it.
+      repeats: how many times the jaxpr runs with the same leaves.
+    """
+    leaf_of = {var: leaf for var, leaf in zip(jaxpr.invars, sources) if leaf is not None}
+
+    def lookup(atoms: Sequence[Any]) -> list[int | None]:
+        return [leaf_of.get(atom) if isinstance(atom, Var) else None for atom in atoms]
+
+    for eqn in jaxpr.eqns:
+        leaves = lookup(eqn.invars)
+        used = [leaf for leaf in leaves if leaf is not None]
+        name = eqn.primitive.name
+        if not used or name == "stop_gradient":
+            continue
+        if eqn.primitive is _mark:
+            for leaf in used:
+                uses[leaf] += [eqn.params["layer"]] * repeats
+        elif name in _RELABELLING or (name == "convert_element_type" and is_wide_float(eqn.params["new_dtype"])):
+            leaf_of[eqn.outvars[0]] = used[0]
+        elif name in _CALLS:
+            inner = eqn.params["jaxpr"]
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            outs = _follow(inner, leaves, uses, repeats=repeats)
+            leaf_of.update({var: leaf for var, leaf in zip(eqn.outvars, outs) if leaf is not None})
+        elif name == "scan":
+            _follow_scan(eqn, leaves, uses, repeats=repeats)
+        else:
+            for leaf in used:
+                uses[leaf].append(f"the operation {name}")
+    return lookup(jaxpr.outvars)
+
+
+def _follow_scan(eqn: Any, leaves: list[int | None], uses: list[list[str]], *, repeats: int) -> None:
+    body = eqn.params["jaxpr"]
+    body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    # Operands are constants, carry, and what is scanned over; the counts by rank, since their names change with JAX.
+    carry = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars))
+    scanned = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars))
+    consts = len(leaves) - carry - scanned
+    # What is scanned over is used once, a slice per iteration; a constant of the loop in every iteration.
+    shared: list[int | None] = [*leaves[:consts], *[None] * (len(leaves) - consts)]
+    sliced: list[int | None] = [*[None] * (consts + carry), *leaves[consts + carry :]]
+    outs = _follow(body, shared, uses, repeats=repeats * eqn.params["length"]) + _follow(
+        body, sliced, uses, repeats=repeats
+    )
+    for leaf in leaves[consts : consts + carry] + outs:
+        if leaf is not None:
+            uses[leaf].append("the carry or the output of a scan")
