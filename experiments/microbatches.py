@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
     """Fills in ``train.microbatch_size`` where it is 0: the largest power of two whose step fits into the memory.
 
+    Not more than leaves little padding. The size becomes part of the run's identity: to resume on a machine with other
+    memory, give the size that the first one found.
+
     Args:
       config: of one arm.
       task: data and model.
@@ -56,7 +59,10 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
 
     # What the optimizer and the noise need beside the clipped gradient: about four more copies of what is trained.
     budget = default_memory_budget() - 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
-    largest = 1 << (int(config.privacy.expected_batch_size).bit_length() - 1)
+    # Each length group is padded to whole microbatches, by half of one on average: at most an eighth of the batch in all.
+    groups = 1 + sum(length < config.data.max_length for length in set(config.data.length_groups))
+    share = int(config.privacy.expected_batch_size) // (4 * groups * jax.device_count())
+    largest = 1 << (max(share, 1).bit_length() - 1)
     size = largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget)
     logging.info("microbatches of %d examples for each device", size)
     filled = ConfigDict(config)

@@ -341,11 +341,6 @@ REFUSED |= {
     "loop_that_leaks_through_carry": on_x(
         lambda x: lax.fori_loop(0, 3, lambda i, c: (c[1], c[0] - jnp.mean(c[0], 0)), (x, x))[1]
     ),
-    "loop_that_exchanges_orders": on_x(
-        lambda x: lax.fori_loop(0, 1, lambda i, c: c[::-1], (jnp.repeat(x, 2, axis=0), jnp.tile(x, (2, 1, 1))))[
-            0
-        ].reshape(-1, 2, 6, 8)
-    ),
     "map_minus_its_sum": on_x(lambda x: x - lax.map(jnp.sum, x).sum()),
     "all_examples_for_each": on_x(lambda x: lax.map(lambda a: jnp.sum(a * x), x)),
 }
@@ -368,6 +363,13 @@ def scan_over_examples(params, batch):
         return 0.9 * mean + 0.1 * x, jnp.sum(jnp.square(x - mean))
 
     return lax.scan(body, jnp.zeros((TOKENS, FEATURES)), batch["x"])[1]
+
+
+@listed(REFUSED)
+def loop_that_exchanges_orders(params, batch):
+    orders = jnp.repeat(batch["x"], 2, axis=0), jnp.tile(batch["x"], (2, 1, 1))
+    _, tiled = lax.fori_loop(0, 2, lambda i, both: both[::-1], orders)
+    return per_example(batch["x"]) + per_example(tiled.reshape(-1, 2, TOKENS, FEATURES))
 
 
 @listed(REFUSED)

@@ -133,10 +133,11 @@ def test_other_errors_are_not_swallowed():
 
 
 def test_a_backend_that_does_not_tell():
+    def compile_step(size):
+        return SimpleNamespace(memory_analysis=lambda: None)
+
     with pytest.raises(ValueError, match="give a microbatch size"):
-        largest_microbatch_size(
-            lambda size: SimpleNamespace(memory_analysis=lambda: None), batch_size=2, memory_budget=1
-        )
+        largest_microbatch_size(compile_step, batch_size=2, memory_budget=1)
 
 
 def test_batch_size_must_be_positive():
