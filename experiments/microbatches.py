@@ -59,7 +59,7 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
 
     # What the optimizer and the noise need beside the clipped gradient: about four more copies of what is trained.
     budget = default_memory_budget() - 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
-    # Each length group is padded to whole microbatches, by half of one on average: at most an eighth of the batch in all.
+    # Each length group is padded to whole microbatches, by half of one on average: an eighth of the batch at most.
     groups = 1 + sum(length < config.data.max_length for length in set(config.data.length_groups))
     share = int(config.privacy.expected_batch_size) // (4 * groups * jax.device_count())
     largest = 1 << (max(share, 1).bit_length() - 1)
