@@ -245,6 +245,7 @@ def test_examples_in_docstrings(module: Any) -> None:
 
 
 @pytest.mark.oracle
+@pytest.mark.slow  # a process that imports torch, transformers and Opacus
 @pytest.mark.parametrize("model", ["tiny", "tiny_bert"])
 def test_torch_peers(model: str) -> None:
     try:
