@@ -47,9 +47,10 @@ class Contraction:
     weighted sum, if the gradients of the examples are kept. They are kept where that takes at most twice the memory of
     ``g``, ``I <= 2 T``; elsewhere the form of fewer operations is taken.
 
-    The forms round by ``eps (sqrt I + sqrt O) (sum_t |x_it| |g_it|)^2``, and weights are rounded to the dtype of ``g``,
-    which can lengthen a weighted gradient by ``u sum_t |x_it| |g_it|``, u being that dtype's unit roundoff: both are
-    added to the norm, so that what is clipped to C has at most norm C.
+    With ``size = sum_t |x_it| |g_it|`` the first form rounds the norm by ``eps sqrt T size``, the second the squared
+    norm by ``eps (sqrt I + sqrt O) size^2``, and weights are rounded to the dtype of ``g``, which can lengthen a
+    weighted gradient by ``u size``, u being that dtype's unit roundoff: all is added, so that what is clipped to C has
+    at most norm C.
 
     >>> rule = Contraction("bti", "io", "bto")
     >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
@@ -63,11 +64,11 @@ class Contraction:
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         tokens, inputs, outputs, shared = self._axes()
+        num_tokens = _count(tokens, self.x_axes, x)
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
-        if self._keeps_gradients(x) or _count(tokens, self.x_axes, x) * (num_inputs + num_outputs) > (
-            num_inputs * num_outputs
-        ):
-            squared = _sum_but_first(jnp.square(self._gradients(x, g)))
+        size = self._size(x, g)
+        if self._keeps_gradients(x) or num_tokens * (num_inputs + num_outputs) > num_inputs * num_outputs:
+            norm = _norm_of_sum(self._gradients(x, g), size, num_tokens)
         else:
             # A copy of each token axis, named by its capital.
             pairs = self.x_axes[0] + shared + tokens + tokens.upper()
@@ -75,12 +76,16 @@ class Contraction:
             of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
             of_g = _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
             squared = jnp.maximum(_sum_but_first(of_x * of_g), 0.0)  # rounding can make it negative
+            norm = jnp.sqrt(_with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs)))
+        return jnp.square(norm + jnp.finfo(g.dtype).eps / 2 * size)
+
+    def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """``sum_t |x_it| |g_it|``; of several matrices the norm of theirs. Shape (batch,)."""
+        tokens, _, _, shared = self._axes()
         kept = self.x_axes[0] + shared + tokens
         sizes = jnp.sqrt(_sum_of_squares(self.x_axes, kept, x)) * jnp.sqrt(_sum_of_squares(self.y_axes, kept, g))
         sizes = jnp.sum(sizes, axis=range(1 + len(shared), sizes.ndim)).reshape(len(x), -1)
-        size = jnp.linalg.norm(sizes, axis=1)
-        norm = jnp.sqrt(_with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs)))
-        return jnp.square(norm + jnp.finfo(g.dtype).eps / 2 * size)
+        return jnp.linalg.norm(sizes, axis=1)
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
@@ -135,9 +140,9 @@ class Offset:
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`; ``x`` plays no part."""
-        tokens = "".join(a for a in self.y_axes if a not in self.axes)
+        tokens = "".join(a for a in self.y_axes if a not in self.axes)  # and the batch, which is first
         norms = jnp.sqrt(_sum_of_squares(self.y_axes, tokens, g))
-        return _with_rounding(_sum_but_first(jnp.square(self._gradients(g))), _sum_but_first(norms))
+        return jnp.square(_norm_of_sum(self._gradients(g), _sum_but_first(norms), norms[0].size))
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`; ``x`` plays no part."""
@@ -155,7 +160,7 @@ class Scale:
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         norms = jnp.sqrt(jnp.sum(jnp.square(_wide(x) * _wide(g)), axis=-1))
-        return _with_rounding(_sum_but_first(jnp.square(self._gradients(x, g))), _sum_but_first(norms))
+        return jnp.square(_norm_of_sum(self._gradients(x, g), _sum_but_first(norms), norms[0].size))
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
@@ -241,13 +246,19 @@ def _not_transposable(residuals: tuple[jax.Array, ...], cotangent: jax.Array) ->
     raise NotImplementedError("a clipped gradient cannot be differentiated with respect to its weights in reverse")
 
 
-def _with_rounding(squared: jax.Array, size: jax.Array, terms: float = 1.0) -> jax.Array:
-    """A squared norm plus ``eps terms size^2``, a bound of what rounding takes from it (Higham & Mary 2019).
+# Where the tokens of an example cancel, its gradient is small against the `size` of what is added up, the sum of the
+# norms of its tokens' gradients. Its norm may then round to nothing, and an example of any norm would pass unclipped.
+# With a bound of the rounding (Higham & Mary 2019) such an example is clipped harder. Elsewhere the bound is small.
 
-    Where the tokens of an example cancel, its gradient is small against the ``size`` of what is added up, the sum of
-    the norms of its tokens' gradients. Its norm may then round to nothing, and an example of any norm would pass
-    unclipped. With the bound such an example is clipped harder. Elsewhere it changes a norm by some 1e-5 of itself.
-    """
+
+def _norm_of_sum(gradients: jax.Array, size: jax.Array, terms: int) -> jax.Array:
+    """The norm of each example's gradient, a sum of so many terms, plus ``eps sqrt terms size``."""
+    norm = jnp.sqrt(_sum_but_first(jnp.square(gradients)))
+    return norm + jnp.finfo(norm.dtype).eps * math.sqrt(terms) * size
+
+
+def _with_rounding(squared: jax.Array, size: jax.Array, terms: float) -> jax.Array:
+    """A squared norm, from products of pairs of tokens, plus ``eps terms size^2``."""
     return squared + jnp.finfo(squared.dtype).eps * terms * jnp.square(size)
 
 

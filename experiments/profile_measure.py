@@ -21,9 +21,10 @@ from experiments.profile_programs import (
 from experiments.rounds import alternate, median_ratio, timed
 
 # Largest difference of a sum of clipped gradients from clipped_grad's, relative to its norm. Float32 products of an
-# NVIDIA GPU have 10 bits of mantissa (TF32), bfloat16 has 7; a dozen layers add up. What the check is to find, a norm
-# without one of its leaves or a mean in the place of a sum, is of order one.
-TOLERANCE = {("float32", "cpu"): 1e-4, ("float32", "gpu"): 2e-2, ("bfloat16", "cpu"): 0.1, ("bfloat16", "gpu"): 0.1}
+# NVIDIA GPU have 10 bits of mantissa (TF32), bfloat16 has 7; a dozen layers add up. On the CPU it is the bound of
+# rounding that norms contain: 2e-4 of a norm where 512 tokens nearly cancel (rescaled by it, sums agree to 1e-6). What
+# the check is to find, a norm without one of its leaves or a mean in the place of a sum, is of order one.
+TOLERANCE = {("float32", "cpu"): 1e-3, ("float32", "gpu"): 2e-2, ("bfloat16", "cpu"): 0.1, ("bfloat16", "gpu"): 0.1}
 
 
 def measure(
