@@ -81,7 +81,7 @@ def _profile() -> dict[str, Any]:
         "dtype": _DTYPE.value,
         "shapes": sequences | workload.shapes(),
         **settings,
-        "command": " ".join(["python -m experiments.profile_step", *sys.argv[1:]]),
+        "command": " ".join(["python -m experiments.profile_step", *(a for a in sys.argv[1:] if "--results" not in a)]),
         "machine": machine.description(),
         "versions": machine.versions(_PACKAGES),
         **measured,
