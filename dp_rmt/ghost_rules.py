@@ -48,9 +48,9 @@ class Contraction:
     ``g``, ``I <= 2 T``; elsewhere the form of fewer operations is taken.
 
     With ``size = sum_t |x_it| |g_it|`` the first form rounds the norm by ``eps sqrt T size``, the second the squared
-    norm by ``eps (sqrt I + sqrt O) size^2``, and weights are rounded to the dtype of ``g``, which can lengthen a
-    weighted gradient by ``u size``, u being that dtype's unit roundoff: all is added, so that what is clipped to C has
-    at most norm C.
+    norm by ``eps (sqrt I + sqrt O) size^2``. Where gradients are not kept, ``g`` is rounded to its dtype after it
+    is weighted, which can lengthen a weighted gradient by ``u size``, u being that dtype's unit roundoff. All is added,
+    so that what is clipped to C has at most norm C.
 
     >>> rule = Contraction("bti", "io", "bto")
     >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
@@ -67,7 +67,9 @@ class Contraction:
         num_tokens = _count(tokens, self.x_axes, x)
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
         size = self._size(x, g)
-        if self._keeps_gradients(x) or num_tokens * (num_inputs + num_outputs) > num_inputs * num_outputs:
+        if self._keeps_gradients(x):  # which are weighted in float32
+            return jnp.square(_norm_of_sum(self._gradients(x, g), size, num_tokens))
+        if num_tokens * (num_inputs + num_outputs) > num_inputs * num_outputs:
             norm = _norm_of_sum(self._gradients(x, g), size, num_tokens)
         else:
             # A copy of each token axis, named by its capital.
