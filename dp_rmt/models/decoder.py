@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dp_rmt.models.decoder_config import DecoderConfig
 from dp_rmt.models.decoder_layers import DecoderLayer, rms_norm, rotary_embedding, visible_keys
-from dp_rmt.models.layers import dense, embedding
+from dp_rmt.models.layers import dense, embedding, stacked
 
 
 class Decoder(nn.Module):
@@ -21,15 +21,7 @@ class Decoder(nn.Module):
         self.word_embeddings = embedding(
             config.vocab_size, config.hidden_size, dtype=config.dtype, name="word_embeddings"
         )
-        # prevent_cse is for remat outside of scan; inside it only slows the loop down.
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if config.remat else DecoderLayer
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-        )
+        stack = stacked(DecoderLayer, length=config.num_layers, remat=config.remat)
         self.layers = stack(config)
         self.final_norm = rms_norm(config, name="final_norm")
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dp_rmt.models.layers import ACTIVATIONS, EncoderLayer, embedding, layer_norm
+from dp_rmt.models.layers import ACTIVATIONS, EncoderLayer, embedding, layer_norm, stacked
 
 ARCHITECTURES = ("bert", "roberta")
 
@@ -201,15 +201,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config)
-        # prevent_cse is for remat outside of scan; inside it only slows the loop down.
-        layer = nn.remat(EncoderLayer, prevent_cse=False) if config.remat else EncoderLayer
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-        )
+        stack = stacked(EncoderLayer, length=config.num_layers, remat=config.remat)
         self.layers = stack(
             config.num_heads, config.intermediate_size, config.layer_norm_eps, config.hidden_act, config.dtype
         )

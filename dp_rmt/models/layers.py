@@ -57,6 +57,18 @@ def layer_norm(*, eps: float, name: str) -> nn.LayerNorm:
     )
 
 
+def stacked(layer: type[nn.Module], *, length: int, remat: bool) -> type[nn.Module]:
+    """So many layers in a row as one scanned module, whose leaves are (length, ...); all get the same other inputs."""
+    # prevent_cse is for remat outside of scan; inside it only slows the loop down.
+    return nn.scan(
+        nn.remat(layer, prevent_cse=False) if remat else layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+    )
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention softmax(Q K^T / sqrt(d) + mask) V W_o (Vaswani et al. 2017).
 
