@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
+import experiments
 from configs import base
 from dp_rmt.data import build_word_tokenizer, generate_reviews, write_corpus
 from dp_rmt.models import EncoderConfig, MaskedLanguageModel, init_params, save_pretrained
@@ -104,3 +108,48 @@ def _make_config(corpus: Path, model: Path, cache_dir: Path, changes: dict[str, 
     config.train.eval_every, config.train.checkpoint_every, config.train.eval_batch_size = 2, 2, 32
     config.update_from_flattened_dict(changes or {})
     return config.lock()
+
+
+class Ended(NamedTuple):
+    """A command that has run: its exit status, what it printed, and the folder that it was given."""
+
+    code: int
+    stdout: str
+    stderr: str
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def run_side_by_side(
+    compilation_cache_dir: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Sequence[str], str, Mapping[str, Sequence[str]]], dict[str, Ended]]:
+    """``(python's arguments, flag of the output folder, {name: further arguments}) -> {name: Ended}``."""
+    environment = {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as above, with its cache
+        "JAX_COMPILATION_CACHE_DIR": compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def run(command: Sequence[str], folder_flag: str, arguments: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+        folders = {name: tmp_path_factory.mktemp("command") / name for name in arguments}
+        processes = {
+            name: subprocess.Popen(
+                [sys.executable, *command, *given, f"{folder_flag}={folders[name]}"],
+                cwd=Path(experiments.__file__).parents[1],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+            )
+            for name, given in arguments.items()
+        }
+        try:
+            outputs = {name: process.communicate(timeout=600) for name, process in processes.items()}
+        finally:
+            for process in processes.values():
+                process.kill()
+        return {name: Ended(processes[name].returncode, *outputs[name], folders[name]) for name in arguments}
+
+    return run

@@ -5,76 +5,40 @@ from __future__ import annotations
 import doctest
 import functools
 import json
-import os
 import statistics
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments
 from dp_rmt import clipped_grad
 from experiments import matrix_flops, profile_measure, profile_programs, profile_table, profile_torch, rounds
 from experiments.profile_models import MODELS, Workload, make_workload
 from third_party import peers
 
-ROOT = Path(experiments.__file__).parents[1]
 SETTINGS: Any = {"repeats": 2, "l2_clip_norm": 1.0, "sizes": [2], "memory_budget": 1e9, "progress": lambda line: None}
 
 
-class Ended(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-    results: Path
-
-
 @pytest.fixture(scope="module")
-def commands(compilation_cache_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def commands(run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Three commands, run side by side."""
     arguments = {
         "good": ["--model=tiny", "--num_layers=1", "--arms=plain,vmap,ghost", "--microbatch_sizes=4,2", "--repeats=2"],
         "unknown_model": ["--model=huge"],
         "unknown_arm": ["--model=tiny", "--arms=plain,magic"],
     }
-    environment = {
-        **os.environ,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in conftest.py, with its cache
-        "JAX_COMPILATION_CACHE_DIR": compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    results = {name: tmp_path_factory.mktemp("profile") / name for name in arguments}
-    command = [sys.executable, "-W", "error", "-m", "experiments.profile_step", "--batch_size=4", "--sequence_length=8"]
-    processes = {
-        name: subprocess.Popen(
-            [*command, *given, f"--results={results[name]}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for name, given in arguments.items()
-    }
-    try:
-        outputs = {name: process.communicate(timeout=600) for name, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.kill()
-    return {name: Ended(processes[name].returncode, *outputs[name], results[name]) for name in arguments}
+    command = ["-W", "error", "-m", "experiments.profile_step", "--batch_size=4", "--sequence_length=8"]
+    return run_side_by_side(command, "--results", arguments)
 
 
-def test_a_record_holds_all_rounds_and_what_follows_from_them(commands: dict[str, Ended]) -> None:
+def test_a_record_holds_all_rounds_and_what_follows_from_them(commands: dict[str, Any]) -> None:
     ended = commands["good"]
     assert ended.code == 0, ended.stderr
-    (path,) = ended.results.iterdir()
+    (path,) = ended.folder.iterdir()
     assert path.name == "tiny-cpu-float32-b4-s8-l1.json"
     record = json.loads(path.read_text())
     assert record["shapes"]["config"]["num_layers"] == 1
@@ -101,7 +65,7 @@ def test_a_record_holds_all_rounds_and_what_follows_from_them(commands: dict[str
     assert 1.2 < record["arms"]["ghost"]["matrix_flops_ratio"] < 2
 
 
-def test_the_table_has_a_row_for_each_arm(commands: dict[str, Ended]) -> None:
+def test_the_table_has_a_row_for_each_arm(commands: dict[str, Any]) -> None:
     lines = commands["good"].stdout.splitlines()
     (header,) = [number for number, line in enumerate(lines) if line.startswith("arm")]
     assert "time/plain" in lines[header]
@@ -110,15 +74,15 @@ def test_the_table_has_a_row_for_each_arm(commands: dict[str, Ended]) -> None:
     assert len({len(line) for line in lines[header : header + 4]}) == 1  # columns stand below each other
 
 
-def test_unknown_names_end_in_one_line(commands: dict[str, Ended]) -> None:
+def test_unknown_names_end_in_one_line(commands: dict[str, Any]) -> None:
     model, arm = commands["unknown_model"], commands["unknown_arm"]
     assert model.code != 0
     assert "--model=huge: value should be one of <roberta_base|" in model.stderr
     assert arm.code != 0
     assert arm.stderr.splitlines()[-1].startswith("profile_step: --arms=magic is unknown; choose among plain, vmap, ")
     assert "Traceback" not in model.stderr + arm.stderr
-    assert not model.results.exists()
-    assert not arm.results.exists()
+    assert not model.folder.exists()
+    assert not arm.folder.exists()
 
 
 @pytest.fixture
