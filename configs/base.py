@@ -39,14 +39,24 @@ def get_config() -> ConfigDict:
 
     config.denoise = ConfigDict()
     config.denoise.enabled = True
+    config.denoise.method = "rmt"  # or what others do: "low_pass", "kalman", "truncate_rank"
+    config.denoise.rank = 4  # of "truncate_rank"
+    config.denoise.kalman_gain = 0.7  # of "kalman"
+    # The others are of "rmt".
+    config.denoise.target = "gradient"  # or "first_moment": Adam's, at its own noise level
     config.denoise.shrinker = "frobenius"
-    config.denoise.kappa = 1.0
+    config.denoise.gate = "kappa"  # or "tracy_widom"
+    config.denoise.kappa = 1.0  # of "kappa": multiple of the bulk edge
+    config.denoise.false_alarm = 0.01  # of "tracy_widom": probability that pure noise passes
     config.denoise.gate_per = "layer"
     config.denoise.rescale = "noisy_norm"
     config.denoise.below_edge = "drop"
+    config.denoise.blend = "none"  # or "stein": noisy and denoised, by the least estimated error
+    config.denoise.join_shared_inputs = False  # query, key and value as one matrix, gate and up too
     config.denoise.svd = "gram"
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or "muon": for the matrices, with Adam's size of steps
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "linear"  # to zero over the run; or "constant"
     config.optimizer.warmup_steps = 0
@@ -54,6 +64,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
+    config.optimizer.noise_correction = placeholder(float)  # floor of a second moment freed of noise (first_moment)
 
     config.train = ConfigDict()
     config.train.epochs = placeholder(float)  # either epochs or num_steps

@@ -4,7 +4,9 @@ from dp_rmt import random_matrix
 from dp_rmt.accounting import calibrate_noise_multiplier, epsilon
 from dp_rmt.batch_selection import PoissonSampling
 from dp_rmt.clipping import ClippedGradient, PerExample, clipped_grad
-from dp_rmt.denoising import Kappa, denoise_matrices
+from dp_rmt.denoised_adam import scale_by_denoised_adam
+from dp_rmt.denoising import denoise_matrices
+from dp_rmt.gates import Kappa, TracyWidom
 from dp_rmt.ghost_clipping import ghost_clipped_grad
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise
@@ -15,6 +17,7 @@ __all__ = [
     "Kappa",
     "PerExample",
     "PoissonSampling",
+    "TracyWidom",
     "add_gaussian_noise",
     "calibrate_noise_multiplier",
     "clipped_grad",
@@ -22,4 +25,5 @@ __all__ = [
     "epsilon",
     "ghost_clipped_grad",
     "random_matrix",
+    "scale_by_denoised_adam",
 ]

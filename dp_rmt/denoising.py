@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dp_rmt import matrix_view
-from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
+from dp_rmt import matrix_groups, matrix_view
+from dp_rmt.gates import Gate
+from dp_rmt.matrix_denoiser import (
+    AT_THE_EDGE,
+    Backend,
+    BelowEdge,
+    Blend,
+    MatrixDenoiser,
+    MatrixDiagnostics,
+    Rescale,
+    Shrinker,
+)
 from dp_rmt.types import Params
-
-Shrinker = Literal["frobenius", "operator", "nuclear", "hard_threshold", "optshrink"]
-Rescale = Literal["noisy_norm", "signal_norm", "none"]
-BelowEdge = Literal["drop", "keep"]
-
-SHRINKERS: dict[str, Callable[..., jax.Array]] = {
-    name: getattr(shrinkage, name) for name in ("frobenius", "operator", "nuclear", "hard_threshold", "optshrink")
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Kappa:
-    """The paper's gate: compare singular values with ``kappa * e``, e the bulk edge (arXiv 2510.01137).
-
-    Attributes:
-      kappa: multiple of the bulk edge; dimensionless, at least 0.
-      per: "layer" denoises a matrix if its largest singular value passes, "component" keeps those values that pass.
-    """
-
-    kappa: float = 1.0
-    per: Literal["layer", "component"] = "layer"
-
-    def __post_init__(self) -> None:
-        if not self.kappa >= 0:
-            raise ValueError(f"kappa must be at least 0, got {self.kappa}; 1.0 is the edge of the noise")
-        if self.per not in ("layer", "component"):
-            raise ValueError(f"a gate decides per 'layer' or per 'component', got {self.per!r}")
-
-    def passes(self, values: jax.Array, *, rows: int, cols: int, noise_std: jax.Array) -> jax.Array:
-        """Which components of each matrix pass; values (B, R) descending -> bool (B, R)."""
-        above = values > self.kappa * marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=noise_std)
-        return jnp.broadcast_to(above[:, :1], above.shape) if self.per == "layer" else above
-
-
-class MatrixDiagnostics(NamedTuple):
-    """What the denoiser saw in one leaf, functions of the noisy update alone and so safe to publish; each (B,).
-
-    Attributes:
-      kept_rank: number of components kept, int32; 0 where the gate refused.
-      top_over_edge: largest singular value over the bulk edge, y_1 / e.
-    """
-
-    kept_rank: jax.Array
-    top_over_edge: jax.Array
 
 
 class DenoiseState(NamedTuple):
@@ -65,30 +29,39 @@ class DenoiseState(NamedTuple):
 
     Attributes:
       step: number of updates so far, int32 scalar.
-      diagnostics: `MatrixDiagnostics` of the last update for every matrix leaf, by path.
+      diagnostics: `MatrixDiagnostics` of the last update for every matrix leaf (or joined leaves), by path.
+      starts: where the next search for singular vectors begins, by group of equal shapes; None unless
+        ``svd="subspace"``.
     """
 
     step: jax.Array
     diagnostics: dict[str, MatrixDiagnostics]
+    starts: dict[str, jax.Array | None]
 
 
 def denoise_matrices(
     noise_std: float | optax.Schedule,
     *,
     shrinker: Shrinker = "frobenius",
-    gate: Kappa = Kappa(1.0),
+    gate: Gate = AT_THE_EDGE,
     rescale: Rescale = "noisy_norm",
     below_edge: BelowEdge = "drop",
-    svd: Literal["exact", "gram"] = "exact",
+    blend: Blend = "none",
+    svd: Backend = "exact",
     matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    join: matrix_groups.JoinRule | None = None,
+    sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformation:
     """Restores the singular-value profile of every noisy gradient matrix (arXiv 2510.01137).
 
-    For ``Y = G + noise_std N = sum_i y_i u_i v_i^T``: if the gate passes, ``X = sum_i w_i y_i u_i v_i^T`` with
+    For ``Y = G + noise_std N = sum_i y_i u_i v_i^T``: if the gate passes, ``D = sum_i w_i y_i u_i v_i^T`` with
     ``w_i = eta(y_i) / y_i`` for the components kept and 0 (``below_edge="drop"``) or 1 (``"keep"``, partial
-    restoration) for the others; then X is rescaled to ``||Y||_F`` ("noisy_norm"), to
-    ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate of ``||G||_F`` ("signal_norm"), or not at all. A matrix
-    in which no component is kept passes through unchanged, and so does every leaf that the matrix rule does not name.
+    restoration) for the others. A matrix in which no component is kept passes through unchanged, and so does every
+    leaf that the matrix rule does not name. With ``blend="stein"`` the result is ``(1 - a) Y + a D`` instead, for each
+    matrix with the a in [0, 1] that has the least squared error by Stein's unbiased estimate (docs/math.md); D is then
+    0 where nothing is kept, and with ``rescale="none"`` such a matrix is shrunken as a whole (James & Stein).
+    Last, the result is rescaled to ``||Y||_F`` ("noisy_norm"), to ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an
+    estimate of ``||G||_F`` ("signal_norm"), or not at all.
 
     Formal guarantee: the output is a function of the noisy update and of public constants. Placed after
     `add_gaussian_noise` it is post-processing and leaves epsilon and delta as they are.
@@ -97,11 +70,18 @@ def denoise_matrices(
       noise_std: standard deviation of ONE entry of the incoming update, or a schedule of it; with the wrong unit the
         method is silently off (`dp_rmt.mechanism.DPSGD` computes it once for noise and denoiser).
       shrinker: eta, a function of `dp_rmt.random_matrix.shrinkage`.
-      gate: decides what is signal, see `Kappa`.
+      gate: decides what is signal, see `dp_rmt.gates`; default ``Kappa(1.0)``, the bulk edge.
       rescale: norm correction of a denoised matrix.
       below_edge: what happens to components that are not kept, in a matrix that is denoised.
-      svd: "exact" or "gram", see `dp_rmt.random_matrix.singular_values`.
+      blend: "stein" for the blend of noisy and denoised matrix.
+      svd: "exact" (an SVD), "gram" (eigenvectors of ``Y Y^T``) or "subspace" (only what stands above the gate, found
+        from the last step's singular vectors; a certificate sends a matrix where more may stand above it to a full
+        decomposition), see `dp_rmt.random_matrix`.
       matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`.
+      join: which leaves are denoised side by side as one matrix, such as `dp_rmt.matrix_groups.shared_inputs`.
+      sharding: where the batch of equal-shaped matrices is divided among devices, such as
+        ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape. None: every
+        device denoises everything.
 
     Returns:
       An `optax.GradientTransformation` with a `DenoiseState`; shapes are kept, matrices come out in float32 at least.
@@ -116,89 +96,92 @@ def denoise_matrices(
     >>> int(state.diagnostics["layer/kernel"].kept_rank[0])
     1
     """
-    _check_options(noise_std, shrinker=shrinker, rescale=rescale, below_edge=below_edge, svd=svd)
-
-    def init(params: Params) -> DenoiseState:
-        diagnostics = {}
-        leaves = dict(matrix_view.leaves_by_path(params))
-        for path, axes in matrix_view.matrix_leaves(params, matrix_rule).items():
-            count = jax.eval_shape(lambda x, axes=axes: matrix_view.to_matrices(x, axes), leaves[path]).shape[0]
-            diagnostics[path] = MatrixDiagnostics(jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.float32))
-        return DenoiseState(jnp.zeros([], jnp.int32), diagnostics)
-
-    denoise = functools.partial(
-        _denoise, shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, svd=svd
+    check_noise_std(noise_std)
+    tree_denoiser = TreeDenoiser(
+        MatrixDenoiser(
+            shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd
+        ),
+        matrix_rule,
+        join,
+        sharding,
     )
 
     def update(updates: Params, state: DenoiseState, params: Params | None = None):
         del params
-        std = noise_std(state.step) if callable(noise_std) else noise_std
-        matrices = matrix_view.matrix_leaves(updates, matrix_rule)
+        return tree_denoiser(updates, state, noise_std(state.step) if callable(noise_std) else noise_std)
+
+    return optax.GradientTransformation(tree_denoiser.init, update)
+
+
+class TreeDenoiser(NamedTuple):
+    """`MatrixDenoiser` for the matrices of a tree; the attributes are the options of `denoise_matrices`."""
+
+    matrix_denoiser: MatrixDenoiser
+    matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices
+    join: matrix_groups.JoinRule | None = None
+    sharding: NamedSharding | None = None
+
+    def init(self, params: Params) -> DenoiseState:
+        """The state before the first update of a tree of these shapes."""
+        diagnostics, starts = {}, {}
+        for shape, group in matrix_groups.matrix_groups(params, self.matrix_rule, self.join).items():
+            for matrix in group:
+                zeros = jnp.zeros(matrix.number, jnp.int32)
+                diagnostics[matrix.name] = MatrixDiagnostics(zeros, zeros.astype(jnp.float32))
+            count = sum(matrix.number for matrix in group)
+            starts[shape] = self.matrix_denoiser.start(count, group[0].rows, group[0].cols, group[0].dtype)
+        return DenoiseState(jnp.zeros([], jnp.int32), diagnostics, starts)
+
+    def __call__(
+        self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
+    ) -> tuple[Params, DenoiseState]:
+        """``(denoised updates, new state)``; noise_std is that of one entry of the updates."""
+        leaves = dict(matrix_view.leaves_by_path(updates))
         diagnostics: dict[str, MatrixDiagnostics] = {}
-        leaves = []
+        starts = {}
         after = jnp.zeros([], jnp.int32)
-        for path, leaf in matrix_view.leaves_by_path(updates):
-            if path in matrices:
-                wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-                # One decomposition at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever
-                # (jaxlib 0.10.2, seen on two cores). `after` is always 0, but XLA does not know.
-                noisy = matrix_view.to_matrices(wide, matrices[path]) + after.astype(wide.dtype)
-                denoised, diagnostics[path] = denoise(noisy, jnp.asarray(std, wide.dtype))
-                after = jnp.minimum(jnp.sum(diagnostics[path].kept_rank), 0)
-                leaf = matrix_view.from_matrices(denoised, matrices[path], leaf.shape)
-            leaves.append(leaf)
-        return jax.tree.unflatten(jax.tree.structure(updates), leaves), DenoiseState(state.step + 1, diagnostics)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _denoise(
-    matrices: jax.Array,
-    std: jax.Array,
-    *,
-    shrinker: Shrinker,
-    gate: Kappa,
-    rescale: Rescale,
-    below_edge: BelowEdge,
-    svd: Literal["exact", "gram"],
-) -> tuple[jax.Array, MatrixDiagnostics]:
-    """Matrices (B, rows, cols) of one leaf, and what was seen in each; see `denoise_matrices` for the equation."""
-    rows, cols = matrices.shape[1:]
-    basis, values = singular_values.short_side_svd(matrices, method=svd)
-    shrunken = SHRINKERS[shrinker](values, rows=rows, cols=cols, noise_std=std)
-    kept = gate.passes(values, rows=rows, cols=cols, noise_std=std) & (shrunken > 0)
-    weights = jnp.where(kept, shrunken / jnp.where(kept, values, 1.0), 1.0 if below_edge == "keep" else 0.0)
-    denoised = singular_values.scale_spectrum(matrices, basis, weights)
-    denoised = denoised * _norm_correction(matrices, denoised, std, rescale)[:, None, None]
-    accepted = jnp.any(kept, axis=1)
-    edge = marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=std)
-    top_over_edge = (values[:, 0] / jnp.maximum(edge, jnp.finfo(values.dtype).tiny)).astype(jnp.float32)
-    return (
-        jnp.where(accepted[:, None, None], denoised, matrices),
-        MatrixDiagnostics(jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge),
-    )
+        denoise = self.matrix_denoiser if self.sharding is None else _divided(self.matrix_denoiser, self.sharding)
+        for shape, group in matrix_groups.matrix_groups(updates, self.matrix_rule, self.join).items():
+            # One decomposition at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever
+            # (jaxlib 0.10.2, seen on two cores). `after` is always 0, but XLA does not know.
+            noisy = matrix_groups.stack(group, leaves)
+            noisy = noisy + after.astype(noisy.dtype)
+            denoised, seen, starts[shape] = denoise(
+                noisy, jnp.asarray(noise_std, noisy.dtype), state.starts[shape], state.step
+            )
+            after = jnp.minimum(jnp.sum(seen.kept_rank), 0)
+            leaves |= matrix_groups.unstack(group, denoised)
+            for matrix, *parts in zip(group, *(matrix_groups.split(group, field) for field in seen), strict=True):
+                diagnostics[matrix.name] = MatrixDiagnostics(*parts)
+        paths = [path for path, _ in matrix_view.leaves_by_path(updates)]
+        tree = jax.tree.unflatten(jax.tree.structure(updates), [leaves[path] for path in paths])
+        return tree, DenoiseState(state.step + 1, diagnostics, starts)
 
 
-def _norm_correction(noisy: jax.Array, denoised: jax.Array, std: jax.Array, rescale: Rescale) -> jax.Array:
-    """Factor for each denoised matrix, shape (B,)."""
-    if rescale == "none":
-        return jnp.ones(len(noisy), noisy.dtype)
-    squared_norm = jnp.sum(jnp.square(noisy), axis=(1, 2))
-    if rescale == "signal_norm":
-        squared_norm = jnp.maximum(squared_norm - noisy.shape[1] * noisy.shape[2] * jnp.square(std), 0.0)
-    denoised_norm = jnp.sqrt(jnp.sum(jnp.square(denoised), axis=(1, 2)))
-    return jnp.sqrt(squared_norm) / jnp.maximum(denoised_norm, jnp.finfo(noisy.dtype).tiny)
-
-
-def _check_options(noise_std: float | optax.Schedule, **options: str) -> None:
+def check_noise_std(noise_std: float | optax.Schedule) -> None:
+    """Raises ValueError unless noise_std is a schedule, or a number that is not negative and finite."""
     if not callable(noise_std) and not 0 <= noise_std < float("inf"):
         raise ValueError(f"noise_std must be non-negative and finite, got {noise_std}")
-    allowed = {
-        "shrinker": tuple(SHRINKERS),
-        "rescale": ("noisy_norm", "signal_norm", "none"),
-        "below_edge": ("drop", "keep"),
-        "svd": ("exact", "gram"),
-    }
-    for name, value in options.items():
-        if value not in allowed[name]:
-            raise ValueError(f"denoise_matrices: {name} must be one of {', '.join(allowed[name])}, got {value!r}")
+
+
+def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
+    """The same function of whole batches, each device of the sharding's first axis denoising a part."""
+    axes, mesh = sharding.spec[0], sharding.mesh
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    devices = 1
+    for name in names:
+        devices *= mesh.shape[name]
+    parts, whole = PartitionSpec(axes), PartitionSpec()
+
+    def divided(matrices, noise_std, start, step):
+        count = len(matrices)
+        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped.
+        index = jnp.minimum(jnp.arange(-(-count // devices) * devices), count - 1)
+        part = jax.shard_map(
+            denoise, mesh=mesh, in_specs=(parts, whole, parts, whole), out_specs=parts, check_vma=False
+        )
+        results = part(matrices[index], noise_std, jax.tree.map(lambda x: x[index], start), step)
+        gathered = jax.lax.with_sharding_constraint(results, NamedSharding(mesh, whole))
+        return jax.tree.map(lambda x: x[:count], gathered)
+
+    return divided

@@ -12,6 +12,7 @@ import optax
 from dp_rmt import accounting
 from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
 from dp_rmt.clipping import ClippedGradient, ClippingStyle, clipped_grad
+from dp_rmt.denoised_adam import scale_by_denoised_adam
 from dp_rmt.denoising import denoise_matrices
 from dp_rmt.ghost_clipping import ghost_clipped_grad
 from dp_rmt.noise_addition import add_gaussian_noise
@@ -150,6 +151,10 @@ class DPSGD:
     def denoiser(self, **options: Any) -> optax.GradientTransformation:
         """`denoise_matrices` at the noise level of this mechanism; options as there."""
         return denoise_matrices(self.noise_std, **options)
+
+    def denoised_adam(self, **options: Any) -> optax.GradientTransformation:
+        """`scale_by_denoised_adam` at the noise level of this mechanism; options as there."""
+        return scale_by_denoised_adam(self.noise_std, **options)
 
     def sampling(self, seed: int) -> PoissonSampling:
         """The sampler that the accounting assumes."""

@@ -17,7 +17,7 @@ from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.report import Run as ReportedRun
 from dp_rmt.training.report import write_report
-from dp_rmt.training.train_state import TrainState, merge_params
+from dp_rmt.training.train_state import TrainState, published_params
 from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
 from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
@@ -135,7 +135,7 @@ def _check_checkpoints(arm: Arm) -> None:
 def _save_model(arm: Arm, state: TrainState) -> None:
     task = arm.task
     names = None if arm.config.model.head == "infilling" else (list(task.glue.task.label_names) or None)
-    params = merge_params(state.params, state.frozen)
+    params = published_params(state)
     save_pretrained(arm.workdir / "model", task.module, params, tokenizer=task.tokenizer, label_names=names)
 
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 from ml_collections import ConfigDict
 
 from dp_rmt import matrix_view
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import GlueData, fingerprint, label_word_ids, load_glue, tokenize_cached
-from dp_rmt.data.length_groups import group_by_length
-from dp_rmt.denoising import Kappa
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import load_pretrained, load_tokenizer
-from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
@@ -30,6 +26,7 @@ from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
 from experiments.microbatches import with_microbatch_size
+from experiments.transforms import build_transforms, learning_rate_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +167,16 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
         raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
 
 
-def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
+def build_run(
+    config: ConfigDict, task: Task, *, name: str, observe: Callable[[Transforms], Transforms] | None = None
+) -> Run:
     """Puts the pieces of one arm together.
 
     Args:
       config: of the arm.
       task: data and model.
       name: for the progress bar.
+      observe: puts what reads along, such as `optax.snapshot`, between the stages of a step.
 
     Returns:
       A `Run`.
@@ -184,21 +184,12 @@ def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
     mesh = data_mesh()
     config = with_microbatch_size(config, task)
     mechanism, delta = build_mechanism(config, len(task.train["label"]), mesh.size)
-    schedule = learning_rate_schedule(config.optimizer, mechanism.num_steps)
     sampling_seed, noise_seed = (
         fresh_seed() if seed is None else seed for seed in (config.privacy.sampling_seed, config.privacy.noise_seed)
     )
-    transforms = Transforms(
-        noise=mechanism.noise(noise_key(noise_seed)),
-        denoise=build_denoiser(config.denoise, mechanism),
-        optimizer=optax.adamw(
-            schedule,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
-            eps=config.optimizer.eps,
-            weight_decay=config.optimizer.weight_decay,
-        ),
-    )
+    transforms = build_transforms(config, mechanism, noise_seed, mesh)
+    if observe is not None:
+        transforms = observe(transforms)
     params, frozen = split_params(task.params, config.model.trainable)
     _log_sizes(params, frozen)
     train_step = make_train_step(
@@ -224,7 +215,7 @@ def build_run(config: ConfigDict, task: Task, *, name: str) -> Run:
         arrays=task.train,
         lengths=task.lengths,
         evaluators=evaluators,
-        learning_rate=schedule,
+        learning_rate=learning_rate_schedule(config.optimizer, mechanism.num_steps),
         eval_every=config.train.eval_every,
         checkpoint_every=config.train.checkpoint_every,
         name=name,
@@ -239,38 +230,14 @@ def _trace(loop: TrainLoop, state: TrainState) -> None:
     """Traces a step, so that what clipping refuses is refused here; the trace is not lost, the first step uses it."""
     mechanism = loop.mechanism
     nobody = np.full(mechanism.truncation.max_batch_size, -1, np.int32)
-    groups = group_by_length(loop.arrays, nobody, lengths=loop.lengths, microbatch_size=mechanism.microbatch_size)
     try:
-        jax.eval_shape(loop.train_step, state, groups)
+        jax.eval_shape(loop.train_step, state, loop.groups(nobody))
     except ValueError as error:
         raise ValueError(
             f"config.train.clipping_method={mechanism.clipping_method!r} does not fit this model: {error}. "
             "In a config: let config.model.trainable match all other parameters, or give "
             "config.train.clipping_method='vmap' (slower; each example's gradient takes the memory of the model)"
         ) from error
-
-
-def build_denoiser(settings: ConfigDict, mechanism: DPSGD) -> optax.GradientTransformation:
-    """The denoiser of a config, at the mechanism's noise level; the identity where it is off or there is no noise."""
-    if not settings.enabled or mechanism.noise_std == 0:
-        return optax.identity()
-    return mechanism.denoiser(
-        shrinker=settings.shrinker,
-        gate=Kappa(settings.kappa, per=settings.gate_per),
-        rescale=settings.rescale,
-        below_edge=settings.below_edge,
-        svd=settings.svd,
-    )
-
-
-def learning_rate_schedule(settings: ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to zero at num_steps, or constant."""
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if warmup >= num_steps:
-        raise ValueError(f"config.optimizer.warmup_steps={warmup} must be less than the {num_steps} steps of the run")
-    end = 0.0 if settings.schedule == "linear" else peak
-    decay = optax.linear_schedule(peak, end, num_steps - warmup)
-    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), decay], [warmup])
 
 
 def resolve_model_path(path: str) -> str:

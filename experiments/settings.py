@@ -10,7 +10,7 @@ from typing import Any, get_args
 from ml_collections import ConfigDict
 
 from dp_rmt.data import get_task
-from dp_rmt.denoising import SHRINKERS
+from dp_rmt.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
 from dp_rmt.mechanism import ClippingMethod
 
 _CHOICES = {
@@ -18,15 +18,23 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "privacy.clip": ("flat", "automatic"),
     "privacy.accountant": ("pld", "rdp"),
-    "denoise.shrinker": tuple(SHRINKERS),
+    "denoise.method": ("rmt", "low_pass", "kalman", "truncate_rank"),
+    "denoise.target": ("gradient", "first_moment"),
+    "denoise.shrinker": get_args(Shrinker),
+    "denoise.gate": ("kappa", "tracy_widom"),
     "denoise.gate_per": ("layer", "component"),
-    "denoise.rescale": ("noisy_norm", "signal_norm", "none"),
-    "denoise.below_edge": ("drop", "keep"),
-    "denoise.svd": ("exact", "gram"),
+    "denoise.rescale": get_args(Rescale),
+    "denoise.below_edge": get_args(BelowEdge),
+    "denoise.blend": get_args(Blend),
+    "denoise.svd": get_args(Backend),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.schedule": ("linear", "constant"),
     "train.clipping_method": get_args(ClippingMethod),
 }
 _POSITIVE = (
+    "denoise.rank",
+    "denoise.kalman_gain",
+    "denoise.false_alarm",
     "data.max_length",
     "privacy.epsilon",
     "privacy.l2_clip_norm",
@@ -34,6 +42,7 @@ _POSITIVE = (
     "privacy.max_batch_size",
     "optimizer.learning_rate",
     "optimizer.eps",
+    "optimizer.noise_correction",
     "train.epochs",
     "train.num_steps",
     "train.eval_every",

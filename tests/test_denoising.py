@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt.denoising import Kappa, denoise_matrices
+from dp_rmt.denoising import denoise_matrices
+from dp_rmt.gates import Kappa
 from dp_rmt.matrix_view import MatrixAxes, to_matrices
 
 NOISE_STD = 0.02

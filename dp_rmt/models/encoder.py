@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from dp_rmt.models.layers import ACTIVATIONS, EncoderLayer, embedding, layer_norm, stacked
+from dp_rmt.models.lora import LoRAConfig
 
 ARCHITECTURES = ("bert", "roberta")
+ENCODER_PROJECTIONS = ("query", "key", "value", "output", "intermediate")
+"""The dense layers of an encoder layer, all of which LoRA can target; "output" is that of attention and the other."""
 
 # EncoderConfig field -> key of a Hugging Face config.json
 _HF_KEYS = {
@@ -51,11 +54,12 @@ class EncoderConfig:
         layer_norm_eps: added to the variance in layer normalisation.
         pad_token_id: id of the padding token.
         hidden_act: Hugging Face name of the activation, e.g. "gelu" (exact erf).
+        lora: low-rank updates of some of `ENCODER_PROJECTIONS`; None for none.
         dtype: compute dtype; parameters and logits are float32 whatever it is.
         remat: recompute each layer in the backward pass instead of keeping its activations.
 
     Raises:
-        ValueError: for an unknown architecture or activation, or heads that do not divide the width.
+        ValueError: for an unknown architecture, activation or LoRA target, or heads that do not divide the width.
     """
 
     architecture: str
@@ -69,6 +73,7 @@ class EncoderConfig:
     layer_norm_eps: float
     pad_token_id: int
     hidden_act: str = "gelu"
+    lora: LoRAConfig | None = None
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -82,6 +87,12 @@ class EncoderConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act {self.hidden_act!r} is not supported; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        unknown = sorted(set(self.lora.targets) - set(ENCODER_PROJECTIONS)) if self.lora else []
+        if unknown:
+            raise ValueError(
+                f"LoRA targets {', '.join(unknown)} are no dense layers of an encoder; "
+                f"choose among {', '.join(ENCODER_PROJECTIONS)}"
             )
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -203,7 +214,12 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         stack = stacked(EncoderLayer, length=config.num_layers, remat=config.remat)
         self.layers = stack(
-            config.num_heads, config.intermediate_size, config.layer_norm_eps, config.hidden_act, config.dtype
+            config.num_heads,
+            config.intermediate_size,
+            config.layer_norm_eps,
+            config.hidden_act,
+            config.dtype,
+            config.lora,
         )
 
     def __call__(

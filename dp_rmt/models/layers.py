@@ -78,6 +78,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
+    lora: LoRAConfig | None = None
 
     @nn.compact
     def __call__(self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ class SelfAttention(nn.Module):
             (B, L, D) array in the compute dtype.
         """
         batch, length, hidden = hidden_BxLxD.shape
-        project = partial(dense, hidden, dtype=self.dtype)
+        project = partial(dense, hidden, dtype=self.dtype, lora=self.lora)
 
         def split_heads(x_BxLxD: jax.Array) -> jax.Array:
             return x_BxLxD.reshape(batch, length, self.num_heads, hidden // self.num_heads)
@@ -117,18 +118,18 @@ class EncoderLayer(nn.Module):
     layer_norm_eps: float
     hidden_act: str
     dtype: jnp.dtype
+    lora: LoRAConfig | None = None
 
     @nn.compact
     def __call__(self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array) -> tuple[jax.Array, None]:
         """Maps hidden states (B, L, D) to hidden states (B, L, D)."""
         normalise = partial(layer_norm, eps=self.layer_norm_eps)
-        attended = SelfAttention(self.num_heads, self.dtype, name="attention")(
+        project = partial(dense, dtype=self.dtype, lora=self.lora)
+        attended = SelfAttention(self.num_heads, self.dtype, self.lora, name="attention")(
             hidden_BxLxD, attention_mask_BxL
         )
         hidden_BxLxD = normalise(name="attention_layer_norm")(hidden_BxLxD + attended).astype(self.dtype)
-        inner = dense(self.intermediate_size, dtype=self.dtype, name="intermediate")(hidden_BxLxD)
-        outer = dense(hidden_BxLxD.shape[-1], dtype=self.dtype, name="output")(
-            ACTIVATIONS[self.hidden_act](inner)
-        )
+        inner = project(self.intermediate_size, name="intermediate")(hidden_BxLxD)
+        outer = project(hidden_BxLxD.shape[-1], name="output")(ACTIVATIONS[self.hidden_act](inner))
         hidden_BxLxD = normalise(name="output_layer_norm")(hidden_BxLxD + outer).astype(self.dtype)
         return hidden_BxLxD, None

@@ -5,6 +5,6 @@ A matrix is `Y = G + s N`: `G` is the signal (rows m, cols n), `N` has independe
 `docs/math.md`.
 """
 
-from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values, tracy_widom
+from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values, stein, subspace, tracy_widom
 
-__all__ = ["marchenko_pastur", "shrinkage", "singular_values", "tracy_widom"]
+__all__ = ["marchenko_pastur", "shrinkage", "singular_values", "stein", "subspace", "tracy_widom"]

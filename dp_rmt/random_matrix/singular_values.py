@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dp_rmt.random_matrix.marchenko_pastur import at_least_float32
 
@@ -59,16 +60,19 @@ def short_side_svd(matrices: jax.Array, *, method: Literal["exact", "gram"] = "e
     raise ValueError(f'method={method!r} is unknown: use "exact" (an SVD) or "gram" (eigenvectors of Y Y^T).')
 
 
-def scale_spectrum(matrices: jax.Array, basis: jax.Array, weights: jax.Array) -> jax.Array:
+def scale_spectrum(
+    matrices: jax.Array, basis: jax.Array, weights: jax.Array, *, complement: ArrayLike = 0.0
+) -> jax.Array:
     """Multiplies each singular component of each matrix by its weight.
 
-    `U diag(w) U^T Y` if rows <= cols, else `Y V diag(w) V^T`; the weight `eta(y) / y` puts the singular value
-    eta(y) in the place of y.
+    `c Y + U diag(w - c) U^T Y` if rows <= cols, else `c Y + Y V diag(w - c) V^T`, where c is the weight of everything
+    that the basis leaves out; the weight `eta(y) / y` puts the singular value eta(y) in the place of y.
 
     Args:
       matrices: (..., rows, cols).
-      basis: (..., R, R), from `short_side_svd`, R = min(rows, cols).
-      weights: (..., R), one weight for each column of `basis`.
+      basis: (..., R, K), orthonormal columns, all or the leading ones of `short_side_svd`, R = min(rows, cols).
+      weights: (..., K), one weight for each column of `basis`.
+      complement: c, (...) or a number. Where all weights are 1 and c is 1, the matrix comes out bit for bit.
 
     Returns:
       (..., rows, cols), at least float32.
@@ -79,15 +83,21 @@ def scale_spectrum(matrices: jax.Array, basis: jax.Array, weights: jax.Array) ->
     matrices = at_least_float32(matrices)
     wide = _short_side_first(matrices)
     short_side = wide.shape[-2]
-    if basis.shape[-2:] != (short_side, short_side) or weights.shape[-1:] != (short_side,):
+    if basis.shape[-2] != short_side or weights.shape[-1] != basis.shape[-1] or basis.shape[-1] > short_side:
         raise ValueError(
             f"basis {basis.shape} and weights {weights.shape} do not fit matrices {matrices.shape}: they "
-            f"must end in ({short_side}, {short_side}) and ({short_side},), the shorter side. Take the "
+            f"must end in ({short_side}, K) and (K,), {short_side} being the shorter side. Take the "
             "basis from short_side_svd of these matrices."
         )
-    # The R x R multiplier first: one product with the long side instead of two.
-    multiplier = jnp.einsum("...rk,...k,...sk->...rs", basis, weights, basis, precision=_HIGHEST)
-    scaled = jnp.einsum("...rs,...sl->...rl", multiplier, wide, precision=_HIGHEST)
+    outside = jnp.asarray(complement, wide.dtype)[..., None, None]
+    change = weights - outside[..., 0]
+    if 2 * basis.shape[-1] > short_side:  # the R x R multiplier first: one product with the long side instead of two
+        multiplier = jnp.einsum("...rk,...k,...sk->...rs", basis, change, basis, precision=_HIGHEST)
+        changed = jnp.einsum("...rs,...sl->...rl", multiplier, wide, precision=_HIGHEST)
+    else:
+        inner = jnp.einsum("...rk,...rl->...kl", basis, wide, precision=_HIGHEST)
+        changed = jnp.einsum("...rk,...kl->...rl", basis * change[..., None, :], inner, precision=_HIGHEST)
+    scaled = outside * wide + changed
     return scaled if wide is matrices else jnp.swapaxes(scaled, -1, -2)
 
 

@@ -17,7 +17,7 @@ from dp_rmt.data.length_groups import group_by_length
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
-from dp_rmt.training.train_state import TrainState, merge_params
+from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
 
@@ -86,13 +86,7 @@ class TrainLoop:
             reporter.evaluation(0, self._evaluate(state))
         pending = None
         for step in range(first, last):
-            groups: Any = group_by_length(  # of NumPy arrays, which the compiled step puts on the devices
-                self.arrays,
-                sampling.indices(step),
-                lengths=self.lengths,
-                microbatch_size=self.mechanism.microbatch_size,
-            )
-            state, step_metrics = self.train_step(state, groups)
+            state, step_metrics = self.train_step(state, self.groups(sampling.indices(step)))
             if pending is not None:
                 reporter.training(*pending)
             pending = step + 1, step_metrics
@@ -109,8 +103,17 @@ class TrainLoop:
         reporter.close()
         return state
 
+    def groups(self, indices: np.ndarray) -> Any:
+        """The batch of these examples, -1 being padding, as `train_step` takes it.
+
+        Of NumPy arrays, which the compiled step puts on the devices.
+        """
+        return group_by_length(
+            self.arrays, indices, lengths=self.lengths, microbatch_size=self.mechanism.microbatch_size
+        )
+
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        params = merge_params(state.params, state.frozen)
+        params = published_params(state)
         return {
             f"eval/{name}/{metric}": value
             for name, evaluate in self.evaluators.items()

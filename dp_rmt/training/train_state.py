@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt import matrix_view
+from dp_rmt.filters import KalmanState, without_look_ahead
 from dp_rmt.types import Params
 
 
@@ -62,6 +63,19 @@ class TrainState:
             denoise=transforms.denoise.init(params),
             optimizer=transforms.optimizer.init(params),
         )
+
+
+def published_params(state: TrainState) -> dict[str, Any]:
+    """All parameters, trained and frozen, as they are evaluated and saved.
+
+    They are the state's own, but for an optimizer that differentiates ahead of its iterate (`kalman_filter`): then
+    those of the iterate.
+    """
+    params = state.params
+    is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
+    for node in filter(is_ahead, jax.tree.leaves(state.optimizer, is_leaf=is_ahead)):
+        params = without_look_ahead(node, params)
+    return merge_params(params, state.frozen)
 
 
 def split_params(params: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -45,7 +45,8 @@ def make_train_step(
     Returns:
       The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
       mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
-      the mean cosine of the matrices to the clean (clipped) gradient before and after denoising.
+      the mean cosine of the matrices to the clean (clipped) gradient before and after denoising, and that of the step
+      against it.
     """
 
     def train_step(
@@ -68,13 +69,14 @@ def make_train_step(
         updates, optimizer = transforms.optimizer.update(denoised, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        metrics: dict[str, Any] = _denoiser_metrics(denoise)
+        metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer))
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
             padding = jnp.concatenate([padding for _, padding in groups])
             metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
             metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
             metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)
+            metrics["nonprivate/cosine_update"] = -mean_matrix_cosine(updates, grads)
         state = dataclasses.replace(
             state, step=state.step + 1, params=params, noise=noise, denoise=denoise, optimizer=optimizer
         )
@@ -84,24 +86,31 @@ def make_train_step(
 
 
 def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:
-    """Mean over all matrices (`dp_rmt.matrix_view`) of the cosine ``<X, G> / (||X|| ||G||)``; 0 where one is zero."""
+    """Mean of `matrix_cosines` over all matrices; 0 without any."""
+    cosines = list(matrix_cosines(updates, reference).values())
+    return jnp.mean(jnp.concatenate(cosines)) if cosines else jnp.zeros([])
+
+
+def matrix_cosines(updates: Params, reference: Params) -> dict[str, jax.Array]:
+    """Cosine ``<X, G> / (||X|| ||G||)`` of every matrix (`dp_rmt.matrix_view`), (B,) by path; 0 where one is zero."""
     references = dict(matrix_view.leaves_by_path(reference))
-    cosines = []
+    cosines = {}
     for path, leaf in matrix_view.leaves_by_path(updates):
         axes = matrix_view.kernels_are_matrices(path, leaf)
         if axes is not None:
             x, g = matrix_view.to_matrices(leaf, axes), matrix_view.to_matrices(references[path], axes)
             inner = jnp.einsum("bmn,bmn->b", x, g)
             norms = jnp.sqrt(jnp.sum(x**2, (1, 2))) * jnp.sqrt(jnp.sum(g**2, (1, 2)))
-            cosines.append(inner / jnp.where(norms > 0, norms, 1.0))
-    return jnp.mean(jnp.concatenate(cosines)) if cosines else jnp.zeros([])
+            cosines[path] = inner / jnp.where(norms > 0, norms, 1.0)
+    return cosines
 
 
-def _denoiser_metrics(state: Any) -> dict[str, Any]:
-    if not isinstance(state, DenoiseState):
-        return {}
+def _denoiser_metrics(states: Any) -> dict[str, Any]:
+    """Diagnostics of the denoiser, wherever it is: a stage of its own, or inside the optimizer."""
+    is_denoiser = lambda node: isinstance(node, DenoiseState)  # noqa: E731
     return {
         f"denoise/{name}": {path: getattr(values, name) for path, values in state.diagnostics.items()}
+        for state in filter(is_denoiser, jax.tree.leaves(states, is_leaf=is_denoiser))
         for name in ("kept_rank", "top_over_edge")
     }
 

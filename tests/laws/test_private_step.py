@@ -149,11 +149,12 @@ def test_the_denoiser_sees_the_noisy_update_and_public_constants():
     again, _ = jax.jit(MECHANISM.noise(jax.random.key(0)).update)(clean, state.noise["inner"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), noisy, again)
     assert (np.asarray(noisy["kernel"]) != np.asarray(clean["kernel"])).all()
-    public = {"noise_std", "shrinker", "gate", "rescale", "below_edge", "svd", "matrix_rule"}
+    public = {"noise_std", "shrinker", "gate", "rescale", "below_edge", "blend", "svd"}
+    public |= {"matrix_rule", "join", "sharding"}
     assert set(inspect.signature(denoise_matrices).parameters) == public
     assert set(inspect.signature(MECHANISM.denoiser().update).parameters) == {"updates", "state", "params"}
     # Its state holds what it computed: a counter and diagnostics. No earlier gradient can come in that way.
-    assert denoising.DenoiseState._fields == ("step", "diagnostics")
+    assert denoising.DenoiseState._fields == ("step", "diagnostics", "starts")
     assert denoising.MatrixDiagnostics._fields == ("kept_rank", "top_over_edge")
 
 

@@ -84,6 +84,7 @@ def test_step_and_metrics_by_hand():
         "nonprivate/batch_size": 6,
         "nonprivate/cosine_noisy": mean_matrix_cosine(noisy, clean),
         "nonprivate/cosine_denoised": mean_matrix_cosine(denoised, clean),
+        "nonprivate/cosine_update": mean_matrix_cosine(jax.tree.map(jnp.negative, updates), clean),
     }
     assert metrics.keys() == expected_metrics.keys() | {"denoise/kept_rank", "denoise/top_over_edge"}
     for name, value in expected_metrics.items():
