@@ -84,9 +84,16 @@ class MatrixDenoiser:
         Returns:
           ``(denoised (B, rows, cols), diagnostics, start of the next step)``.
         """
-        if self.svd != "subspace":
-            basis, values = singular_values.short_side_svd(matrices, method=self.svd)
-            return *self._restore(matrices, basis, values, noise_std), start
+        if self.svd == "subspace":
+            assert start is not None  # from `start`, or from the last step
+            return self._from_leading(matrices, noise_std, start, step)
+        basis, values = singular_values.short_side_svd(matrices, method=self.svd)
+        return *self._restore(matrices, basis, values, noise_std), start
+
+    def _from_leading(
+        self, matrices: jax.Array, noise_std: jax.Array, start: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, MatrixDiagnostics, jax.Array]:
+        """From what stands above the gate alone; in full where that cannot be certified."""
         rows, cols = matrices.shape[1:]
         cut = self.gate.cut(rows=rows, cols=cols, noise_std=noise_std)
         key = jax.random.fold_in(jax.random.key(0), step)  # public: it chooses directions, it hides nothing

@@ -88,14 +88,14 @@ class GradientStream:
             raise ValueError("config.privacy.epsilon=inf: without noise the gradients are all the same; give a number")
         settings.privacy.sampling_seed = settings.privacy.noise_seed = seed
         task = assemble.load_task(settings)
-        run = assemble.build_run(settings, task, name=arm, observe=_with_snapshots)
+        run = assemble.build_run(settings, task, name=arm, observe=with_snapshots)
         if num_steps > (scheduled := run.loop.mechanism.num_steps):
             raise ValueError(f"{num_steps} steps are asked for, but the run has {scheduled} (config.train.num_steps)")
         batch_size, epsilon = settings.privacy.expected_batch_size, settings.privacy.epsilon
         return cls(f"{config.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
 
     def steps(self) -> Iterator[Gradients]:
-        """Trains, and yields each update. Its arrays belong to the run: they are gone when the next one is asked for."""
+        """Trains, and yields each update; its arrays belong to the run and are gone when the next one is asked for."""
         loop, state = self.run.loop, self.run.state
         sampling = loop.mechanism.sampling(self.run.sampling_seed)
         for step in range(self.num_steps):
@@ -139,7 +139,9 @@ def five_digits(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _with_snapshots(transforms: Transforms) -> Transforms:
+def with_snapshots(transforms: Transforms) -> Transforms:
+    """The same stages; their states hold the last "clean", "noisy" and "denoised" gradient."""
+
     def snapshot(name: str) -> optax.GradientTransformation:
         return optax.snapshot(name, lambda updates: updates)
 

@@ -1,4 +1,4 @@
-"""What a private step costs: arms side by side on one model, batch and dtype, in one process, timed in turns.
+r"""What a private step costs: arms side by side on one model, batch and dtype, in one process, timed in turns.
 
     python -m experiments.profile_step --model=roberta_base --batch_size=32 --sequence_length=128 --dtype=float32
 
@@ -6,6 +6,12 @@ The arms are the plain gradient of the mean loss, this project's ways to clip pe
 (``pip install -e ".[peers]"``); --torch adds Opacus's ghost clipping and its plain step, in a process of their own
 (``pip install -e ".[peers-torch]"``). Every sum is compared with that of `dp_rmt.clipped_grad`
 before anything is timed. Prints a table, writes a JSON file under --results.
+
+With --updates=subspace,gram whole private updates (clip, noise, denoise, Adam) are timed instead, the noisy one and one
+for each backend of the denoiser:
+
+    python -m experiments.profile_step --model=minilm --batch_size=1024 --sequence_length=16 \
+        --microbatch_sizes=32 --updates=subspace,gram
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from experiments.profile_measure import measure
 from experiments.profile_models import MODELS, make_workload
 from experiments.profile_programs import ARMS, microbatch_sizes
 from experiments.profile_torch import measure_torch
+from experiments.profile_update import measure_updates
 
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), "Shapes; the weights are random.", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples.", lower_bound=1)
@@ -34,6 +41,7 @@ _ARMS = flags.DEFINE_list("arms", list(ARMS), "What to compare with the plain gr
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds of timed steps.", lower_bound=1)
 _CLIP_NORM = flags.DEFINE_float("l2_clip_norm", 0.1, "Of all clipped arms.")
 _SIZES = flags.DEFINE_list("microbatch_sizes", None, "To try where one gradient per example is kept; else B, B/4, ...")
+_UPDATES = flags.DEFINE_list("updates", [], "Backends of the denoiser; times updates in the place of gradients.")
 _BUDGET = flags.DEFINE_float("memory_budget", None, "GB that a step may need; default nine tenths of what is free.")
 _TORCH = flags.DEFINE_bool("torch", False, "Also measure Opacus and plain torch.")
 _RESULTS = flags.DEFINE_string("results", "experiments/results/profile_step", "Folder of the records.")
@@ -52,7 +60,8 @@ def main(argv: list[str]) -> None:
     shapes = record["shapes"]
     device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
     sizes = f"b{shapes['batch_size']}-s{shapes['sequence_length']}-l{shapes['config']['num_layers']}"
-    path = Path(_RESULTS.value) / f"{record['model']}-{device}-{record['dtype']}-{sizes}.json"
+    kind = "-updates" if _UPDATES.value else ""
+    path = Path(_RESULTS.value) / f"{record['model']}-{device}-{record['dtype']}-{sizes}{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     print(profile_table.render(record))
@@ -74,8 +83,15 @@ def _profile() -> dict[str, Any]:
     # Before JAX takes the device's memory.
     torch = measure_torch(_MODEL.value, **given, **settings, progress=_progress) if _TORCH.value else None
     workload = make_workload(_MODEL.value, **given)
-    budget = _BUDGET.value * 1e9 if _BUDGET.value else 0.9 * machine.free_memory()
-    measured = measure(workload, _ARMS.value, **settings, sizes=sizes, memory_budget=budget, progress=_progress)
+    if _UPDATES.value:
+        size = None if sizes[0] == _BATCH_SIZE.value else sizes[0]
+        updates = measure_updates(
+            workload, _UPDATES.value, **settings, microbatch_size=size, progress=_progress
+        )
+        measured: dict[str, Any] = {"updates": updates}
+    else:
+        budget = _BUDGET.value * 1e9 if _BUDGET.value else 0.9 * machine.free_memory()
+        measured = measure(workload, _ARMS.value, **settings, sizes=sizes, memory_budget=budget, progress=_progress)
     return {
         "model": _MODEL.value,
         "dtype": _DTYPE.value,

@@ -21,6 +21,11 @@ _JAX_COLUMNS: tuple[Column, ...] = (
     ("microbatch", "microbatch_size", str),
 )
 _OF_TORCH = ("time_ratio", "seconds", "examples_per_second", "peak_bytes")
+_UPDATE_COLUMNS: tuple[Column, ...] = (
+    ("time/noisy", "time_ratio", "{:.4f}".format),
+    ("seconds", "seconds", "{:.4g}".format),
+    ("microbatch", "microbatch_size", str),
+)
 _TORCH_COLUMNS = tuple(column for column in _JAX_COLUMNS if column[1] in _OF_TORCH)
 
 
@@ -30,11 +35,12 @@ def render(record: Mapping[str, Any]) -> str:
     lines = [
         f"{record['model']}, {shapes['config']['num_layers']} layers, {shapes['trainable_parameters'] / 1e6:.1f} M "
         f"parameters trained; batch {shapes['batch_size']}, sequence {shapes['sequence_length']}, {record['dtype']}",
-        f"{machine['device_kind']} ({machine['cpu']}, {machine['cores']} cores), {record['matrix_teraflops']:.3g} "
-        f"TFLOP/s in a matrix product; medians of {record['repeats']} rounds",
-        "",
-        *_table(record["arms"], _JAX_COLUMNS),
+        f"{machine['device_kind']} ({machine['cpu']}, {machine['cores']} cores); medians of {record['repeats']} rounds",
     ]
+    if "updates" in record:
+        return "\n".join([*lines, "whole private updates", "", *_table(record["updates"], _UPDATE_COLUMNS)])
+    rate = f"{record['matrix_teraflops']:.3g} TFLOP/s in a matrix product"
+    lines += [rate, "", *_table(record["arms"], _JAX_COLUMNS)]
     if record["torch"]:
         torch = record["torch"]
         lines += ["", f"torch on {torch.get('device', 'nothing')}, in a process of its own; ratios to plain torch"]

@@ -100,15 +100,15 @@ def test_the_noise_of_the_average_is_that_of_the_first_moment() -> None:
     schedule = gradient_cosines.first_moment_noise_std(STD, 0.9)
     adam = scale_by_denoised_adam(STD, b1=0.9)
     average = optax.ema(0.9, debias=True)
-    noise = {"kernel": jnp.zeros((200, 200))}
+    noise = {"kernel": jnp.zeros((100, 100))}
     adam_state, average_state = adam.init(noise), average.init(noise)
-    for step in range(12):
-        noise = {"kernel": STD * jax.random.normal(jax.random.key(step), (200, 200))}
+    for step in range(6):
+        noise = {"kernel": STD * jax.random.normal(jax.random.key(step), (100, 100))}
         _, adam_state = adam.update(noise, adam_state)
         averaged, average_state = average.update(noise, average_state)
         assert schedule(step) == pytest.approx(float(adam_state.mu_variance**0.5) / (1 - 0.9 ** (step + 1)), rel=1e-5)
-        # 40,000 numbers: their standard deviation is known to 0.35%.
-        assert float(averaged["kernel"].std()) == pytest.approx(float(schedule(step)), rel=0.015)
+        # 10,000 numbers: their standard deviation is known to 0.7%.
+        assert float(averaged["kernel"].std()) == pytest.approx(float(schedule(step)), rel=0.03)
 
 
 def test_a_row_of_the_table(below_the_edge: list[dict[str, Any]]) -> None:

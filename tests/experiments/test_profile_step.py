@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 
 from dp_rmt import clipped_grad
-from experiments import matrix_flops, profile_measure, profile_programs, profile_table, profile_torch, rounds
+from experiments import (
+    matrix_flops,
+    profile_measure,
+    profile_programs,
+    profile_table,
+    profile_torch,
+    profile_update,
+    rounds,
+)
 from experiments.profile_models import MODELS, Workload, make_workload
 from third_party import peers
 
@@ -25,9 +33,10 @@ SETTINGS: Any = {"repeats": 2, "l2_clip_norm": 1.0, "sizes": [2], "memory_budget
 
 @pytest.fixture(scope="module")
 def commands(run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Three commands, run side by side."""
+    """Four commands, run side by side."""
     arguments = {
         "good": ["--model=tiny", "--num_layers=1", "--arms=plain,vmap,ghost", "--microbatch_sizes=4,2", "--repeats=2"],
+        "updates": ["--model=tiny", "--updates=subspace,gram", "--microbatch_sizes=2", "--repeats=2"],
         "unknown_model": ["--model=huge"],
         "unknown_arm": ["--model=tiny", "--arms=plain,magic"],
     }
@@ -72,6 +81,37 @@ def test_the_table_has_a_row_for_each_arm(commands: dict[str, Any]) -> None:
     assert [line.split()[:2] for line in lines[header + 1 : header + 2]] == [["plain", "1.000"]]
     assert [line.split()[0] for line in lines[header + 1 : header + 4]] == ["plain", "vmap", "ghost"]
     assert len({len(line) for line in lines[header : header + 4]}) == 1  # columns stand below each other
+
+
+def test_updates_are_compared_with_the_noisy_one(commands: dict[str, Any]) -> None:
+    ended = commands["updates"]
+    assert ended.code == 0, ended.stderr
+    (path,) = ended.folder.iterdir()
+    assert path.name == "tiny-cpu-float32-b4-s8-l2-updates.json"
+    updates = json.loads(path.read_text())["updates"]
+    assert list(updates) == ["noisy", "subspace", "gram"]
+    assert updates["noisy"]["time_ratio"] == 1
+    for numbers in updates.values():
+        assert len(numbers["seconds_of_rounds"]) == 2
+        assert numbers["microbatch_size"] == 2
+    assert any(line.startswith("subspace ") for line in ended.stdout.splitlines())
+
+
+def test_an_update_is_the_sum_of_its_pieces() -> None:
+    """Denoised or not, it is Adam's first step on the noisy clipped gradient."""
+    workload = make_workload("tiny", batch_size=4, sequence_length=8, dtype="float32", num_layers=1)
+    arguments = (workload.trainable, workload.frozen, workload.batch)
+    given: Any = {"l2_clip_norm": 1.0, "microbatch_size": 2}
+    noisy, per_example = jax.jit(profile_update.make_update(workload, None, **given))(*arguments)
+    denoised, _ = jax.jit(profile_update.make_update(workload, "gram", **given))(*arguments)
+    assert per_example.grad_norm.shape == (4,)
+    for leaf in jax.tree.leaves(noisy):  # g / (|g| + 1e-8), hardly an entry being so small
+        assert float(jnp.max(jnp.abs(leaf))) <= 1
+        assert float(jnp.median(jnp.abs(leaf))) == pytest.approx(1, rel=1e-3)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), noisy, denoised)
+    matrices = changed["encoder"]["layers"]["attention"]["query"]
+    assert not matrices["bias"]
+    assert any(jax.tree.leaves(changed))
 
 
 def test_unknown_names_end_in_one_line(commands: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def draws(signal, rows, cols, count=DRAWS):
 
 @functools.partial(jax.jit, static_argnames=("shrinker", "gate", "rows", "cols", "leading"))
 def denoise(y, *, shrinker, gate, rows, cols, leading=None):
-    """`(f, a, estimated risk of D)` for the blend `(1 - a) Y + a D`, D with the singular values f."""
+    """`(f, a, div D, estimated risk of D)` for the blend `(1 - a) Y + a D`, D with the singular values f."""
     shape = {"rows": rows, "cols": cols, "noise_std": NOISE_STD}
     f = SHRINKERS[shrinker](y, **shape)
     kept = GATES[gate].passes(y, **shape) & (f > 0)
@@ -64,7 +64,8 @@ def denoise(y, *, shrinker, gate, rows, cols, leading=None):
     slope = kept * stein.slope_of(SHRINKERS[shrinker])(y, **shape)
     divergence = stein.divergence(y[:, :leading], f[:, :leading], slope[:, :leading], **shape)
     distance = jax.numpy.sum((f - y) ** 2, axis=1)
-    return f, stein.blend_weight(distance, divergence, **shape), stein.risk(distance, divergence, **shape)
+    estimate = stein.risk(distance, divergence, **shape)
+    return f, stein.blend_weight(distance, divergence, **shape), divergence, estimate
 
 
 def squared_errors(weights, l, overlaps):
@@ -81,7 +82,7 @@ def test_the_blend_is_never_worse_than_the_better_of_the_two(rows, cols, signal,
     for leading in (None, min(rows, cols) // 2):  # all values given, and only half of them
         if leading and np.any(y[:, leading:] > marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=NOISE_STD)):
             continue  # a backend that computes leading values computes all that exceed the edge
-        f, a, _ = (
+        f, a, *_ = (
             np.asarray(x, float)
             for x in denoise(y, shrinker=shrinker, gate=gate, rows=rows, cols=cols, leading=leading)
         )
@@ -100,31 +101,32 @@ def test_the_blend_is_never_worse_than_the_better_of_the_two(rows, cols, signal,
 @pytest.mark.parametrize(("signal", "gain"), [("nearly detectable full rank", 0.25), ("power law", 0.08)])
 def test_the_blend_is_better_than_both_where_the_signal_is_not_of_low_rank(signal, gain):
     l, y, overlaps = draws(signal, 96, 96)
-    f, a, _ = (np.asarray(x, float) for x in denoise(y, shrinker="frobenius", gate="edge", rows=96, cols=96))
+    f, a, *_ = (np.asarray(x, float) for x in denoise(y, shrinker="frobenius", gate="edge", rows=96, cols=96))
     blend = squared_errors(y + a[:, None] * (f - y), l, overlaps).mean()
     assert blend < (1 - gain) * min(squared_errors(x, l, overlaps).mean() for x in (y, f))
 
 
-@pytest.mark.parametrize("leading", [None, 20])
-@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("signal", ["one spike at 2", "five strong spikes", "weak full rank", "power law"])
 @pytest.mark.parametrize(("rows", "cols"), [(96, 96), (64, 256), (200, 100)])
+@pytest.mark.parametrize(("gate", "leading"), [("edge", None), ("component", None), ("edge", 20)])
 def test_the_estimate_of_the_error_is_unbiased(rows, cols, signal, gate, leading):
-    count = 120
+    count = 150
     l, y, overlaps = draws(signal, rows, cols, count)
-    if leading and (signal not in ("one spike at 2", "five strong spikes")):
-        pytest.skip("more than twenty values exceed the edge, or the bulk is not that of noise")
-    f, _, estimate = (
+    f, _, div_d, estimate = (
         np.asarray(x, float)
         for x in denoise(y, shrinker="frobenius", gate=gate, rows=rows, cols=cols, leading=leading)
     )
-    # `|Y|^2 - |G|^2 - m n s^2` has the mean 0 and is most of the fluctuation of the estimate.
-    known = np.sum(y**2, axis=1) - np.sum(l**2) - rows * cols * NOISE_STD**2
-    difference = estimate - squared_errors(f, l, overlaps) - known
-    tolerance = 4 * difference.std() / np.sqrt(count)
-    if leading:  # the law for the values not given: right to rank / min(m, n) of 2 s^2 div D
-        tolerance += 0.03 * 2 * NOISE_STD**2 * np.sum(f > 0, axis=1).mean() * (rows + cols)
-    assert abs(difference.mean()) < tolerance
-    # And that is a sharp statement: the tolerance is a small part of what the divergence contributes.
-    error = squared_errors(f, l, overlaps).mean()
-    assert tolerance < 0.1 * error + 2 * NOISE_STD**2
+    # Most of the fluctuation is that of |N|^2 and <N, G>, whose means are known: regressed out.
+    noise_dot_signal = np.sum(y * overlaps, axis=1) - np.sum(l**2)
+    noise = np.sum(y**2, axis=1) - np.sum(l**2) - 2 * noise_dot_signal - rows * cols * NOISE_STD**2
+    controls = np.column_stack([np.ones(count), noise_dot_signal, noise])
+    difference = estimate - squared_errors(f, l, overlaps)
+    bias, *_ = coefficients = np.linalg.lstsq(controls, difference, rcond=None)[0]
+    tolerance = 4 * np.std(difference - controls @ coefficients) / np.sqrt(count)
+    from_divergence = 2 * NOISE_STD**2 * div_d.mean()
+    if gate == "component":  # the jump at the threshold is missing from the divergence
+        tolerance += 0.003 * rows * cols * NOISE_STD**2
+    if leading:  # the law of pure noise in the place of the values not given; a signal below the edge widens them
+        tolerance += (0.02 if "spike" in signal else 0.08) * from_divergence
+    assert abs(bias) < tolerance
+    assert tolerance < 0.12 * from_divergence  # a sharp statement: a divergence off by an eighth is seen
