@@ -26,8 +26,14 @@ def get_config() -> ConfigDict:
         "paper": {"denoise": {"gate": "kappa", "kappa": 1.0}},
         "tracy_widom": {"denoise": {"gate": "tracy_widom"}},
         "stein": {"denoise": {"gate": "tracy_widom", "blend": "stein"}},
-        "moment": {"denoise": {"gate": "tracy_widom", "target": "first_moment"}},
-        "moment_stein": {"denoise": {"gate": "tracy_widom", "target": "first_moment", "blend": "stein"}},
+        "moment": {
+            "denoise": {"gate": "tracy_widom", "target": "first_moment"},
+            "optimizer": {"learning_rate": 5e-4},
+        },
+        "moment_stein": {
+            "denoise": {"gate": "tracy_widom", "target": "first_moment", "blend": "stein"},
+            "optimizer": {"learning_rate": 5e-4},
+        },
         "hard_threshold": {"denoise": {"shrinker": "hard_threshold", "rescale": "none"}},
         "truncate_rank": {"denoise": {"method": "truncate_rank"}},
         "low_pass": {"denoise": {"method": "low_pass"}},

@@ -120,7 +120,8 @@ def draw_gain_by_edge(records: Sequence[dict[str, Any]]) -> Figure:
         axes.axvline(1.0, color=BLACK, ls="--", lw=1)
         axes.axhline(0.0, color=DARK_GREY, lw=0.8)
         axes.set_xscale("log")
-        ticks = [tick for tick in (0.8, 1, 1.5, 2, 3, 5, 8) if tick <= 1.1 * ratios[-1]]
+        axes.set_xlim(left=0.92)
+        ticks = [tick for tick in (1, 1.5, 2, 3, 5, 8, 12) if tick <= 1.1 * ratios[-1]]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set(xlabel="$y_1 / e$", title=f"{rows} × {cols}")
@@ -130,20 +131,20 @@ def draw_gain_by_edge(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def draw_gain_by_step(records: Sequence[dict[str, Any]]) -> Figure:
-    """Mean cosine to the clean gradient over the steps, and the middle half of the matrices; a panel a record."""
+    """Mean cosine to the clean gradient over the steps, and the middle 80% of the matrices; a panel a record."""
     figure = Figure(figsize=(4.8 * len(records), 3.8), layout="constrained")
     panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
     for axes, record in zip(panels, records):
         steps = [row["step"] for row in record["steps"]]
         for stage, color, marker in (("denoised", BLUE, "o"), ("noisy", DARK_GREY, "s")):
             cosines = np.array([row[f"nonprivate/cosine_{stage}"] for row in record["steps"]])
-            axes.fill_between(steps, *np.quantile(cosines, [0.25, 0.75], axis=1), color=color, alpha=0.18, lw=0)
+            axes.fill_between(steps, *np.quantile(cosines, [0.1, 0.9], axis=1), color=color, alpha=0.18, lw=0)
             axes.plot(steps, cosines.mean(axis=1), color=color, marker=marker, ms=4, lw=1.8, label=stage)
         axes.set(xlabel="step", title=_batch(record))
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("cosine to the clean gradient")
     panels[0].set_ylim(bottom=0.0)
-    panels[0].legend(loc="upper left")
+    panels[0].legend(loc="upper right", title="mean; 80% of matrices", title_fontsize=10, alignment="left")
     return figure
 
 

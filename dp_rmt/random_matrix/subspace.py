@@ -22,6 +22,7 @@ _PASSES = 14
 _MAX_RANK = 32
 # At up to this many times the Krylov space's dimension, all eigenvectors of G come sooner than the leading ones.
 _WORTHWHILE = 1.5
+_TILE = 96
 # Share of a kept vector's squared length that may lie outside of the true singular space.
 _MISSING_SHARE = 1e-3
 # ... which is asked of values near the cut as of one whose square exceeds cut^2 by this share of it.
@@ -97,92 +98,140 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
     if jnp.ndim(cut) and jnp.shape(cut) != (count,):
         raise ValueError(f"cut {jnp.shape(cut)} must be a scalar or one for each of the {count} matrices.")
     squared_cut = jnp.broadcast_to(jnp.square(jnp.asarray(cut, wide.dtype)), (count,))
+    # The same for all matrices: results do not depend on how a batch is divided.
+    fresh_KxR = jax.random.normal(key, (start.shape[2], short_side), wide.dtype) * short_side**-0.5
 
-    gram = _gram(wide)
+    def batched(wide: jax.Array, start: jax.Array, squared_cut: jax.Array) -> SubspaceSVD:
+        return _decompose(wide, start, squared_cut, fresh_KxR)
+
+    def one_by_one(*batches: jax.Array) -> SubspaceSVD:
+        def alone(one: tuple[jax.Array, ...]) -> SubspaceSVD:
+            return jax.tree.map(lambda x: x[0], batched(*(x[None] for x in one)))
+
+        return jax.lax.map(alone, batches)
+
+    # On a CPU, a matrix that is done with before the next is begun stays in the cache: half the time.
+    return jax.lax.platform_dependent(wide, start.astype(wide.dtype), squared_cut, cpu=one_by_one, default=batched)
+
+
+def _decompose(
+    wide_BxRxL: jax.Array, start_BxRxK: jax.Array, squared_cut_B: jax.Array, fresh_KxR: jax.Array
+) -> SubspaceSVD:
+    """`subspace_svd` of matrices with the short side first."""
+    gram = _gram(wide_BxRxL)
     is_finite = jnp.all(jnp.isfinite(jnp.diagonal(gram, axis1=1, axis2=2)), axis=1)
     gram = jnp.where(is_finite[:, None, None], gram, 0.0)
-    num_directions = start.shape[2]
-    if _WORTHWHILE * num_directions * (_PASSES + 1) >= short_side:
+    width, short_side = fresh_KxR.shape
+    if _WORTHWHILE * width * (_PASSES + 1) >= short_side:
         squares, vectors = jnp.linalg.eigh(gram)
-        squares, rows_BxDxR = squares[:, ::-1], jnp.swapaxes(vectors, 1, 2)[:, ::-1]
-        is_complete = jnp.ones(count, bool)
+        squares, rows_BxDxR = squares[:, ::-1], _transpose(vectors)[:, ::-1]
+        is_complete = is_finite
     else:
-        fresh = jax.random.normal(key, (count, num_directions, short_side), wide.dtype) * short_side**-0.5
-        krylov = _krylov_space(gram, jnp.swapaxes(start, 1, 2).astype(wide.dtype) + fresh)
-        squares, rows_BxDxR = _ritz_pairs(gram, krylov)
-        is_complete = _holds_all(gram, squares, rows_BxDxR, squared_cut)
-    is_complete &= is_finite & (_rounding(squares, squared_cut) <= _MAX_ROUNDING * squared_cut)
-    basis = jnp.swapaxes(rows_BxDxR, 1, 2)
-    values = jnp.sqrt(jnp.maximum(squares, 0.0))
-    return SubspaceSVD(basis, values, is_complete, basis[..., :num_directions])
+        squares, rows_BxDxR = _ritz_pairs(*_krylov_space(gram, _transpose(start_BxRxK) + fresh_KxR))
+        is_complete = is_finite & _holds_all(gram, squares, rows_BxDxR, squared_cut_B)
+    has_digits = _rounding(squares, squared_cut_B) <= _MAX_ROUNDING * squared_cut_B
+    basis, values = _transpose(rows_BxDxR), jnp.sqrt(jnp.maximum(squares, 0.0))
+    return SubspaceSVD(basis, values, is_complete & has_digits, basis[..., :width])
 
 
-def _gram(wide: jax.Array) -> jax.Array:
-    """`Y Y^T`."""
-    return jnp.einsum("brl,bsl->brs", wide, wide, precision=_HIGHEST)
+def _gram(wide_BxRxL: jax.Array) -> jax.Array:
+    """`Y Y^T`; it is symmetric, so only the tiles on and below the diagonal are multiplied out."""
+    count, short_side, _ = wide_BxRxL.shape
+    gram = jnp.zeros((count, short_side, short_side), wide_BxRxL.dtype)
+    for first in range(0, short_side, _TILE):
+        last = min(first + _TILE, short_side)
+        column = _times_transposed(wide_BxRxL[:, first:], wide_BxRxL[:, first:last])
+        gram = gram.at[:, first:, first:last].set(column)
+        gram = gram.at[:, first:last, last:].set(_transpose(column[:, last - first :]))
+    return gram
 
 
-def _times(x_BxDxR: jax.Array, y_BxRxK: jax.Array) -> jax.Array:
-    return jnp.matmul(x_BxDxR, y_BxRxK, precision=_HIGHEST)
+def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`span{X, G X, ..., G^q X}`: orthonormal rows Q (B, D, R), and `Q G Q^T`, of which the lower triangle is filled.
 
-
-def _transpose(x: jax.Array) -> jax.Array:
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> jax.Array:
-    """Orthonormal rows (B, D, R) that span the block and its images under `G, ..., G^q`; missing ones are 0."""
+    Directions that the space does not have, G being of lower rank, are rows of 0.
+    """
     count, width, short_side = block_BxKxR.shape
-    space = jnp.zeros((count, width * (_PASSES + 1), short_side), gram.dtype)
-    newest = _orthonormal(block_BxKxR, space)
+    dimension = width * (_PASSES + 1)
+    space = jnp.zeros((count, dimension, short_side), gram.dtype)
+    projected = jnp.zeros((count, dimension, dimension), gram.dtype)
 
-    def add(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        space, newest = carry
+    def add(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        space, projected, newest = carry
         space = jax.lax.dynamic_update_slice_in_dim(space, newest, index * width, axis=1)
-        return space, _orthonormal(_times(newest, gram), space)
+        image = _times(newest, gram)
+        overlap = _times_transposed(image, space)
+        projected = jax.lax.dynamic_update_slice_in_dim(projected, overlap, index * width, axis=1)
+        return space, projected, _orthonormal(image - _times(overlap, space), space)
 
-    space, newest = jax.lax.fori_loop(0, _PASSES, add, (space, newest))
-    return jax.lax.dynamic_update_slice_in_dim(space, newest, _PASSES * width, axis=1)
+    newest = _orthonormal(block_BxKxR, space)
+    return jax.lax.fori_loop(0, _PASSES + 1, add, (space, projected, newest))[:2]
 
 
 def _orthonormal(block_BxKxR: jax.Array, space_BxDxR: jax.Array) -> jax.Array:
-    """Orthonormal rows for what the block has beyond the space: Gram-Schmidt and QR, twice.
+    """Orthonormal rows for what the block has beyond the space, given the block less its projection on the space.
 
-    A row that is nothing but rounding becomes a random direction. If even that lies in the space it becomes 0; kept, it
-    would count a direction twice.
+    A row of which nothing but rounding is left becomes a random direction. A row that even so lies in the space becomes
+    0; kept, it would count a direction twice.
     """
-    for _ in range(2):
-        block_BxKxR -= _times(_times(block_BxKxR, _transpose(space_BxDxR)), space_BxDxR)
-        columns, triangle = jnp.linalg.qr(_transpose(block_BxKxR))
-        block_BxKxR = _transpose(columns)
-    length = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))  # of a unit vector's part outside of all the others
-    return jnp.where(length[..., None] > 0.5, block_BxKxR, 0.0)
+    block_BxKxR = _transpose(jnp.linalg.qr(_transpose(block_BxKxR))[0])
+    block_BxKxR -= _times(_times_transposed(block_BxKxR, space_BxDxR), space_BxDxR)
+    columns, triangle = jnp.linalg.qr(_transpose(block_BxKxR))
+    length = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))  # of a unit vector's part beyond all the others
+    return jnp.where(length[..., None] > 0.5, _transpose(columns), 0.0)
 
 
-def _ritz_pairs(gram: jax.Array, space_BxDxR: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The leading Ritz values of G, (B, D), descending, and their vectors as rows (B, D, R)."""
-    projected = _times(_times(space_BxDxR, gram), _transpose(space_BxDxR))
-    squares, mix = jnp.linalg.eigh(projected)
+def _ritz_pairs(space_BxDxR: jax.Array, projected_BxDxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The leading Ritz values, (B, D), descending, and their vectors as rows (B, D, R)."""
+    mix, squares = jax.lax.linalg.eigh(projected_BxDxD, lower=True, symmetrize_input=False)  # ascending
     leading = _transpose(mix)[:, : -_MAX_RANK - 1 : -1]
     return squares[:, : -_MAX_RANK - 1 : -1], _times(leading, space_BxDxR)
 
 
-def _holds_all(gram: jax.Array, squares: jax.Array, rows_BxDxR: jax.Array, squared_cut: jax.Array) -> jax.Array:
+def _holds_all(gram: jax.Array, squares: jax.Array, rows_BxDxR: jax.Array, squared_cut_B: jax.Array) -> jax.Array:
     """The certificate of `subspace_svd`, (B,)."""
-    cut = squared_cut[:, None]
-    rounding = _rounding(squares, squared_cut)[:, None]
+    cut = squared_cut_B[:, None]
+    rounding = _rounding(squares, squared_cut_B)[:, None]
     missing = _MISSING_SHARE * jnp.maximum(squares - cut, _NEAR_CUT * cut) + 2 * rounding
-    lowered = jnp.where(squares > cut, squares - cut + missing, 0.0)
-    remainder = _times(_transpose(rows_BxDxR * lowered[..., None]), rows_BxDxR) - gram
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    return _is_positive_definite(remainder + (cut - rounding)[..., None] * identity)
+    lowered_by = jnp.where(squares > cut, squares - cut + missing, 0.0)
+    kept_BxRxD = _transpose(rows_BxDxR * jnp.sqrt(lowered_by)[..., None])
+    return _is_positive_definite(gram, cut - rounding, kept_BxRxD)
 
 
-def _rounding(squares: jax.Array, squared_cut: jax.Array) -> jax.Array:
-    """A bound of the rounding errors in G and in its Cholesky factor, (B,)."""
-    return _ROUNDING * jnp.finfo(squares.dtype).eps * jnp.maximum(squares[:, 0], squared_cut)
+def _rounding(squares: jax.Array, squared_cut_B: jax.Array) -> jax.Array:
+    """A bound of the rounding errors in G and in the Cholesky factor, (B,)."""
+    return _ROUNDING * jnp.finfo(squares.dtype).eps * jnp.maximum(squares[:, 0], squared_cut_B)
 
 
-def _is_positive_definite(symmetric: jax.Array) -> jax.Array:
-    """Whether each matrix (B, R, R) has a Cholesky factor, (B,)."""
-    return jnp.all(jnp.isfinite(jnp.diagonal(jnp.linalg.cholesky(symmetric), axis1=1, axis2=2)), axis=1)
+def _is_positive_definite(gram: jax.Array, shift_Bx1: jax.Array, low_rank_BxRxD: jax.Array) -> jax.Array:
+    """Whether `A = shift I - G + W W^T` has a Cholesky factor `L L^T = A`, (B,).
+
+    Tiles of columns from left to right, `L_j L_jj^T = A_j - sum_(k < j) L_k L_jk^T`, which costs half of what updating
+    all of A after each would. The columns of W enter as further L_k do, with the other sign.
+    """
+    short_side = gram.shape[1]
+    is_definite = jnp.ones(len(gram), bool)
+    factor = low_rank_BxRxD  # [W L_1 L_2 ...], the rows that are still to be done
+    for first in range(0, short_side, _TILE):
+        width = min(_TILE, short_side - first)
+        sign = jnp.where(jnp.arange(factor.shape[2]) < low_rank_BxRxD.shape[2], -1.0, 1.0)
+        column = jnp.eye(short_side - first, width) * shift_Bx1[..., None] - gram[:, first:, first : first + width]
+        column -= _times_transposed(factor, sign * factor[:, :width])
+        corner = jax.lax.linalg.cholesky(column[:, :width], symmetrize_input=False)  # NaN where there is none
+        is_definite &= jnp.isfinite(corner[:, -1, -1])
+        identity = jnp.broadcast_to(jnp.eye(width, dtype=gram.dtype), corner.shape)
+        inverse = jax.lax.linalg.triangular_solve(corner, identity, left_side=True, lower=True)
+        factor = jnp.concatenate([factor[:, width:], _times_transposed(column[:, width:], inverse)], axis=2)
+    return is_definite
+
+
+def _times(x_BxDxR: jax.Array, y_BxRxK: jax.Array) -> jax.Array:
+    return jnp.einsum("bij,bjk->bik", x_BxDxR, y_BxRxK, precision=_HIGHEST)
+
+
+def _times_transposed(x_BxDxR: jax.Array, y_BxKxR: jax.Array) -> jax.Array:
+    return jnp.einsum("bij,bkj->bik", x_BxDxR, y_BxKxR, precision=_HIGHEST)
+
+
+def _transpose(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, 1, 2)

@@ -96,7 +96,7 @@ def test_values_that_are_equal_or_nearly(gap):
 
 @pytest.mark.parametrize(("rows", "cols"), [(30, 30), (30, 70), (70, 30)])
 def test_the_identity_has_one_for_each_entry_and_nothing_has_none(rows, cols):
-    y = np.linspace(3.0, 0.1, 30) + np.array([[0.0], [1.0], [100.0]])
+    y = np.linspace(3.0, 0.1, 30) + np.array([[0.0], [0.3], [1.0]])
     shape = {"rows": rows, "cols": cols, "noise_std": 1.0}
     np.testing.assert_allclose(divergence(y, y, np.ones_like(y), **shape), rows * cols, rtol=1e-5)
     np.testing.assert_array_equal(divergence(y, 0 * y, 0 * y, **shape), 0)
@@ -169,7 +169,8 @@ def test_slope_is_the_derivative(shrinker):
     with jax.enable_x64(True):
         above, below = (shrunken_and_slope(y + step, shrinker=shrinker, **shape)[0] for step in (1e-6, -1e-6))
         _, slope = shrunken_and_slope(y, shrinker=shrinker, **shape)
-    np.testing.assert_allclose(slope, (above - below) / 2e-6, rtol=1e-6, atol=1e-7)
+    difference = (np.asarray(above) - np.asarray(below)) / 2e-6
+    np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-7)
 
 
 def test_an_estimate_from_divergence_and_distance():
