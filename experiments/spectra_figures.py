@@ -63,7 +63,8 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
 
     Args:
       record: of `experiments.spectra`.
-      outliers: draw the matrix and step with the most values above the edge, else those with the lowest y_1 / e.
+      outliers: draw the matrix and step with the most values above the edge, among those whose bulk is still wide in
+        the picture (y_1 up to 3 e), else those with the lowest y_1 / e.
     """
     spectra, index = _most_telling(record, outliers=outliers)
     matrix, noisy = record["matrices"][index], np.array(spectra["noisy"][index])
@@ -166,15 +167,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _most_telling(record: dict[str, Any], *, outliers: bool) -> tuple[dict[str, Any], int]:
-    """The recorded step, and the index of the matrix, with the most outliers or with the lowest y_1 / e."""
+    """The recorded step and the index of the matrix that `draw_spectrum` draws."""
 
     def score(place: tuple[dict[str, Any], int]) -> tuple[float, float]:
         spectra, index = place
-        matrix, noisy = record["matrices"][index], np.array(spectra["noisy"][index])
-        edge = float(
-            np.asarray(marchenko_pastur.bulk_edge(rows=matrix["rows"], cols=matrix["cols"], noise_std=1.0))
-        )
-        return (float(np.sum(noisy > edge)), float(noisy[0])) if outliers else (-float(noisy[0]) / edge, 0.0)
+        matrix = record["matrices"][index]
+        edge = marchenko_pastur.bulk_edge(rows=matrix["rows"], cols=matrix["cols"], noise_std=1.0)
+        ratios = np.array(spectra["noisy"][index]) / np.asarray(edge)
+        if not outliers:
+            return 0.0, -float(ratios[0])
+        return float(np.sum(ratios > 1)) if ratios[0] <= 3 else 0.0, float(ratios[0])
 
     places = [(spectra, index) for spectra in record["spectra"] for index in range(len(record["matrices"]))]
     return max(places, key=score)

@@ -170,6 +170,7 @@ def candidates(of_lora: bool) -> dict[str, Candidate]:
         "shared outputs": spectral(shared_outputs, residual_side, only=shared_outputs),
         "all layers": spectral(rule=residual_side_of_all_layers, only=faces_the_stream),
         "shared inputs of all layers": spectral(shared_inputs, residual_side_of_all_layers, only=shared_inputs),
+        "all that reads the stream": spectral(reads_the_stream, residual_side_of_all_layers, only=reads_the_stream),
     }
     if not of_lora:
         return joined
@@ -198,6 +199,11 @@ def shared_outputs(path: str) -> str | None:
     True
     """
     return "written" + path[path.rindex("output") + len("output") :] if path.endswith(_WRITES_TO_THE_STREAM) else None
+
+
+def reads_the_stream(path: str) -> str | None:
+    """Join rule: whatever has the residual stream as its input, of whichever layer."""
+    return "read" if faces_the_stream(path) and not shared_outputs(path) else None
 
 
 def residual_side(path: str, leaf: jax.Array) -> MatrixAxes:

@@ -21,7 +21,7 @@ _BLOCK = 8  # columns of the Krylov space's first block; small and deep reaches 
 _PASSES = 14
 _MAX_RANK = 32
 # At up to this many times the Krylov space's dimension, all eigenvectors of G come sooner than the leading ones.
-_WORTHWHILE = 1.5
+_WORTHWHILE = 4 / 3
 _TILE = 96
 # Share of a kept vector's squared length that may lie outside of the true singular space.
 _MISSING_SHARE = 1e-3
@@ -215,8 +215,9 @@ def _is_positive_definite(gram: jax.Array, shift_Bx1: jax.Array, low_rank_BxRxD:
     for first in range(0, short_side, _TILE):
         width = min(_TILE, short_side - first)
         sign = jnp.where(jnp.arange(factor.shape[2]) < low_rank_BxRxD.shape[2], -1.0, 1.0)
-        column = jnp.eye(short_side - first, width) * shift_Bx1[..., None] - gram[:, first:, first : first + width]
-        column -= _times_transposed(factor, sign * factor[:, :width])
+        diagonal = shift_Bx1[..., None] * jnp.eye(short_side - first, width, dtype=gram.dtype)
+        column = diagonal - gram[:, first:, first : first + width]
+        column -= _times_transposed(factor, sign.astype(gram.dtype) * factor[:, :width])
         corner = jax.lax.linalg.cholesky(column[:, :width], symmetrize_input=False)  # NaN where there is none
         is_definite &= jnp.isfinite(corner[:, -1, -1])
         identity = jnp.broadcast_to(jnp.eye(width, dtype=gram.dtype), corner.shape)

@@ -14,7 +14,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt import clipped_grad, ghost_clipped_grad, models
 from dp_rmt.models.decoder_config import PROJECTIONS
-from dp_rmt.models.layers import dense
 from dp_rmt.training.losses import causal_lm_loss
 from dp_rmt.training.train_state import merge_params, split_params
 
@@ -115,12 +114,39 @@ def test_every_projection_can_be_a_target() -> None:
     )
 
 
-def test_the_encoder_s_layers_take_the_same_update() -> None:
-    """`dense` is the one factory of encoder and decoder layers."""
-    lora = models.LoRAConfig(rank=2, alpha=2.0, targets=("query",))
-    dtype = jnp.dtype(jnp.float32)
-    assert isinstance(dense(4, dtype=dtype, name="query", lora=lora), models.LoRADense)
-    assert not isinstance(dense(4, dtype=dtype, name="key", lora=lora), models.LoRADense)
+def test_an_encoder_takes_lora_too() -> None:
+    """The base model at initialisation, its parameters unchanged in name and value, and the merged one afterwards."""
+    lora = models.LoRAConfig(rank=3, alpha=6.0, targets=("query", "value", "intermediate", "output"))
+    sizes = {
+        "architecture": "bert", "vocab_size": 30, "hidden_size": 16, "num_layers": 2, "num_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 8, "type_vocab_size": 1, "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    plain, adapted = (models.SequenceClassifier(models.EncoderConfig(**sizes, lora=x), 2) for x in (None, lora))
+    base, params = (flatten_dict(models.init_params(module, jax.random.key(0))) for module in (plain, adapted))
+    added = {"/".join(path[2:]): leaf.shape for path, leaf in params.items() if path not in base}
+    expected = {f"attention/{name}": (16, 16) for name in ("query", "value", "output")}
+    expected |= {"intermediate": (16, 24), "output": (24, 16)}
+    assert added == {f"{name}_lora/lora_a/kernel": (2, sides[0], 3) for name, sides in expected.items()} | {
+        f"{name}_lora/lora_b/kernel": (2, 3, sides[1]) for name, sides in expected.items()
+    }
+    params = unflatten_dict(params | base)
+    ids = np.random.default_rng(1).integers(0, 30, (4, 7))
+
+    def logits(module: Any, params: Any) -> np.ndarray:
+        return np.asarray(jax.jit(module.apply)({"params": params}, ids, np.ones_like(ids), np.zeros_like(ids)))
+
+    np.testing.assert_array_equal(logits(adapted, params), logits(plain, unflatten_dict(base)))
+    params, untouched = trained(params), params
+    assert np.abs(logits(adapted, params) - logits(adapted, untouched)).max() > 0.01
+    merged = models.merge_lora(params, lora)
+    np.testing.assert_allclose(logits(plain, merged), logits(adapted, params), rtol=0, atol=1e-5)
+
+
+def test_an_encoder_has_no_other_targets() -> None:
+    lora = models.LoRAConfig(rank=2, alpha=2.0, targets=("query", "down"))
+    with pytest.raises(ValueError, match="LoRA targets down are no dense layers of an encoder; choose among query, "):
+        models.EncoderConfig("bert", 30, 16, 2, 2, 24, 8, 1, 1e-12, 0, lora=lora)
 
 
 def test_lora_is_what_the_regular_expression_selects() -> None:
