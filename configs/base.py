@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
+    config.optimizer.second_moment = "noisy"  # or "denoised"; with config.denoise.target="first_moment"
     config.optimizer.noise_correction = placeholder(float)  # floor of a second moment freed of noise (first_moment)
 
     config.train = ConfigDict()

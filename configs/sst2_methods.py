@@ -30,6 +30,10 @@ def get_config() -> ConfigDict:
             "denoise": {"gate": "tracy_widom", "target": "first_moment"},
             "optimizer": {"learning_rate": 5e-4},
         },
+        "moment_adam": {
+            "denoise": {"gate": "tracy_widom", "target": "first_moment"},
+            "optimizer": {"second_moment": "denoised"},
+        },
         "moment_stein": {
             "denoise": {"gate": "tracy_widom", "target": "first_moment", "blend": "stein"},
             "optimizer": {"learning_rate": 5e-4},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from dp_rmt.denoising import DenoiseState, TreeDenoiser, check_noise_std
 from dp_rmt.matrix_denoiser import MatrixDenoiser
 from dp_rmt.types import Params
 
+SecondMoment = Literal["noisy", "denoised"]
+
 
 class DenoisedAdamState(NamedTuple):
     """State of `scale_by_denoised_adam`.
@@ -20,7 +22,7 @@ class DenoisedAdamState(NamedTuple):
     Attributes:
       step: number of updates so far, int32 scalar.
       mu: exponential average of the updates, with the noise still in it.
-      nu: exponential average of their squares.
+      nu: exponential average of the squares of the updates, or of the denoised moments.
       mu_variance: variance of the noise in one entry of mu, float32 scalar.
       nu_offset: expectation of what the noise adds to one entry of nu, float32 scalar.
       denoise: `DenoiseState` of the denoiser, with its diagnostics.
@@ -40,6 +42,7 @@ def scale_by_denoised_adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    second_moment: SecondMoment = "noisy",
     noise_correction: float | None = None,
     matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
     join: matrix_groups.JoinRule | None = None,
@@ -59,6 +62,9 @@ def scale_by_denoised_adam(
     happens to be, and ``1 / sqrt(v^)`` of the first steps has no finite mean. With ``noise_correction=f`` the second
     moment loses what noise adds to it, as in DP-AdamBC (Tang et al. 2024): ``max(v^ - s^2, f s^2)`` in its place.
 
+    With ``second_moment="denoised"`` the matrices' second moment is that of ``D(m^)`` itself, as if Adam without
+    momentum followed the denoiser: every entry moves by about the learning rate, and no bound is needed.
+
     Formal guarantee: post-processing, as for `dp_rmt.denoise_matrices`.
 
     Args:
@@ -66,6 +72,7 @@ def scale_by_denoised_adam(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
+      second_moment: "noisy", of the incoming updates, or "denoised"; leaves that are no matrices have the noisy one.
       noise_correction: least value of the corrected second moment, in units of the noise's variance; None for no
         correction, but the bound s^2. Small values make large steps where v^ falls short of s^2 by chance, which
         over t steps has a relative error of sqrt(2 / t).
@@ -96,6 +103,11 @@ def scale_by_denoised_adam(
             f"scale_by_denoised_adam: noise_correction must be above 0, got {noise_correction}: it keeps the "
             "denominator from 0; None switches the correction off"
         )
+    if second_moment not in get_args(SecondMoment) or (second_moment == "denoised" and noise_correction is not None):
+        raise ValueError(
+            f"scale_by_denoised_adam: second_moment must be 'noisy' or 'denoised', got {second_moment!r}; a "
+            f"noise_correction, here {noise_correction}, goes with 'noisy' alone"
+        )
     denoiser = TreeDenoiser(MatrixDenoiser(**options), matrix_rule, join, sharding)
 
     def init(params: Params) -> DenoisedAdamState:
@@ -109,19 +121,25 @@ def scale_by_denoised_adam(
         step = optax.safe_increment(state.step)
         wide = jax.tree.map(_wide, updates)
         mu = optax.tree.update_moment(wide, state.mu, b1, 1)
-        nu = optax.tree.update_moment(wide, state.nu, b2, 2)
         mu_variance = b1**2 * state.mu_variance + (1 - b1) ** 2 * std**2
         nu_offset = b2 * state.nu_offset + (1 - b2) * std**2
 
         moment_std = jnp.sqrt(mu_variance) / (1 - b1 ** step.astype(jnp.float32))
         denoised, denoise = denoiser(optax.tree.bias_correction(mu, b1, step), state.denoise, moment_std)
+        matrices = matrix_view.matrix_leaves(updates, matrix_rule) if second_moment == "denoised" else {}
+        has_own = jax.tree.unflatten(
+            jax.tree.structure(updates), [path in matrices for path, _ in matrix_view.leaves_by_path(updates)]
+        )
+        nu = optax.tree.update_moment(
+            jax.tree.map(lambda own, g, m: m if own else g, has_own, wide, denoised), state.nu, b2, 2
+        )
         offset = optax.tree.bias_correction(nu_offset, b2, step)
         subtracted, least = (0.0, offset) if noise_correction is None else (offset, noise_correction * offset)
 
-        def scale(m: jax.Array, v: jax.Array) -> jax.Array:
-            return m / (jnp.sqrt(jnp.maximum(v - subtracted, least)) + eps)
+        def scale(own: bool, m: jax.Array, v: jax.Array) -> jax.Array:
+            return m / (jnp.sqrt(v if own else jnp.maximum(v - subtracted, least)) + eps)
 
-        scaled = jax.tree.map(scale, denoised, optax.tree.bias_correction(nu, b2, step))
+        scaled = jax.tree.map(scale, has_own, denoised, optax.tree.bias_correction(nu, b2, step))
         return scaled, DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, denoise)
 
     return optax.GradientTransformation(init, update)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from ml_collections import ConfigDict
 
 from dp_rmt.data import get_task
+from dp_rmt.denoised_adam import SecondMoment
 from dp_rmt.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
 from dp_rmt.mechanism import ClippingMethod
 
@@ -28,6 +29,7 @@ _CHOICES = {
     "denoise.blend": get_args(Blend),
     "denoise.svd": get_args(Backend),
     "optimizer.name": ("adamw", "muon"),
+    "optimizer.second_moment": get_args(SecondMoment),
     "optimizer.schedule": ("linear", "constant"),
     "train.clipping_method": get_args(ClippingMethod),
 }

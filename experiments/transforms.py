@@ -68,7 +68,9 @@ def _optimizer(
     if of_moment:
         correction, options = settings.noise_correction, _denoiser_options(config.denoise, mesh)
         return optax.chain(
-            mechanism.denoised_adam(**moments, noise_correction=correction, **options),
+            mechanism.denoised_adam(
+                **moments, second_moment=settings.second_moment, noise_correction=correction, **options
+            ),
             optax.add_decayed_weights(settings.weight_decay),
             optax.scale_by_learning_rate(schedule),
         )

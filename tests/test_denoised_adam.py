@@ -115,6 +115,23 @@ def test_the_corrected_second_moment_is_unbiased_for_the_clean_square() -> None:
     assert state.step == 200
 
 
+def test_the_second_moment_may_be_that_of_the_denoised_moment() -> None:
+    """As if Adam without momentum followed the denoised average; biases keep the second moment of their gradients."""
+    rng = np.random.default_rng(3)
+    updates = [{"kernel": spike(2.0) + u["kernel"], "bias": jnp.asarray(rng.standard_normal(5), jnp.float32)} for u in noise(6)]
+    ours, _ = run(scale_by_denoised_adam(STD, b2=0.99, second_moment="denoised"), updates)
+
+    def level(step: jax.Array) -> jax.Array:
+        t = step + 1.0
+        return STD * jnp.sqrt(0.1 * (1 - 0.9 ** (2 * t)) / 1.9) / (1 - 0.9**t)
+
+    chain = optax.chain(optax.ema(0.9), denoise_matrices(level), optax.scale_by_adam(b1=0.0, b2=0.99))
+    expected, _ = run(chain, [{"kernel": u["kernel"]} for u in updates])
+    np.testing.assert_allclose(ours["kernel"], expected["kernel"], rtol=1e-3, atol=1e-4)
+    adam, _ = run(optax.scale_by_adam(b2=0.99), [{"bias": u["bias"]} for u in updates])
+    np.testing.assert_allclose(ours["bias"], adam["bias"], rtol=1e-4)
+
+
 def test_norms_of_steps_are_adams() -> None:
     updates = [{"kernel": spike(2.0) + u["kernel"]} for u in noise(3)]
     ours, state = run(scale_by_denoised_adam(STD, b2=0.0), updates)  # without memory, v is the square of the last one
@@ -148,6 +165,8 @@ def test_the_mechanism_gives_its_noise_level() -> None:
         ({"b1": 1.0}, "b1 must be at least 0 and below 1, got 1.0"),
         ({"b2": -0.1}, "b2 must be at least 0 and below 1, got -0.1"),
         ({"noise_correction": 0.0}, "noise_correction must be above 0"),
+        ({"second_moment": "none"}, "second_moment must be 'noisy' or 'denoised', got 'none'"),
+        ({"second_moment": "denoised", "noise_correction": 0.1}, "goes with 'noisy' alone"),
         ({"shrinker": "magic"}, "shrinker must be one of frobenius, "),
         ({"noise_std": -1.0}, "noise_std must be non-negative"),
     ],

@@ -70,7 +70,7 @@ def test_the_search_starts_from_the_last_basis() -> None:
 def test_the_blend_is_the_one_of_least_estimated_risk() -> None:
     """The divergence from the whole Jacobian, a thousand columns, in float64."""
     rows, cols = 24, 40
-    noisy = spiked(rows, cols, [[2.5, 1.6]])[0]
+    noisy = spiked(rows, cols, [[2.5, 1.6] + [0.7] * 18])[0]
     with jax.enable_x64(True):
 
         def shrink(matrix: jax.Array) -> jax.Array:

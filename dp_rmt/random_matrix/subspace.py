@@ -149,7 +149,7 @@ def _gram(wide_BxRxL: jax.Array) -> jax.Array:
 def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`span{X, G X, ..., G^q X}`: orthonormal rows Q (B, D, R), and `Q G Q^T`, of which the lower triangle is filled.
 
-    Directions that the space does not have, G being of lower rank, are rows of 0.
+    Directions that the space does not have, G being of lower rank, are rows of 0 with a negative value.
     """
     count, width, short_side = block_BxKxR.shape
     dimension = width * (_PASSES + 1)
@@ -165,20 +165,26 @@ def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> tuple[jax.Array, j
         return space, projected, _orthonormal(image - _times(overlap, space), space)
 
     newest = _orthonormal(block_BxKxR, space)
-    return jax.lax.fori_loop(0, _PASSES + 1, add, (space, projected, newest))[:2]
+    space, projected, _ = jax.lax.fori_loop(0, _PASSES + 1, add, (space, projected, newest))
+    # Missing rows come last among the eigenvectors, and do not mix with those of the eigenvalue 0.
+    last = jnp.max(jnp.diagonal(projected, axis1=1, axis2=2), axis=1, initial=jnp.finfo(gram.dtype).tiny)
+    is_missing = jnp.all(space == 0, axis=2)
+    projected -= jnp.where(is_missing, last[:, None], 0.0)[..., None] * jnp.eye(dimension, dtype=gram.dtype)
+    return space, projected
 
 
 def _orthonormal(block_BxKxR: jax.Array, space_BxDxR: jax.Array) -> jax.Array:
     """Orthonormal rows for what the block has beyond the space, given the block less its projection on the space.
 
-    A row of which nothing but rounding is left becomes a random direction. A row that even so lies in the space becomes
-    0; kept, it would count a direction twice.
+    Of rows that are nothing but rounding, QR makes arbitrary unit vectors, and takes what orthogonality the others had.
+    So the projection is repeated, now of unit vectors; directions of which it leaves little are dropped, as rows of 0:
+    kept, they would count what the space has twice.
     """
     block_BxKxR = _transpose(jnp.linalg.qr(_transpose(block_BxKxR))[0])
     block_BxKxR -= _times(_times_transposed(block_BxKxR, space_BxDxR), space_BxDxR)
-    columns, triangle = jnp.linalg.qr(_transpose(block_BxKxR))
-    length = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))  # of a unit vector's part beyond all the others
-    return jnp.where(length[..., None] > 0.5, _transpose(columns), 0.0)
+    squared_lengths, mix = jnp.linalg.eigh(_times_transposed(block_BxKxR, block_BxKxR))
+    scale = jnp.where(squared_lengths > 0.25, jax.lax.rsqrt(jnp.maximum(squared_lengths, 0.25)), 0.0)
+    return _times(scale[..., None] * _transpose(mix), block_BxKxR)
 
 
 def _ritz_pairs(space_BxDxR: jax.Array, projected_BxDxD: jax.Array) -> tuple[jax.Array, jax.Array]:

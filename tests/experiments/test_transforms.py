@@ -29,7 +29,8 @@ MECHANISM = DPSGD(
 # What an arm keeps in its state, beside the optimizer's own.
 STATES: dict[str, type] = {
     "paper": DenoiseState, "tracy_widom": DenoiseState, "stein": DenoiseState, "hard_threshold": DenoiseState,
-    "moment": DenoisedAdamState, "moment_stein": DenoisedAdamState, "low_pass": LowPassState, "kalman": KalmanState,
+    "moment": DenoisedAdamState, "moment_stein": DenoisedAdamState,
+    "moment_adam": DenoisedAdamState, "low_pass": LowPassState, "kalman": KalmanState,
 }  # fmt: skip
 
 
