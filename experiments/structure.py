@@ -62,16 +62,26 @@ def main(argv: list[str]) -> None:
     del argv
     values = flags.FLAGS
     folder = Path(values.results)
+    names = ("arm", "seed", "num_steps", "lora_clip_norm", "lora_learning_rate")
     for rank in map(int, values.ranks):
         try:
-            stream = build(values.config, rank=rank, arm=values.arm, seed=values.seed, num_steps=values.num_steps)
+            stream = build(values.config, rank=rank, **{name: values[name].value for name in names})
         except (ValueError, FileNotFoundError) as error:
             command_line.stop(error)
         record(stream, folder / f"{stream.name}.json")
     print_table(folder, first_step=values.first_step)
 
 
-def build(config: ConfigDict, *, rank: int, arm: str, seed: int, num_steps: int) -> GradientStream:
+def build(
+    config: ConfigDict,
+    *,
+    rank: int,
+    arm: str,
+    seed: int,
+    num_steps: int,
+    lora_clip_norm: float = 1.0,
+    lora_learning_rate: float = 5e-3,
+) -> GradientStream:
     """The run of an arm, with LoRA on every dense layer if the rank is not 0; the base model is then frozen.
 
     Args:
@@ -80,6 +90,8 @@ def build(config: ConfigDict, *, rank: int, arm: str, seed: int, num_steps: int)
       arm: of the config.
       seed: of sampling and noise.
       num_steps: how many to take.
+      lora_clip_norm: in the place of the config's, if the rank is not 0: few parameters have small gradients.
+      lora_learning_rate: in the place of the config's, too.
 
     Returns:
       A `GradientStream`.
@@ -90,7 +102,8 @@ def build(config: ConfigDict, *, rank: int, arm: str, seed: int, num_steps: int)
     if rank == 0:
         return GradientStream.build(config, arm=arm, seed=seed, num_steps=num_steps)
     changed = ConfigDict(config.copy_and_resolve_references()).unlock()
-    changed.model.trainable = "lora_|pooler|classifier"
+    changed.model.trainable = "lora_|classifier"
+    changed.privacy.l2_clip_norm, changed.optimizer.learning_rate = lora_clip_norm, lora_learning_rate
     stream = GradientStream.build(changed, arm=arm, seed=seed, num_steps=num_steps)  # of the head alone
     task = assemble.load_task(stream.config)
     lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=ENCODER_PROJECTIONS)
@@ -272,6 +285,8 @@ if __name__ == "__main__":  # flags are defined here, so that other programs and
     flags.DEFINE_string("arm", "noisy", "The arm of the config that gives the trajectory.")
     flags.DEFINE_integer("num_steps", 10, "How many steps of the schedule to take.", lower_bound=1)
     flags.DEFINE_integer("first_step", 4, "The first step in the means of the table.", lower_bound=1)
+    flags.DEFINE_float("lora_clip_norm", 1.0, "With LoRA; about the median norm of a gradient for MiniLM on SST-2.")
+    flags.DEFINE_float("lora_learning_rate", 5e-3, "With LoRA.")
     flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
     flags.DEFINE_string("results", "experiments/results/structure", "Folder of the records.")
     flags.mark_flag_as_required("config")

@@ -118,7 +118,8 @@ def test_the_corrected_second_moment_is_unbiased_for_the_clean_square() -> None:
 def test_the_second_moment_may_be_that_of_the_denoised_moment() -> None:
     """As if Adam without momentum followed the denoised average; biases keep the second moment of their gradients."""
     rng = np.random.default_rng(3)
-    updates = [{"kernel": spike(2.0) + u["kernel"], "bias": jnp.asarray(rng.standard_normal(5), jnp.float32)} for u in noise(6)]
+    biases = jnp.asarray(rng.standard_normal((6, 5)), jnp.float32)
+    updates = [{"kernel": spike(2.0) + u["kernel"], "bias": b} for u, b in zip(noise(6), biases, strict=True)]
     ours, _ = run(scale_by_denoised_adam(STD, b2=0.99, second_moment="denoised"), updates)
 
     def level(step: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ eigenvectors of G, and one Cholesky factor proves that nothing was missed (docs/
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,17 +18,16 @@ from dp_rmt.random_matrix.marchenko_pastur import at_least_float32
 from dp_rmt.random_matrix.singular_values import _short_side_first
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_BLOCK = 8  # columns of the Krylov space's first block; small and deep reaches closer to the edge than wide and shallow
-_PASSES = 14
+_BLOCK = 8  # columns of the Krylov space's first block: small and deep reaches closer to the edge than wide and shallow
 _MAX_RANK = 32
 # At up to this many times the Krylov space's dimension, all eigenvectors of G come sooner than the leading ones.
 _WORTHWHILE = 4 / 3
 _TILE = 96
-# Share of a kept vector's squared length that may lie outside of the true singular space.
+# p: twice the share of a kept vector's squared length that may lie outside of the true singular space ...
 _MISSING_SHARE = 1e-3
-# ... which is asked of values near the cut as of one whose square exceeds cut^2 by this share of it.
+# ... where its value squared exceeds cut^2 by this share of it or more; the share grows towards the cut.
 _NEAR_CUT = 0.1
-# Rounding of G and of its Cholesky factor, in units of eps * max(y_1^2, cut^2): measured below 1.
+# Rounding of G and of its Cholesky factor, in units of eps * max(y_1^2, cut^2): below 1/2 once what is kept is lowered.
 _ROUNDING = 4.0
 # Share of cut^2 that this rounding may be: else squaring has cost the digits of what stands at the cut.
 _MAX_ROUNDING = 2e-3
@@ -67,10 +67,10 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
         cut^2 I - G + sum_kept (theta_i - cut^2 + t_i) u_i u_i^T,      t_i = p max(theta_i - cut^2, cut^2 / 10),
 
     `p = 0.001`. It exists only if G exceeds `cut^2` in at most as many dimensions as there are kept pairs (Weyl), and
-    each u_i is off the true singular space by an angle of `sin^2 <= t_i / (theta_i - cut^2)` (docs/math.md).
+    if they are off the true singular space by no more than `sin^2 = max t_i / (theta_i - cut^2) / 2` (docs/math.md).
 
-    Rounding can make it fail, not succeed: the sum is first lowered by a bound of it. So where y_1 is more than a few
-    dozen times the cut (float32) it fails, and it may fail where a value lies within rounding of the cut.
+    The sum is first lowered by a bound of its rounding errors. So they can make the proof fail, and do where y_1 is
+    more than about 60 times the cut (float32); they can make it succeed only for what is within 1e-5 of the cut.
 
     Args:
       matrices: (B, rows, cols), computed in at least float32.
@@ -79,8 +79,8 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
       key: of the random columns; a new one for every step.
 
     Returns:
-      A `SubspaceSVD` with D = min(32, R); a matrix of up to about 200 rows or columns is decomposed as a whole, D = R.
-      Where not `is_complete` (also where entries are not finite), decompose that matrix in full.
+      A `SubspaceSVD` with D = 32, or D = R where the shorter side is so short, up to about 120, that all of G is
+      decomposed. Where not `is_complete` (also where entries are not finite), decompose that matrix in full.
 
     Raises:
       ValueError: if a shape does not fit.
@@ -122,16 +122,29 @@ def _decompose(
     is_finite = jnp.all(jnp.isfinite(jnp.diagonal(gram, axis1=1, axis2=2)), axis=1)
     gram = jnp.where(is_finite[:, None, None], gram, 0.0)
     width, short_side = fresh_KxR.shape
-    if _WORTHWHILE * width * (_PASSES + 1) >= short_side:
+    passes = _num_passes(*wide_BxRxL.shape[1:])
+    if _WORTHWHILE * width * (passes + 1) >= short_side:
         squares, vectors = jnp.linalg.eigh(gram)
         squares, rows_BxDxR = squares[:, ::-1], _transpose(vectors)[:, ::-1]
         is_complete = is_finite
     else:
-        squares, rows_BxDxR = _ritz_pairs(*_krylov_space(gram, _transpose(start_BxRxK) + fresh_KxR))
+        squares, rows_BxDxR = _ritz_pairs(*_krylov_space(gram, _transpose(start_BxRxK) + fresh_KxR, passes))
         is_complete = is_finite & _holds_all(gram, squares, rows_BxDxR, squared_cut_B)
     has_digits = _rounding(squares, squared_cut_B) <= _MAX_ROUNDING * squared_cut_B
     basis, values = _transpose(rows_BxDxR), jnp.sqrt(jnp.maximum(squares, 0.0))
     return SubspaceSVD(basis, values, is_complete & has_digits, basis[..., :width])
+
+
+def _num_passes(rows: int, cols: int) -> int:
+    """Degree q of the Krylov space that tells the largest noise values apart.
+
+    Their squares are about `w = (sqrt m + sqrt n)^(4/3) / (m n)^(1/6)` apart (Tracy-Widom), the bulk is `4 sqrt(m n)`
+    wide, and a polynomial that is small on the bulk rises within w of its edge at a degree of `sqrt(4 sqrt(m n) / w)`.
+    With a twentieth more, one matrix in a thousand or fewer is not certified; with one degree less, several times that.
+    At least 10, since many components take many dimensions.
+    """
+    gap_in_bulk = (math.sqrt(rows) + math.sqrt(cols)) ** (4 / 3) / (4 * (rows * cols) ** (2 / 3))
+    return max(10, math.ceil(1.05 / math.sqrt(gap_in_bulk)))
 
 
 def _gram(wide_BxRxL: jax.Array) -> jax.Array:
@@ -146,13 +159,13 @@ def _gram(wide_BxRxL: jax.Array) -> jax.Array:
     return gram
 
 
-def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array, passes: int) -> tuple[jax.Array, jax.Array]:
     """`span{X, G X, ..., G^q X}`: orthonormal rows Q (B, D, R), and `Q G Q^T`, of which the lower triangle is filled.
 
     Directions that the space does not have, G being of lower rank, are rows of 0 with a negative value.
     """
     count, width, short_side = block_BxKxR.shape
-    dimension = width * (_PASSES + 1)
+    dimension = width * (passes + 1)
     space = jnp.zeros((count, dimension, short_side), gram.dtype)
     projected = jnp.zeros((count, dimension, dimension), gram.dtype)
 
@@ -165,7 +178,7 @@ def _krylov_space(gram: jax.Array, block_BxKxR: jax.Array) -> tuple[jax.Array, j
         return space, projected, _orthonormal(image - _times(overlap, space), space)
 
     newest = _orthonormal(block_BxKxR, space)
-    space, projected, _ = jax.lax.fori_loop(0, _PASSES + 1, add, (space, projected, newest))
+    space, projected, _ = jax.lax.fori_loop(0, passes + 1, add, (space, projected, newest))
     # Missing rows come last among the eigenvectors, and do not mix with those of the eigenvalue 0.
     last = jnp.max(jnp.diagonal(projected, axis1=1, axis2=2), axis=1, initial=jnp.finfo(gram.dtype).tiny)
     is_missing = jnp.all(space == 0, axis=2)

@@ -95,7 +95,7 @@ def test_one_factor_shows_the_other_where_to_look(factors: Pair, rng: np.random.
         )
         found.append([cosine(pair.a, clean.a) for pair in (noisy, lora_pairs.joint_fit(noisy, ab, std))])
     # cos = l / sqrt(l^2 + d s^2) with l = 4 s and d = 60 * 4 entries of noise, or 60 in a known direction B v. That is
-    # known as well as v is, B being random: cos_v^2 = (l^4 - t^4) / (l^2 (l^2 + s^2 n)) with l = 8 s, t^4 = 4 * 40 s^4, n = 40.
+    # known as well as v is, B being random: cos_v^2 = (l^4 - t^4) / (l^2 (l^2 + s^2 n)), l = 8 s, t^4 = 4 * 40 s^4.
     cos_v = ((8**4 - 160) / (8**2 * (8**2 + 40))) ** 0.5
     noisy_cosine, fitted = np.mean(found, axis=0)
     assert noisy_cosine == pytest.approx(4 / np.hypot(4, 240**0.5), abs=0.03)
