@@ -10,8 +10,9 @@ import jax
 
 from dp_rmt.types import Params
 
-SMALLEST_DENOISED_SIDE = 8
-"""Matrices thinner than this pass through: the random-matrix limit says nothing about so few singular values."""
+SMALLEST_DENOISED_SIDE = 4
+"""Thinner matrices pass through. LoRA factors of rank 4 still gain (docs/design/0004); with two columns, a signal that
+has both of them loses more at the edge than a signal of rank one gains (tests/test_matrix_view.py)."""
 
 
 class MatrixAxes(NamedTuple):
@@ -30,7 +31,7 @@ MatrixRule = Callable[[str, jax.Array], MatrixAxes | None]
 
 
 def kernels_are_matrices(path: str, leaf: jax.Array) -> MatrixAxes | None:
-    """Default rule: leaves named ``kernel`` whose last two axes are both at least 8 long are (stacks of) matrices.
+    """Default rule: leaves named ``kernel`` whose last two axes are both at least 4 long are (stacks of) matrices.
 
     Embeddings (``embedding``), biases and norm scales have other names and so pass through.
 

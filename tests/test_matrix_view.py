@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_rmt import denoise_matrices
 from dp_rmt.matrix_view import (
+    SMALLEST_DENOISED_SIDE,
     MatrixAxes,
     from_matrices,
     kernels_are_matrices,
@@ -72,9 +74,10 @@ def test_refuses_axes_that_are_no_matrix(axes):
     ("path", "shape", "is_matrix"),
     [
         ("layers/query/kernel", (6, 64, 64), True),
-        ("kernel", (8, 8), True),
+        ("kernel", (4, 4), True),
+        ("layers/query_lora/lora_a/kernel", (6, 64, 4), True),
         ("classifier/kernel", (64, 2), False),  # too thin
-        ("kernel", (7, 100), False),
+        ("kernel", (3, 100), False),
         ("kernel", (64,), False),
         ("query/bias", (6, 64), False),
         ("word_embeddings/embedding", (512, 64), False),
@@ -85,6 +88,39 @@ def test_refuses_axes_that_are_no_matrix(axes):
 def test_default_rule(path, shape, is_matrix):
     axes = kernels_are_matrices(path, jax.ShapeDtypeStruct(shape, jnp.float32))
     assert axes == (MatrixAxes() if is_matrix else None)
+
+
+@pytest.mark.parametrize(("rank", "at_worst", "at_best"), [(1, -0.01, 0.15), (2, -0.015, 0.07)])
+def test_the_thinnest_matrices_gain(rank, at_worst, at_best):
+    """By simulation, signals of 0.3 to 2.5 times the threshold."""
+    gains = thin_gains(SMALLEST_DENOISED_SIDE, rank)
+    assert gains.min() > at_worst
+    assert gains.max() > at_best
+
+
+def test_thinner_ones_would_lose():
+    """A signal in both of two columns, at 1.2 and 1.5 times the threshold."""
+    assert thin_gains(2, 2).min() < -0.015
+
+
+def thin_gains(cols, rank, rows=384, number=600):
+    """Mean cosine to the signal after denoising less that before, by strength of the signal."""
+    rng = np.random.default_rng(0)
+    strengths = np.array([0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 2.5]) * (rows * cols) ** 0.25
+    gains = []
+    for strength in strengths:
+        clean = np.zeros((rows, cols))
+        np.fill_diagonal(clean[:rank, :rank], strength * 0.6 ** np.arange(rank))
+        noisy = clean + rng.standard_normal((number, rows, cols))
+        denoise = denoise_matrices(1.0, matrix_rule=lambda path, leaf: MatrixAxes(), svd="gram")
+        leaf = jnp.asarray(noisy, jnp.float32)
+        denoised, _ = denoise.update(leaf, denoise.init(leaf))
+        cosines = [
+            np.sum(x * clean, (1, 2)) / np.linalg.norm(x, axis=(1, 2)) / np.linalg.norm(clean)
+            for x in (noisy, np.asarray(denoised))
+        ]
+        gains.append(np.mean(cosines[1] - cosines[0]))
+    return np.array(gains)
 
 
 def test_leaves_are_found_by_path_in_tree_order():
