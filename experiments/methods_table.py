@@ -13,9 +13,6 @@ from typing import Any
 
 from absl import app, flags
 
-_RESULTS = flags.DEFINE_string("results", "experiments/results/sst2_methods", "Folder of the records.")
-_BASELINE = flags.DEFINE_string("baseline", "dp_adam", "The arm whose final accuracy sets the target.")
-
 _SHARE = 0.95
 _COLUMNS = (
     "batch", "epsilon", "arm", "learning rate (tried)", "seeds", "final accuracy", "steps to the target",
@@ -28,15 +25,16 @@ Record = dict[str, Any]
 def main(argv: list[str]) -> None:
     """Prints a row for each arm, at the learning rate that was chosen for it."""
     del argv
-    records = [json.loads(path.read_text()) for path in sorted(Path(_RESULTS.value).glob("*.json"))]
+    folder, baseline = Path(flags.FLAGS.results), flags.FLAGS.baseline
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     print("| " + " | ".join(_COLUMNS) + " |")
     print("|" + "---|" * len(_COLUMNS))
     for (batch, epsilon), group in sorted(_grouped(records, lambda r: (_batch(r), r["epsilon"])).items(), reverse=True):
         arms = _grouped(group, lambda r: r["arm"])
-        target = _target(arms.get(_BASELINE.value, []))
+        target = _target(arms.get(baseline, []))
         for arm, runs in arms.items():
             print("| " + " | ".join([f"{batch:g}", f"{epsilon:g}", arm, *row(runs, target)]) + " |")
-    print(f"\nThe target is {_SHARE:.0%} of the final accuracy of {_BASELINE.value} at the same batch and epsilon.")
+    print(f"\nThe target is {_SHARE:.0%} of the final accuracy of {baseline} at the same batch and epsilon.")
 
 
 def row(runs: Sequence[Record], target: float | None) -> list[str]:
@@ -100,4 +98,6 @@ def _grouped(records: Sequence[Record], key: Any) -> dict[Any, list[Record]]:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("results", "experiments/results/sst2_methods", "Folder of the records.")
+    flags.DEFINE_string("baseline", "dp_adam", "The arm whose final accuracy sets the target.")
     app.run(main)
