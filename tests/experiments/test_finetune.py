@@ -114,7 +114,7 @@ def test_the_saved_model_is_the_trained_one(two_arms: tuple[Path, list[arms.Arm]
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
     restored = arms.Checkpoints(workdir / "noisy" / "checkpoints", arm.run.identity).restore(arm.run.state)
     assert restored is not None
-    trained = arms.merge_params(restored[0].params, restored[0].frozen)
+    trained = arms.published_params(restored[0])
     logits = module.apply({"params": params}, *inputs)
     np.testing.assert_array_equal(logits, arm.task.module.apply({"params": trained}, *inputs))
     before = arm.task.module.apply({"params": arm.task.params}, *inputs)
