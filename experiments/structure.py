@@ -63,9 +63,10 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     folder = Path(values.results)
     names = ("arm", "seed", "num_steps", "lora_clip_norm", "lora_learning_rate")
+    settings: dict[str, Any] = {name: values[name].value for name in names}
     for rank in map(int, values.ranks):
         try:
-            stream = build(values.config, rank=rank, **{name: values[name].value for name in names})
+            stream = build(values.config, rank=rank, **settings)
         except (ValueError, FileNotFoundError) as error:
             command_line.stop(error)
         record(stream, folder / f"{stream.name}.json")
