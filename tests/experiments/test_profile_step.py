@@ -97,8 +97,9 @@ def test_updates_are_compared_with_the_noisy_one(commands: dict[str, Any]) -> No
     assert any(line.startswith("subspace ") for line in ended.stdout.splitlines())
 
 
-def test_an_update_is_the_sum_of_its_pieces() -> None:
+def test_an_update_is_the_sum_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Denoised or not, it is Adam's first step on the noisy clipped gradient."""
+    monkeypatch.setattr(profile_update, "NOISE_MULTIPLIER", 0.01)  # little enough for four examples to show
     workload = make_workload("tiny", batch_size=4, sequence_length=8, dtype="float32", num_layers=1)
     arguments = (workload.trainable, workload.frozen, workload.batch)
     given: Any = {"l2_clip_norm": 1.0, "microbatch_size": 2}
