@@ -95,19 +95,7 @@ def scale_by_denoised_adam(
     1.000, noise of the moment 1.0e-04
     """
     check_noise_std(noise_std)
-    for name, decay in (("b1", b1), ("b2", b2)):
-        if not 0 <= decay < 1:
-            raise ValueError(f"scale_by_denoised_adam: {name} must be at least 0 and below 1, got {decay}")
-    if noise_correction is not None and not noise_correction > 0:
-        raise ValueError(
-            f"scale_by_denoised_adam: noise_correction must be above 0, got {noise_correction}: it keeps the "
-            "denominator from 0; None switches the correction off"
-        )
-    if second_moment not in get_args(SecondMoment) or (second_moment == "denoised" and noise_correction is not None):
-        raise ValueError(
-            f"scale_by_denoised_adam: second_moment must be 'noisy' or 'denoised', got {second_moment!r}; a "
-            f"noise_correction, here {noise_correction}, goes with 'noisy' alone"
-        )
+    _check_options(b1, b2, second_moment, noise_correction)
     denoiser = TreeDenoiser(MatrixDenoiser(**options), matrix_rule, join, sharding)
 
     def init(params: Params) -> DenoisedAdamState:
@@ -126,10 +114,7 @@ def scale_by_denoised_adam(
 
         moment_std = jnp.sqrt(mu_variance) / (1 - b1 ** step.astype(jnp.float32))
         denoised, denoise = denoiser(optax.tree.bias_correction(mu, b1, step), state.denoise, moment_std)
-        matrices = matrix_view.matrix_leaves(updates, matrix_rule) if second_moment == "denoised" else {}
-        has_own = jax.tree.unflatten(
-            jax.tree.structure(updates), [path in matrices for path, _ in matrix_view.leaves_by_path(updates)]
-        )
+        has_own = _has_own(updates, matrix_rule, second_moment)
         nu = optax.tree.update_moment(
             jax.tree.map(lambda own, g, m: m if own else g, has_own, wide, denoised), state.nu, b2, 2
         )
@@ -147,3 +132,26 @@ def scale_by_denoised_adam(
 
 def _wide(leaf: jax.Array) -> jax.Array:
     return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _has_own(tree: Params, rule: matrix_view.MatrixRule, second_moment: SecondMoment) -> Params:
+    """Which leaves have the second moment of their denoised first moment."""
+    matrices = matrix_view.matrix_leaves(tree, rule) if second_moment == "denoised" else {}
+    flags = [path in matrices for path, _ in matrix_view.leaves_by_path(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+
+
+def _check_options(b1: float, b2: float, second_moment: SecondMoment, noise_correction: float | None) -> None:
+    for name, decay in (("b1", b1), ("b2", b2)):
+        if not 0 <= decay < 1:
+            raise ValueError(f"scale_by_denoised_adam: {name} must be at least 0 and below 1, got {decay}")
+    if noise_correction is not None and not noise_correction > 0:
+        raise ValueError(
+            f"scale_by_denoised_adam: noise_correction must be above 0, got {noise_correction}: it keeps the "
+            "denominator from 0; None switches the correction off"
+        )
+    if second_moment not in get_args(SecondMoment) or (second_moment == "denoised" and noise_correction is not None):
+        raise ValueError(
+            f"scale_by_denoised_adam: second_moment must be 'noisy' or 'denoised', got {second_moment!r}; a "
+            f"noise_correction, here {noise_correction}, goes with 'noisy' alone"
+        )

@@ -136,25 +136,18 @@ class TreeDenoiser(NamedTuple):
         self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
     ) -> tuple[Params, DenoiseState]:
         """``(denoised updates, new state)``; noise_std is that of one entry of the updates."""
-        leaves = dict(matrix_view.leaves_by_path(updates))
         diagnostics: dict[str, MatrixDiagnostics] = {}
-        starts = {}
-        after = jnp.zeros([], jnp.int32)
+        starts: dict[str, jax.Array | None] = {}
         denoise = self.matrix_denoiser if self.sharding is None else _divided(self.matrix_denoiser, self.sharding)
-        for shape, group in matrix_groups.matrix_groups(updates, self.matrix_rule, self.join).items():
-            # One decomposition at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever
-            # (jaxlib 0.10.2, seen on two cores). `after` is always 0, but XLA does not know.
-            noisy = matrix_groups.stack(group, leaves)
-            noisy = noisy + after.astype(noisy.dtype)
-            denoised, seen, starts[shape] = denoise(
-                noisy, jnp.asarray(noise_std, noisy.dtype), state.starts[shape], state.step
-            )
-            after = jnp.minimum(jnp.sum(seen.kept_rank), 0)
-            leaves |= matrix_groups.unstack(group, denoised)
+
+        def denoise_group(shape: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array):
+            std = jnp.asarray(noise_std, noisy.dtype)
+            denoised, seen, starts[shape] = denoise(noisy, std, state.starts[shape], state.step)
             for matrix, *parts in zip(group, *(matrix_groups.split(group, field) for field in seen), strict=True):
                 diagnostics[matrix.name] = MatrixDiagnostics(*parts)
-        paths = [path for path, _ in matrix_view.leaves_by_path(updates)]
-        tree = jax.tree.unflatten(jax.tree.structure(updates), [leaves[path] for path in paths])
+            return denoised
+
+        tree = matrix_groups.map_groups(denoise_group, updates, self.matrix_rule, self.join)
         return tree, DenoiseState(state.step + 1, diagnostics, starts)
 
 

@@ -104,6 +104,37 @@ def matrix_groups(
     return groups
 
 
+def map_groups(
+    function: Callable[[str, list[BlockMatrix], jax.Array], jax.Array],
+    tree: Params,
+    rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    join: JoinRule | None = None,
+) -> Params:
+    """Applies a function to the matrices of a tree, one group after the other.
+
+    One at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever (jaxlib 0.10.2, seen on two
+    cores).
+
+    Args:
+      function: ``(name of the group, its members, matrices (B, rows, cols)) -> matrices``.
+      tree: parameters or updates.
+      rule: as for `matrix_groups`.
+      join: as for `matrix_groups`.
+
+    Returns:
+      The tree with its matrices replaced and its other leaves as they are.
+    """
+    leaves = dict(matrix_view.leaves_by_path(tree))
+    after = jnp.zeros([], jnp.int32)
+    for name, group in matrix_groups(tree, rule, join).items():
+        matrices = stack(group, leaves)
+        result = function(name, group, matrices + after.astype(matrices.dtype))
+        after = jnp.minimum(jnp.sum(result > 0, dtype=jnp.int32), 0)  # always 0, but XLA does not know
+        leaves |= unstack(group, result)
+    paths = [path for path, _ in matrix_view.leaves_by_path(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in paths])
+
+
 def stack(group: list[BlockMatrix], leaves: Mapping[str, jax.Array]) -> jax.Array:
     """All matrices of a group as ``(B, rows, cols)``, member after member."""
     members = []

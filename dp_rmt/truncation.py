@@ -55,19 +55,14 @@ def truncate_rank(
 
     def update(updates: Params, state: optax.EmptyState, params: Params | None = None):
         del params
-        leaves = dict(matrix_view.leaves_by_path(updates))
-        after = jnp.zeros([], jnp.int32)
-        for group in matrix_groups.matrix_groups(updates, matrix_rule).values():
-            noisy = matrix_groups.stack(group, leaves)
-            if rank < min(noisy.shape[1:]):
-                # One decomposition at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever
-                # (jaxlib 0.10.2, seen on two cores). `after` is always 0, but XLA does not know.
-                noisy = noisy + after.astype(noisy.dtype)
-                basis, values = singular_values.short_side_svd(noisy, method=svd)
-                noisy = singular_values.scale_spectrum(noisy, basis[..., :rank], jnp.ones_like(values[..., :rank]))
-                after = jnp.minimum(jnp.sum(values > 0, dtype=jnp.int32), 0)
-            leaves |= matrix_groups.unstack(group, noisy)
-        paths = [path for path, _ in matrix_view.leaves_by_path(updates)]
-        return jax.tree.unflatten(jax.tree.structure(updates), [leaves[path] for path in paths]), state
+
+        def truncate(name: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array) -> jax.Array:
+            del name, group
+            if rank >= min(noisy.shape[1:]):
+                return noisy
+            basis, values = singular_values.short_side_svd(noisy, method=svd)
+            return singular_values.scale_spectrum(noisy, basis[..., :rank], jnp.ones_like(values[..., :rank]))
+
+        return matrix_groups.map_groups(truncate, updates, matrix_rule), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What a private step costs on one NVIDIA GPU: records in experiments/results/profile_step/, named after the device.
+# What private steps and denoising cost on one NVIDIA GPU: records in experiments/results/profile_step/ and
+# profile_denoiser/, named after the device.
 #   pip install -e ".[cuda,peers,peers-torch]" && experiments/profile_gpu.sh
 # A batch that does not fit is shown as such; the largest that does is the last line of each model that has numbers.
 set -uo pipefail
@@ -16,3 +17,8 @@ for model in llama_1024 llama_1024_lora; do
       --sequence_length=512 --microbatch_sizes=2,8 --repeats=20
   done
 done
+for model in roberta_base minilm; do
+  python -m experiments.profile_denoiser --model=$model --repeats=20
+done
+python -m experiments.profile_step --model=roberta_base --dtype=bfloat16 --batch_size=1024 --sequence_length=128 \
+  --microbatch_sizes=128 --updates=subspace,gram --repeats=20

@@ -135,6 +135,22 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
         yield "give exactly one of config.train.epochs and config.train.num_steps"
     if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    denoise, optimizer = config.denoise, config.optimizer
+    if denoise.kalman_gain > 1:
+        yield (
+            "config.denoise.kalman_gain must be at most 1, which trusts every gradient alone; "
+            f"got {denoise.kalman_gain}"
+        )
+    if denoise.enabled and denoise.target == "first_moment" and (denoise.method, optimizer.name) != ("rmt", "adamw"):
+        yield (
+            "config.denoise.target='first_moment' denoises Adam's moment: it goes with config.denoise.method='rmt' and "
+            f"config.optimizer.name='adamw', got {denoise.method!r} and {optimizer.name!r}"
+        )
+    if denoise.target == "gradient" and (optimizer.second_moment, optimizer.noise_correction) != ("noisy", None):
+        yield (
+            "config.optimizer.second_moment and config.optimizer.noise_correction belong to a denoised first moment: "
+            "give config.denoise.target='first_moment', or leave them out"
+        )
     if not all(isinstance(length, int) and length > 0 for length in config.data.length_groups):
         yield f"config.data.length_groups must be positive lengths in tokens, got {config.data.length_groups}"
 

@@ -52,6 +52,17 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"privacy.epsilon": float("inf"), "privacy.clip": "automatic"}, ["epsilon=inf switches clipping off"]),
         ({"denoise.shrinker": "soft"}, ["config.denoise.shrinker must be one of frobenius", "got 'soft'"]),
         ({"denoise.kappa": -1.0}, ["config.denoise.kappa must not be negative, got -1.0"]),
+        ({"denoise.kalman_gain": 1.5}, ["config.denoise.kalman_gain must be at most 1", "got 1.5"]),
+        (
+            {"denoise.target": "first_moment", "denoise.method": "low_pass"},
+            ["config.denoise.target='first_moment' denoises Adam's moment", "got 'low_pass' and 'adamw'"],
+        ),
+        (
+            {"denoise.target": "first_moment", "optimizer.name": "muon"},
+            ["config.denoise.target='first_moment' denoises Adam's moment", "got 'rmt' and 'muon'"],
+        ),
+        ({"optimizer.second_moment": "denoised"}, ["config.optimizer.second_moment", "target='first_moment'"]),
+        ({"optimizer.noise_correction": 1e-8}, ["config.optimizer.noise_correction", "target='first_moment'"]),
         ({"optimizer.b1": 1.0}, ["config.optimizer.b1 must be at least 0 and below 1, got 1.0"]),
         ({"optimizer.warmup_steps": 3}, ["config.optimizer.warmup_steps=3 must be less than the 3 steps"]),
         ({"train.epochs": 1.0}, ["exactly one of config.train.epochs and config.train.num_steps"]),
