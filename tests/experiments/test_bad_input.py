@@ -54,11 +54,11 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"denoise.kappa": -1.0}, ["config.denoise.kappa must not be negative, got -1.0"]),
         ({"denoise.kalman_gain": 1.5}, ["config.denoise.kalman_gain must be at most 1", "got 1.5"]),
         (
-            {"denoise.target": "first_moment", "denoise.method": "low_pass"},
+            {"denoise.enabled": True, "denoise.target": "first_moment", "denoise.method": "low_pass"},
             ["config.denoise.target='first_moment' denoises Adam's moment", "got 'low_pass' and 'adamw'"],
         ),
         (
-            {"denoise.target": "first_moment", "optimizer.name": "muon"},
+            {"denoise.enabled": True, "denoise.target": "first_moment", "optimizer.name": "muon"},
             ["config.denoise.target='first_moment' denoises Adam's moment", "got 'rmt' and 'muon'"],
         ),
         ({"optimizer.second_moment": "denoised"}, ["config.optimizer.second_moment", "target='first_moment'"]),
