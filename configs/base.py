@@ -52,8 +52,10 @@ def get_config() -> ConfigDict:
     config.denoise.rescale = "noisy_norm"
     config.denoise.below_edge = "drop"
     config.denoise.blend = "none"  # or "stein": noisy and denoised, by the least estimated error
-    config.denoise.join_shared_inputs = False  # query, key and value as one matrix, gate and up too
-    config.denoise.svd = "gram"
+    # "separate" matrices; "shared_inputs": query, key and value as one, gate and up too; "residual_stream": all that reads
+    # it, of all layers, as one.
+    config.denoise.structure = "separate"
+    config.denoise.svd = "subspace"  # or "gram", "exact": all singular values, needed by shrinker="optshrink"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "muon": for the matrices, with Adam's size of steps

@@ -5,8 +5,8 @@ the study tries.
 
 Source: dp_adam Li et al. 2022; paper arXiv 2510.01137, kappa = 1; hard_threshold Gavish & Donoho 2014; truncate_rank
 GaLore (arXiv 2403.03507), rank 4; low_pass DOPPLER (arXiv 2408.13460); kalman DiSK (arXiv 2410.03883), gain 0.7 and one
-gradient a step; muon Jordan et al. 2024, with Adam's size of steps (arXiv 2502.16982); tracy_widom, stein and moment
-are this project's.
+gradient a step; muon Jordan et al. 2024, with Adam's size of steps (arXiv 2502.16982); tracy_widom, stein, stream
+and moment are this project's.
 Expected: the table in experiments/README.md. Cost: 20 minutes of one CPU core for a run of 30 steps at batch 4096.
 Command: python -m experiments.finetune --config=configs/sst2_methods.py --config.data.path=DIR
 With a tuned learning rate for each arm, over seeds: python -m experiments.methods_study, same flags.
@@ -26,6 +26,11 @@ def get_config() -> ConfigDict:
         "paper": {"denoise": {"gate": "kappa", "kappa": 1.0}},
         "tracy_widom": {"denoise": {"gate": "tracy_widom"}},
         "stein": {"denoise": {"gate": "tracy_widom", "blend": "stein"}},
+        "stream": {"denoise": {"gate": "tracy_widom", "structure": "residual_stream"}},
+        "stream_moment_adam": {
+            "denoise": {"gate": "tracy_widom", "target": "first_moment", "structure": "residual_stream"},
+            "optimizer": {"second_moment": "denoised"},
+        },
         "moment": {
             "denoise": {"gate": "tracy_widom", "target": "first_moment"},
             "optimizer": {"learning_rate": 5e-4},

@@ -13,6 +13,7 @@ from dp_rmt.data import get_task
 from dp_rmt.denoised_adam import SecondMoment
 from dp_rmt.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
 from dp_rmt.mechanism import ClippingMethod
+from experiments.transforms import STRUCTURES
 
 _CHOICES = {
     "model.head": ("classification", "infilling"),
@@ -28,6 +29,7 @@ _CHOICES = {
     "denoise.below_edge": get_args(BelowEdge),
     "denoise.blend": get_args(Blend),
     "denoise.svd": get_args(Backend),
+    "denoise.structure": tuple(STRUCTURES),
     "optimizer.name": ("adamw", "muon"),
     "optimizer.second_moment": get_args(SecondMoment),
     "optimizer.schedule": ("linear", "constant"),

@@ -38,6 +38,7 @@ from dp_rmt.matrix_view import MatrixAxes, MatrixRule, leaves_by_path
 from dp_rmt.models import LoRAConfig
 from dp_rmt.models.encoder import ENCODER_PROJECTIONS
 from dp_rmt.models.heads import SequenceClassifier, init_params
+from dp_rmt.residual_stream import reads_the_stream
 from dp_rmt.training.losses import classifier_logits
 from experiments import assemble, command_line, lora_pairs
 from experiments.gradient_cosines import DECAY, first_moment_noise_std
@@ -213,11 +214,6 @@ def shared_outputs(path: str) -> str | None:
     True
     """
     return "written" + path[path.rindex("output") + len("output") :] if path.endswith(_WRITES_TO_THE_STREAM) else None
-
-
-def reads_the_stream(path: str) -> str | None:
-    """Join rule: whatever has the residual stream as its input, of whichever layer."""
-    return "read" if faces_the_stream(path) and not shared_outputs(path) else None
 
 
 def residual_side(path: str, leaf: jax.Array) -> MatrixAxes:

@@ -14,9 +14,17 @@ from dp_rmt.matrix_groups import shared_inputs
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.muon import private_muon
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.residual_stream import layers_side_by_side, reads_the_stream
 from dp_rmt.training.partitioning import by_example
 from dp_rmt.training.train_state import Transforms
 from dp_rmt.truncation import truncate_rank
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "separate": {},
+    "shared_inputs": {"join": shared_inputs},
+    "residual_stream": {"matrix_rule": layers_side_by_side, "join": reads_the_stream},
+}
+"""What `config.denoise.structure` names: options of `dp_rmt.denoise_matrices`."""
 
 
 def build_transforms(config: ConfigDict, mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
@@ -88,7 +96,7 @@ def _denoiser_options(denoise: ConfigDict, mesh: Mesh) -> dict[str, Any]:
         "below_edge": denoise.below_edge,
         "blend": denoise.blend,
         "svd": denoise.svd,
-        "join": shared_inputs if denoise.join_shared_inputs else None,
+        **STRUCTURES[denoise.structure],
         "sharding": by_example(mesh) if mesh.size > 1 else None,  # the leading axis: matrices, here
     }
 

@@ -1,6 +1,7 @@
 """Encoders and decoders in flax.linen; encoders load from and save to Hugging Face folders."""
 
 from dp_rmt.models.decoder import CausalLanguageModel
+from dp_rmt.models.decoder_cache import DecoderCache, init_cache
 from dp_rmt.models.decoder_config import DecoderConfig
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
@@ -11,12 +12,14 @@ from dp_rmt.models.lora import LoRAConfig, LoRADense, merge_lora
 
 __all__ = [
     "CausalLanguageModel",
+    "DecoderCache",
     "DecoderConfig",
     "EncoderConfig",
     "LoRAConfig",
     "LoRADense",
     "MaskedLanguageModel",
     "SequenceClassifier",
+    "init_cache",
     "init_params",
     "load_pretrained",
     "load_tokenizer",

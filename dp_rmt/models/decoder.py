@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.models.decoder_cache import DecoderCache, append_mask
 from dp_rmt.models.decoder_config import DecoderConfig
-from dp_rmt.models.decoder_layers import DecoderLayer, rms_norm, rotary_embedding, visible_keys
+from dp_rmt.models.decoder_layers import DecoderLayer, Shared, rms_norm
+from dp_rmt.models.decoder_positions import position_ids, rotary_embedding, visible_keys
 from dp_rmt.models.layers import dense, embedding, stacked
 
 
@@ -21,34 +25,40 @@ class Decoder(nn.Module):
         self.word_embeddings = embedding(
             config.vocab_size, config.hidden_size, dtype=config.dtype, name="word_embeddings"
         )
-        stack = stacked(DecoderLayer, length=config.num_layers, remat=config.remat)
+        stack = stacked(DecoderLayer, length=config.num_layers, remat=config.remat, in_axes=(0, nn.broadcast))
         self.layers = stack(config)
         self.final_norm = rms_norm(config, name="final_norm")
 
-    def __call__(self, input_ids_BxL: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
+    def __call__(
+        self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array, cache: DecoderCache | None = None
+    ) -> tuple[jax.Array, DecoderCache | None]:
         """Reads each sequence on its own, from its first token on.
 
         Args:
-            input_ids_BxL: token ids.
-            attention_mask_BxL: 1 for a token, 0 for padding, on either side.
+            input_ids_BxT: token ids.
+            attention_mask_BxT: 1 for a token, 0 for padding, on either side.
+            cache: the tokens before these; None if these are the first.
 
         Returns:
-            (B, L, D) hidden states in the compute dtype; those at padding mean nothing.
+            (B, T, D) hidden states in the compute dtype, of which those at padding mean nothing; and the cache with
+            these tokens appended, or None.
 
         Raises:
-            ValueError: if the sequences are longer than the model's positions.
+            ValueError: if the sequences are longer than the model's positions, or than the cache.
         """
-        config = self.config
-        length, limit = input_ids_BxL.shape[-1], config.max_position_embeddings
-        if length > limit:
-            raise ValueError(
-                f"sequences of {length} tokens, but this model has positions for {limit}; "
-                f"tokenise with a maximum length of {limit} or less"
-            )
-        rotary = rotary_embedding(position_ids(attention_mask_BxL), head_dim=config.head_dim, theta=config.rope_theta)
-        hidden_BxLxD = self.word_embeddings(input_ids_BxL)
-        hidden_BxLxD, _ = self.layers(hidden_BxLxD, visible_keys(attention_mask_BxL), rotary)
-        return self.final_norm(hidden_BxLxD)
+        config, num_tokens = self.config, input_ids_BxT.shape[-1]
+        _check_length(num_tokens, config, cache)
+        mask_BxS = attention_mask_BxT if cache is None else append_mask(cache, attention_mask_BxT)
+        first = 0 if cache is None else cache.length
+        positions_BxT = jax.lax.dynamic_slice_in_dim(position_ids(mask_BxS), first, num_tokens, axis=1)
+        rotary = rotary_embedding(positions_BxT, head_dim=config.head_dim, theta=config.rope_theta)
+        shared = Shared(visible_keys(mask_BxS, first, num_tokens), rotary, None if cache is None else cache.length)
+        slots = None if cache is None else (cache.keys, cache.values)
+        hidden_BxTxD = self.word_embeddings(input_ids_BxT)
+        (hidden_BxTxD, slots), _ = self.layers((hidden_BxTxD, slots), jnp.arange(config.num_layers), shared)
+        if cache is not None and slots is not None:
+            cache = DecoderCache(*slots, mask_BxS, cache.length + num_tokens)
+        return self.final_norm(hidden_BxTxD), cache
 
     def word_logits(self, hidden: jax.Array) -> jax.Array:
         """Scores of every word, h E^T with the word embedding E: (..., D) to (..., vocab)."""
@@ -72,27 +82,46 @@ class CausalLanguageModel(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = dense(config.vocab_size, dtype=config.dtype, use_bias=False, name="lm_head")
 
-    def __call__(self, input_ids_BxL: jax.Array, attention_mask_BxL: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array,
+        cache: DecoderCache | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Any:
         """Predicts, at each token, the next one.
 
         Args:
-            input_ids_BxL: token ids.
-            attention_mask_BxL: 1 for a token, 0 for padding, on either side.
+            input_ids_BxT: token ids.
+            attention_mask_BxT: 1 for a token, 0 for padding, on either side.
+            cache: the tokens before these, from `init_cache` or an earlier call.
+            last_only: only at the last of the T, whose logits are all that a prompt (padded on the left) needs.
 
         Returns:
-            (B, L, vocab) float32 logits. Each is a product in the compute dtype, summed in float32 and rounded
-            once to the compute dtype, as in transformers.
+            (B, T, vocab) float32 logits, (B, 1, vocab) with `last_only`; with a cache, these and the cache with the
+            T tokens appended. Each logit is a product in the compute dtype, summed in float32 and rounded once to
+            the compute dtype, as in transformers.
+
+        Raises:
+            ValueError: if there are more tokens than the model has positions, or the cache slots.
         """
-        hidden_BxLxD = self.decoder(input_ids_BxL, attention_mask_BxL)
+        hidden_BxTxD, new_cache = self.decoder(input_ids_BxT, attention_mask_BxT, cache)
+        if last_only:
+            hidden_BxTxD = hidden_BxTxD[:, -1:]
         head = self.decoder.word_logits if self.config.tie_word_embeddings else self.lm_head
-        return head(hidden_BxLxD).astype(jnp.float32)
+        logits_BxTxV = head(hidden_BxTxD).astype(jnp.float32)
+        return logits_BxTxV if cache is None else (logits_BxTxV, new_cache)
 
 
-def position_ids(attention_mask_BxL: jax.Array) -> jax.Array:
-    """Tokens count from 0 wherever they start; padding has the position of the token before it, or 0.
-
-    >>> position_ids(jnp.array([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])).tolist()
-    [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
-    """
-    is_token = (attention_mask_BxL != 0).astype(jnp.int32)
-    return jnp.maximum(jnp.cumsum(is_token, axis=-1) - 1, 0)
+def _check_length(num_tokens: int, config: DecoderConfig, cache: DecoderCache | None) -> None:
+    limit = config.max_position_embeddings
+    if num_tokens > limit:
+        raise ValueError(
+            f"sequences of {num_tokens} tokens, but this model has positions for {limit}; "
+            f"tokenise with a maximum length of {limit} or less"
+        )
+    if cache is not None and num_tokens > cache.mask_BxS.shape[-1]:
+        raise ValueError(
+            f"{num_tokens} tokens for a cache of {cache.mask_BxS.shape[-1]}; give init_cache a larger max_length"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,14 +58,18 @@ def layer_norm(*, eps: float, name: str) -> nn.LayerNorm:
     )
 
 
-def stacked(layer: type[nn.Module], *, length: int, remat: bool) -> type[nn.Module]:
-    """So many layers in a row as one scanned module, whose leaves are (length, ...); all get the same other inputs."""
+def stacked(layer: type[nn.Module], *, length: int, remat: bool, in_axes: Any = nn.broadcast) -> type[nn.Module]:
+    """So many layers in a row as one scanned module, whose leaves are (length, ...).
+
+    All get the same other inputs, except where `in_axes` (one entry per other input) is 0: there each layer gets its
+    own entry of the first axis.
+    """
     # prevent_cse is for remat outside of scan; inside it only slows the loop down.
     return nn.scan(
         nn.remat(layer, prevent_cse=False) if remat else layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=length,
     )
 

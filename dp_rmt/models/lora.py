@@ -95,6 +95,9 @@ def merge_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
     Returns:
         Nested dicts without LoRA parameters, in the dtype of W.
 
+    Raises:
+        ValueError: the parameters have another rank than the configuration.
+
     >>> dense = {"kernel": jnp.zeros((2, 3))}
     >>> update = {"lora_a": {"kernel": jnp.ones((2, 1))}, "lora_b": {"kernel": jnp.ones((1, 3))}}
     >>> merged = merge_lora({"query": dense, "query_lora": update}, LoRAConfig(1, 2.0, ("query",)))
@@ -112,6 +115,16 @@ def merge_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
         update = params.get(name + SUFFIX)
         if name in config.targets and update is not None:
             a, b = update["lora_a"]["kernel"], update["lora_b"]["kernel"]
+            if a.shape[-1] != config.rank:
+                raise ValueError(
+                    f"the low-rank update of {name} has rank {a.shape[-1]}, the LoRA configuration {config.rank}; give "
+                    "the configuration of the model that the parameters belong to: alpha is divided by its rank"
+                )
             product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-            merged[name]["kernel"] = child["kernel"] + config.scale * product
+            merged[name]["kernel"] = (child["kernel"] + config.scale * product).astype(child["kernel"].dtype)
     return merged
+
+
+def with_config(module: nn.Module, **changes: Any) -> Any:
+    """The same module with fields of its configuration changed, such as `lora=None`."""
+    return module.clone(config=dataclasses.replace(module.config, **changes))  # type: ignore[attr-defined]

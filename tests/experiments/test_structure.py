@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt import matrix_groups
 from dp_rmt.random_matrix import marchenko_pastur
+from dp_rmt.residual_stream import reads_the_stream
 from experiments import lora_pairs, structure, structure_table
 from experiments.lora_pairs import Pair
 
@@ -126,7 +127,7 @@ def lora_tree(rng: np.random.Generator, layers: int = 3) -> dict[str, np.ndarray
     ("rule", "join", "expected"),
     [
         (structure.residual_side_of_all_layers, None, {"64x12": 6}),
-        (structure.residual_side_of_all_layers, structure.reads_the_stream, {"64x48": 1, "64x12": 2}),
+        (structure.residual_side_of_all_layers, reads_the_stream, {"64x48": 1, "64x12": 2}),
         (structure.residual_side, structure.shared_outputs, {"64x4": 12, "64x8": 3}),
     ],
 )

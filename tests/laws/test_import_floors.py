@@ -29,7 +29,10 @@ ANNEXES = dict.fromkeys(
     ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size"),
     "ghost_clipping",
 ) | dict.fromkeys(
-    ("gates", "matrix_groups", "matrix_denoiser", "denoised_adam", "filters", "truncation", "muon"), "denoising"
+    (
+        "gates", "matrix_groups", "residual_stream", "matrix_denoiser", "denoised_adam", "filters", "truncation", "muon"
+    ),
+    "denoising",
 )
 # What no module may import: configs and flags stay at the door (experiments/), torch is an oracle of tests.
 FORBIDDEN = ("ml_collections", "absl.flags", "absl.app", "configs", "experiments", "tests", "torch")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp_rmt import matrix_view, models
-from dp_rmt.models.decoder_layers import rotary_embedding, rotate
+from dp_rmt.models.decoder_positions import rotary_embedding, rotate
 from dp_rmt.training.losses import causal_lm_loss
 
 GOLDENS = Path(__file__).parent / "goldens"
