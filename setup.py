@@ -33,6 +33,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
+        "sacrebleu>=2.5",
         "safetensors>=0.6",
         "scipy>=1.14",
         "tokenizers>=0.22",
@@ -47,6 +48,8 @@ setup(
         # Other implementations that experiments/profile_step.py compares with.
         "peers": ["jax-privacy==2.0.0"],
         "peers-torch": ["opacus==1.6.0", "torch==2.13.0"],
+        # METEOR and the official tokenizer of ROUGE-L and CIDEr; needs Java, too.
+        "meteor": ["pycocoevalcap>=1.2"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

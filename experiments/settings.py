@@ -9,14 +9,21 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from dp_rmt.data import get_task
+from dp_rmt.data import GLUE_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoised_adam import SecondMoment
 from dp_rmt.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
 from dp_rmt.mechanism import ClippingMethod
+from dp_rmt.models.tuning import PATTERNS
+from experiments.texts import decoding
 from experiments.transforms import STRUCTURES
 
 _CHOICES = {
-    "model.head": ("classification", "infilling"),
+    "data.task": (*GLUE_TASKS, *TABLE_TO_TEXT_TASKS),
+    "model.head": ("classification", "infilling", "causal_lm"),
+    "model.tuning": tuple(PATTERNS),
+    "data.train_split": ("train", "dev"),
+    "generation.split": ("dev", "test"),
+    "generation.method": ("greedy", "beam", "sampling"),
     "model.dtype": ("float32", "bfloat16"),
     "privacy.clip": ("flat", "automatic"),
     "privacy.accountant": ("pld", "rdp"),
@@ -53,6 +60,9 @@ _POSITIVE = (
     "train.eval_batch_size",
     "train.checkpoint_every",
     "data.max_train_examples",
+    "model.lora.alpha",
+    "generation.max_prompts",
+    "generation.batch_size",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -112,10 +122,6 @@ def _validate(config: ConfigDict) -> None:
 
 
 def _complaints(config: ConfigDict) -> Iterator[str]:
-    try:
-        get_task(config.data.task)
-    except ValueError as error:
-        yield f"config.data.task: {error}"
     for key, allowed in _CHOICES.items():
         if _get(config, key) not in allowed:
             yield f"config.{key} must be one of {', '.join(allowed)}, got {_get(config, key)!r}"
@@ -137,6 +143,20 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
         yield "give exactly one of config.train.epochs and config.train.num_steps"
     if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    if (config.data.task in TABLE_TO_TEXT_TASKS) != (config.model.head == "causal_lm"):
+        yield (
+            f"config.data.task={config.data.task!r} and config.model.head={config.model.head!r} do not go together: "
+            f"{', '.join(TABLE_TO_TEXT_TASKS)} need 'causal_lm', the others one of the encoder's heads"
+        )
+    if config.model.tuning != "full" and config.model.trainable != ".*":
+        yield (
+            f"config.model.trainable={config.model.trainable!r} belongs to config.model.tuning='full'; "
+            f"{config.model.tuning!r} says itself what trains, so leave config.model.trainable out"
+        )
+    try:
+        decoding(config.generation)
+    except ValueError as error:
+        yield f"config.generation: {error}"
     denoise, optimizer = config.denoise, config.optimizer
     if denoise.kalman_gain > 1:
         yield (

@@ -1,22 +1,31 @@
-"""Data: GLUE and synthetic text, tokenised once into arrays, gathered into batches of one shape."""
+"""Data: GLUE, table-to-text and synthetic text, tokenised once into arrays, gathered into batches of one shape."""
 
 from dp_rmt.data.batches import evaluation_batches, gather_batch
+from dp_rmt.data.completions import decode_completions, tokenize_completions, tokenize_prompts
 from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask, Infilling
 from dp_rmt.data.infilling import label_word_ids
 from dp_rmt.data.scores import glue_scores
 from dp_rmt.data.synthetic import generate_reviews, write_corpus
+from dp_rmt.data.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
+from dp_rmt.data.text_pairs import TextPairs, TextReferences
+from dp_rmt.data.text_scores import text_scores
 from dp_rmt.data.tokenize import tokenize_cached, tokenize_classification
 from dp_rmt.data.word_tokenizer import build_word_tokenizer
 
 __all__ = [
     "GLUE_TASKS",
+    "TABLE_TO_TEXT_TASKS",
     "Examples",
     "GlueData",
     "GlueTask",
     "Infilling",
+    "TableToText",
+    "TextPairs",
+    "TextReferences",
     "build_word_tokenizer",
+    "decode_completions",
     "evaluation_batches",
     "fingerprint",
     "gather_batch",
@@ -25,8 +34,12 @@ __all__ = [
     "glue_scores",
     "label_word_ids",
     "load_glue",
+    "load_table_to_text",
     "read_tsv",
+    "text_scores",
     "tokenize_cached",
     "tokenize_classification",
+    "tokenize_completions",
+    "tokenize_prompts",
     "write_corpus",
 ]

@@ -16,6 +16,8 @@ import numpy as np
 from absl import logging
 
 from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask
+from dp_rmt.data.hub import load_hub_dataset
+from dp_rmt.data.text_files import open_text
 
 HUB_DATASET = "nyu-mll/glue"
 # A file with more malformed rows than this is another file, not the published one with its few broken lines.
@@ -148,25 +150,16 @@ def read_tsv(task: GlueTask, file: str | os.PathLike[str]) -> Examples:
 
 def _numbered_rows(task: GlueTask, file: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number from 1, fields); the last line may end with or without a line break."""
-    if not file.is_file():
-        wanted = ", ".join(f"{name}.tsv" for name in ("train", *task.evaluation_names))
-        raise FileNotFoundError(
-            f"{file} does not exist: the folder of GLUE task {task.name!r} must hold {wanted}. Set"
-            " --config.data.path to that folder, or leave it unset to download from the Hugging Face hub."
-        )
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes). Download the file again.")
-    # utf-8-sig: MRPC's published file starts with a byte-order mark. newline="\n": a stray carriage return
-    # inside a field is not a line break. Splitting at tabs alone is csv.QUOTE_NONE without the csv module's
-    # surprises.
-    with file.open(encoding="utf-8-sig", newline="\n") as stream:
-        try:
-            for line, text in enumerate(stream, start=1):
-                yield line, text.rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is not UTF-8 text ({error}). Convert it, or download it again."
-            ) from error
+    wanted = ", ".join(f"{name}.tsv" for name in ("train", *task.evaluation_names))
+    advice = (
+        f"the folder of GLUE task {task.name!r} must hold {wanted}. Set --config.data.path to that folder, or leave it"
+        " unset to download from the Hugging Face hub."
+    )
+    # newline="\n": a stray carriage return inside a field is not a line break. Splitting at tabs alone is
+    # csv.QUOTE_NONE without the csv module's surprises.
+    with open_text(file, advice=advice, newline="\n") as stream:
+        for line, text in enumerate(stream, start=1):
+            yield line, text.rstrip("\r\n").split("\t")
 
 
 def _select_fields(fields: Sequence[str], columns: Sequence[int], header: Sequence[str]) -> list[str]:
@@ -206,23 +199,12 @@ def _parse_label(task: GlueTask, label: str, where: str) -> int | float:
 
 
 def _read_hub(task: GlueTask) -> dict[str, Examples]:
-    advice = (
-        "Check the network connection (and HF_HOME, HF_ENDPOINT, HF_TOKEN), or download GLUE's TSV files"
-        " yourself and point --config.data.path at the task's folder."
+    loaded = load_hub_dataset(
+        HUB_DATASET,
+        task.hub_name,
+        what="GLUE",
+        advice="download GLUE's TSV files yourself and point --config.data.path at the task's folder.",
     )
-    try:
-        import datasets  # here, because a folder of TSV files does not need it
-
-        loaded = datasets.load_dataset(HUB_DATASET, task.hub_name)
-    except ImportError as error:
-        raise RuntimeError(
-            f"Reading GLUE from the hub needs the package `datasets`: pip install datasets. {advice}"
-        ) from error
-    except Exception as error:  # the hub's client raises dozens of types, most of them not public
-        raise RuntimeError(
-            f"Could not load {HUB_DATASET!r} ({task.hub_name!r}) from the Hugging Face hub:"
-            f" {type(error).__name__}: {error}. {advice}"
-        ) from error
     splits = {"train": "train"} | {name: name.replace("dev", "validation") for name in task.evaluation_names}
     return {name: _hub_examples(task, loaded[hub_split]) for name, hub_split in splits.items()}
 

@@ -13,6 +13,8 @@ from dp_rmt.types import Batch, Params
 
 Logits = Callable[[Params, Batch], jax.Array]
 """``(params, batch) -> (B, num_labels)``; one column for regression."""
+Losses = Callable[[Params, Batch], jax.Array]
+"""``(params, batch) -> (B,)``, one loss for each example."""
 
 
 def classifier_logits(module: Any) -> Logits:
@@ -56,6 +58,16 @@ def label_losses(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
     if logits_BxC.shape[-1] == 1:
         return jnp.square(logits_BxC[:, 0] - labels_B)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+
+
+def completion_losses(module: Any) -> Losses:
+    """`causal_lm_loss` of a decoder; a batch has ``input_ids``, ``attention_mask`` and ``loss_mask``, each (B, L)."""
+
+    def losses(params: Params, batch: Batch) -> jax.Array:
+        logits = module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        return causal_lm_loss(logits, batch["input_ids"], batch["loss_mask"])
+
+    return losses
 
 
 def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array) -> jax.Array:

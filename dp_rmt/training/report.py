@@ -53,6 +53,7 @@ def _page(runs: Mapping[str, Run]) -> str:
         f"<header><p class='kicker'>private fine-tuning</p><h1>{_escape(title)}</h1></header>",
         _banner(runs),
         _section("Results", _headline(runs), *map(_figure, figures.scores)),
+        _section("What the models write", _texts(runs)),
         _section("Privacy", *map(_figure, figures.epsilon), *_statements(runs)),
         _section("Denoising", _grid(figures.denoising), *map(_figure, figures.heat_maps)),
         _section("Seen from the raw data", _nonprivate(runs, figures.nonprivate), css="nonprivate"),
@@ -104,6 +105,15 @@ def _headline(runs: Mapping[str, Run]) -> str:
         + _table(header, rows)
         + f"<p class='note'>{' '.join(caveats)} Training time leaves out evaluation.</p>"
     )
+
+
+def _texts(runs: Mapping[str, Run]) -> str:
+    """The same sources beside what each run made of them."""
+    writers = {label: run.texts for label, run in zip(labels(runs), runs.values()) if run.texts}
+    if not writers:
+        return ""
+    rows = [[texts[0]["source"], *(text["text"] for text in texts)] for texts in zip(*writers.values())]
+    return _table(["source", *writers], rows)
 
 
 def _statements(runs: Mapping[str, Run]) -> list[str]:

@@ -32,12 +32,14 @@ class Run:
       config: content of `config.json`.
       privacy: content of `privacy.json`.
       title: how the report calls it; None for the name it is given under.
+      texts: some of what the model wrote, each with ``source`` and ``text``; the same sources for all runs.
     """
 
     metrics: Sequence[Mapping[str, Any]]
     config: Mapping[str, Any]
     privacy: Mapping[str, Any]
     title: str | None = None
+    texts: Sequence[Mapping[str, Any]] = ()
 
     def series(self, name: str) -> Series:
         """The finite values of a metric that is a number; of a step that was written twice, the last."""

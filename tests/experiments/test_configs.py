@@ -16,7 +16,7 @@ from experiments import arms, assemble
 from experiments.settings import arm_configs
 
 FOLDER = Path(base.__file__).parent
-NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "glue_recipe"})
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "glue_recipe", "text_recipe"})
 GLUE = {"sst2": 67_349, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
 """Training examples of GLUE (Wang et al. 2019)."""
 
@@ -52,6 +52,29 @@ def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) ->
     assert mechanism.expected_batch_size == 1000 * SCALE[task]
     assert delta == GLUE[task] ** -1.1
     assert f"({GLUE[task]:,} examples, {num_steps:,} updates)" in module.__doc__
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("model", ["gpt2", "llama3_2_1b", "llama3_2_3b", "qwen3_0_6b", "qwen3_1_7b", "qwen3_4b"])
+@pytest.mark.parametrize(("task", "num_examples", "num_steps"), [("e2e", 42_061, 411), ("dart", 62_659, 918)])
+def test_text_configs_follow_the_recipe(
+    task: str, num_examples: int, num_steps: int, model: str, tuning: str
+) -> None:
+    module = importlib.import_module(f"configs.{task}_{model}")
+    config = module.get_config(tuning)
+    (checked,) = arm_configs(config).values()
+    assert (checked.model.tuning, checked.model.head, checked.data.task) == (tuning, "causal_lm", task)
+    assert config.name == f"{task}_{model}" + {"full": "", "lora": "_lora"}[tuning]
+    with config.unlocked():
+        config.privacy.epsilon = math.inf
+    mechanism, delta = assemble.build_mechanism(config, num_examples)
+    assert (mechanism.num_steps, delta) == (num_steps, {"e2e": 8e-6, "dart": 1e-5}[task])
+    assert f"({num_examples:,} examples, {num_steps:,} updates)" in module.__doc__
+
+
+def test_what_stands_after_the_colon_is_a_tuning() -> None:
+    with pytest.raises(ValueError, match=r"e2e_gpt2\.py:lorra: after the colon stands 'full' or 'lora'"):
+        importlib.import_module("configs.e2e_gpt2").get_config("lorra")
 
 
 def test_the_noise_of_the_published_sst2_run() -> None:

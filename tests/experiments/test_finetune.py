@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from dp_rmt.data import label_word_ids
+from dp_rmt.data import get_task, label_word_ids
 from dp_rmt.data.length_groups import group_by_length
 from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.models import load_pretrained, load_tokenizer
@@ -215,7 +215,7 @@ def test_text_infilling_from_prompt_to_saved_model(make_config: MakeConfig, tmp_
     assert "mask_position" in arm.run.loop.arrays
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     module, params = load_pretrained(tmp_path / "run" / "model", head="masked_lm", key=jax.random.key(9))
-    logits = infilling_logits(module, label_word_ids(arm.task.tokenizer, arm.task.glue.task.infilling))
+    logits = infilling_logits(module, label_word_ids(arm.task.tokenizer, get_task("sst2").infilling))
     dev = arm.task.evaluations["dev"]
     outputs = logits(params, dev)
     assert np.mean(label_losses(outputs, dev["label"])) == pytest.approx(last["eval/dev/loss"], rel=1e-5)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.training.evaluation import make_evaluator
-from dp_rmt.training.losses import label_losses
+from dp_rmt.training.evaluation import make_evaluator, make_loss_evaluator
+from dp_rmt.training.losses import causal_lm_loss, label_losses
 
 NUM_ROWS, LENGTH = 23, 8
 
@@ -76,3 +76,23 @@ def test_other_parameters_give_other_scores():
 def test_refuses_lengths_that_do_not_reach_the_data():
     with pytest.raises(ValueError, match=r"length groups \(2, 5\) must .* end at the length of the data, 8"):
         make_evaluator(bag_of_words, make_arrays(), metrics=("accuracy",), lengths=(2, 5), batch_size=4)
+
+
+@pytest.mark.parametrize("lengths", [(8,), (2, 5, 8)])
+def test_perplexity_is_that_of_all_target_tokens(lengths):
+    arrays = make_arrays()
+    arrays["loss_mask"] = arrays["attention_mask"] * (np.arange(LENGTH) >= 2)  # some rows have no target
+
+    def losses(params, batch):
+        logits = jnp.pad(params, ((0, 0), (0, 6)))[batch["input_ids"]]
+        return causal_lm_loss(logits, batch["input_ids"], batch["loss_mask"])
+
+    scores = make_loss_evaluator(losses, arrays, lengths=lengths, batch_size=4)(PARAMS)
+    log_p = jax.nn.log_softmax(np.pad(PARAMS, ((0, 0), (0, 6))))
+    of_tokens = [
+        [-log_p[before, token] for before, token, counts in zip(row, row[1:], mask[1:]) if counts]
+        for row, mask in zip(arrays["input_ids"], arrays["loss_mask"])
+    ]
+    everything = np.concatenate([np.array(row) for row in of_tokens if row])
+    assert scores["perplexity"] == pytest.approx(float(np.exp(np.mean(everything))), rel=1e-5)
+    assert scores["loss"] == pytest.approx(float(np.mean([np.mean(row) if row else 0 for row in of_tokens])), rel=1e-5)

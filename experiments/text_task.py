@@ -1,0 +1,76 @@
+"""Text from tables or instructions: E2E, DART or the user's own rows, and a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from dp_rmt.data import TextPairs, load_table_to_text, tokenize_completions, tokenize_prompts
+from dp_rmt.models import load_pretrained, load_tokenizer
+from dp_rmt.training.evaluation import make_loss_evaluator
+from dp_rmt.training.losses import completion_losses
+from experiments.task import Prompts, Task, adapted, check_length, group_lengths, resolve_model_path
+
+
+def load_text_task(config: ConfigDict) -> Task:
+    """Reads pairs of source and text, and a decoder, and checks that they fit each other.
+
+    Args:
+      config: data, model, generation and seed of `configs.base`.
+
+    Returns:
+      A `Task` with the loss of the texts' own tokens, and the prompts to write for.
+
+    Raises:
+      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
+    """
+    data, model = config.data, config.model
+    texts = load_table_to_text(
+        data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
+    )
+    folder = resolve_model_path(model.path)
+    tokenizer = load_tokenizer(folder)
+    module, params = load_pretrained(
+        folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
+    )
+    check_length(data.max_length, module.config.max_position_embeddings, folder)
+    if len(tokenizer) > module.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model {module.config.vocab_size}: use "
+            "the tokenizer of the model's own folder"
+        )
+    module, params, trainable = adapted(config, module, params)
+
+    def tokenize(pairs: TextPairs):
+        return tokenize_completions(
+            pairs, tokenizer, max_length=data.max_length, cache_dir=Path(data.cache_dir).expanduser()
+        )
+
+    losses, lengths = completion_losses(module), group_lengths(data)
+    compared = {name: rows for name, rows in texts.evaluations.items() if rows.has_references}
+    written = config.generation.split
+    if written not in compared:
+        raise ValueError(
+            f"config.generation.split={written!r}: there is no such split with references; choose from "
+            f"{', '.join(compared) or 'nothing'}"
+        )
+    chosen = compared[written][slice(config.generation.max_prompts)]
+    room = module.config.max_position_embeddings - config.generation.max_new_tokens
+    prompts = tokenize_prompts(chosen.sources, tokenizer, max_length=room)
+    watched = {name: rows for name, rows in compared.items() if name != written} or compared
+    return Task(
+        train=tokenize(texts.train),
+        evaluations={name: tokenize(rows.pairs()) for name, rows in watched.items()},
+        lengths=lengths,
+        tokenizer=tokenizer,
+        module=module,
+        params=params,
+        trainable=trainable,
+        losses=losses,
+        evaluator=lambda arrays, batch_size: make_loss_evaluator(
+            losses, arrays, lengths=lengths, batch_size=batch_size
+        ),
+        prompts=Prompts(written, chosen.sources, prompts, chosen.references),
+    )
