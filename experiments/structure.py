@@ -27,7 +27,6 @@ import jax
 import numpy as np
 import optax
 from absl import flags
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.denoising import TreeDenoiser
@@ -35,14 +34,11 @@ from dp_rmt.gates import TracyWidom
 from dp_rmt.matrix_denoiser import MatrixDenoiser
 from dp_rmt.matrix_groups import JoinRule, shared_inputs
 from dp_rmt.matrix_view import MatrixAxes, MatrixRule, leaves_by_path
-from dp_rmt.models import LoRAConfig
 from dp_rmt.models.encoder import ENCODER_PROJECTIONS
-from dp_rmt.models.heads import SequenceClassifier, init_params
 from dp_rmt.residual_stream import reads_the_stream
-from dp_rmt.training.losses import classifier_logits
-from experiments import assemble, command_line, lora_pairs
+from experiments import command_line, lora_pairs
 from experiments.gradient_cosines import DECAY, first_moment_noise_std
-from experiments.gradient_stream import GradientStream, five_digits, with_snapshots, write_record
+from experiments.gradient_stream import GradientStream, five_digits, write_record
 from experiments.lora_pairs import Pair
 from experiments.structure_table import print_table
 
@@ -104,17 +100,11 @@ def build(
     if rank == 0:
         return GradientStream.build(config, arm=arm, seed=seed, num_steps=num_steps)
     changed = ConfigDict(config.copy_and_resolve_references()).unlock()
-    changed.model.trainable = "lora_|classifier"
+    changed.model.tuning, changed.model.trainable = "lora", ".*"
+    changed.model.lora.update({"rank": rank, "alpha": 2.0 * rank, "targets": ENCODER_PROJECTIONS})
     changed.privacy.l2_clip_norm, changed.optimizer.learning_rate = lora_clip_norm, lora_learning_rate
-    stream = GradientStream.build(changed, arm=arm, seed=seed, num_steps=num_steps)  # of the head alone
-    task = assemble.load_task(stream.config)
-    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, targets=ENCODER_PROJECTIONS)
-    module = SequenceClassifier(dataclasses.replace(task.module.config, lora=lora), task.module.num_labels)
-    fresh = flatten_dict(init_params(module, jax.random.key(stream.config.seed)))
-    params = unflatten_dict(fresh | flatten_dict(task.params))
-    task = dataclasses.replace(task, module=module, params=params, logits=classifier_logits(module))
-    run = assemble.build_run(stream.config, task, name=arm, observe=with_snapshots)
-    return dataclasses.replace(stream, name=f"{stream.name}_lora{rank}", run=run)
+    stream = GradientStream.build(changed, arm=arm, seed=seed, num_steps=num_steps)
+    return dataclasses.replace(stream, name=f"{stream.name}_lora{rank}")
 
 
 def record(stream: GradientStream, path: Path) -> None:

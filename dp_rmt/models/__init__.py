@@ -9,6 +9,8 @@ from dp_rmt.models.hf_folder import load_tokenizer
 from dp_rmt.models.hf_loading import load_pretrained
 from dp_rmt.models.hf_saving import save_pretrained
 from dp_rmt.models.lora import LoRAConfig, LoRADense, merge_lora
+from dp_rmt.models.peft_adapter import load_adapter, save_adapter
+from dp_rmt.models.tuning import trainable_pattern, with_leaves, with_lora, without_lora
 
 __all__ = [
     "CausalLanguageModel",
@@ -21,8 +23,14 @@ __all__ = [
     "SequenceClassifier",
     "init_cache",
     "init_params",
+    "load_adapter",
     "load_pretrained",
     "load_tokenizer",
     "merge_lora",
+    "save_adapter",
     "save_pretrained",
+    "trainable_pattern",
+    "with_leaves",
+    "with_lora",
+    "without_lora",
 ]

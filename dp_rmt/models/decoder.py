@@ -1,7 +1,8 @@
-"""Llama-type decoders: from token ids to hidden states, and to the logits of each next token."""
+"""Decoders: from token ids to hidden states, and to the logits of each next token."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 
 from dp_rmt.models.decoder_cache import DecoderCache, append_mask
 from dp_rmt.models.decoder_config import DecoderConfig
-from dp_rmt.models.decoder_layers import DecoderLayer, Shared, rms_norm
+from dp_rmt.models.decoder_layers import DecoderLayer, PerLayer, Shared, View
+from dp_rmt.models.decoder_norms import normalisation
 from dp_rmt.models.decoder_positions import position_ids, rotary_embedding, visible_keys
 from dp_rmt.models.layers import dense, embedding, stacked
 
@@ -25,9 +27,13 @@ class Decoder(nn.Module):
         self.word_embeddings = embedding(
             config.vocab_size, config.hidden_size, dtype=config.dtype, name="word_embeddings"
         )
+        if config.learned_positions:
+            self.position_embeddings = embedding(
+                config.max_position_embeddings, config.hidden_size, dtype=config.dtype, name="position_embeddings"
+            )
         stack = stacked(DecoderLayer, length=config.num_layers, remat=config.remat, in_axes=(0, nn.broadcast))
         self.layers = stack(config)
-        self.final_norm = rms_norm(config, name="final_norm")
+        self.final_norm = normalisation(config, name="final_norm")
 
     def __call__(
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array, cache: DecoderCache | None = None
@@ -51,14 +57,24 @@ class Decoder(nn.Module):
         mask_BxS = attention_mask_BxT if cache is None else append_mask(cache, attention_mask_BxT)
         first = 0 if cache is None else cache.length
         positions_BxT = jax.lax.dynamic_slice_in_dim(position_ids(mask_BxS), first, num_tokens, axis=1)
-        rotary = rotary_embedding(positions_BxT, head_dim=config.head_dim, theta=config.rope_theta)
-        shared = Shared(visible_keys(mask_BxS, first, num_tokens), rotary, None if cache is None else cache.length)
         slots = None if cache is None else (cache.keys, cache.values)
-        hidden_BxTxD = self.word_embeddings(input_ids_BxT)
-        (hidden_BxTxD, slots), _ = self.layers((hidden_BxTxD, slots), jnp.arange(config.num_layers), shared)
+        (hidden_BxTxD, slots), _ = self.layers(
+            (self._embed(input_ids_BxT, positions_BxT), slots),
+            PerLayer(jnp.arange(config.num_layers), jnp.array(config.layer_is_sliding)),
+            _shared(config, mask_BxS, first, positions_BxT),
+        )
         if cache is not None and slots is not None:
-            cache = DecoderCache(*slots, mask_BxS, cache.length + num_tokens)
+            cache = DecoderCache(slots[0], slots[1], mask_BxS, cache.length + num_tokens)
         return self.final_norm(hidden_BxTxD), cache
+
+    def _embed(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+        config = self.config
+        hidden_BxTxD = self.word_embeddings(input_ids_BxT)
+        if config.scale_embedding:  # by a number of the compute dtype, as in transformers
+            hidden_BxTxD *= jnp.asarray(math.sqrt(config.hidden_size), config.dtype)
+        if config.learned_positions:
+            hidden_BxTxD += self.position_embeddings(positions_BxT)
+        return hidden_BxTxD
 
     def word_logits(self, hidden: jax.Array) -> jax.Array:
         """Scores of every word, h E^T with the word embedding E: (..., D) to (..., vocab)."""
@@ -111,7 +127,32 @@ class CausalLanguageModel(nn.Module):
             hidden_BxTxD = hidden_BxTxD[:, -1:]
         head = self.decoder.word_logits if self.config.tie_word_embeddings else self.lm_head
         logits_BxTxV = head(hidden_BxTxD).astype(jnp.float32)
+        if self.config.logits_softcap is not None:
+            logits_BxTxV = self.config.logits_softcap * jnp.tanh(logits_BxTxV / self.config.logits_softcap)
         return logits_BxTxV if cache is None else (logits_BxTxV, new_cache)
+
+
+def _shared(
+    config: DecoderConfig, mask_BxS: jax.Array, first: jax.Array | int, positions_BxT: jax.Array
+) -> Shared:
+    """What all layers get; if all are of one kind, its view alone."""
+
+    def view(is_sliding: bool) -> View:
+        window = config.sliding_window if is_sliding else None
+        mask_Bx1xTxS = visible_keys(mask_BxS, first, positions_BxT.shape[1], window=window)
+        if config.learned_positions:
+            return View(mask_Bx1xTxS, None)
+        local = config.local_rope_theta if is_sliding else None
+        rotary = rotary_embedding(
+            positions_BxT,
+            head_dim=config.rotary_dim or config.head_dim,
+            theta=config.rope_theta if local is None else local,
+            scaling=config.rope_scaling if local is None else None,
+        )
+        return View(mask_Bx1xTxS, rotary)
+
+    kinds = sorted(set(config.layer_is_sliding))
+    return Shared(view(kinds[0]), view(kinds[1]) if len(kinds) > 1 else None, first)
 
 
 def _check_length(num_tokens: int, config: DecoderConfig, cache: DecoderCache | None) -> None:

@@ -1,4 +1,4 @@
-"""Layers of a Llama-type decoder: rotary embedding, causal attention, gated feed-forward part.
+"""Layers of a decoder: causal attention and the feed-forward part, with the features of every family.
 
 Nothing here mixes examples, and no token's output depends on a later token.
 """
@@ -14,25 +14,65 @@ import jax.numpy as jnp
 
 from dp_rmt.models.decoder_cache import append_layer
 from dp_rmt.models.decoder_config import DecoderConfig
+from dp_rmt.models.decoder_norms import normalisation
 from dp_rmt.models.decoder_positions import rotate
 from dp_rmt.models.layers import ACTIVATIONS, dense
 
 
-def rms_norm(config: DecoderConfig, *, name: str) -> nn.RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * scale, float32 inside and the compute dtype outside (Zhang & Sennrich 2019)."""
-    return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=config.dtype, param_dtype=jnp.float32, name=name)
+class View(NamedTuple):
+    """What a query sees and from where: `visible_keys`, and `rotary_embedding` or None for learned positions."""
+
+    mask_Bx1xTxS: jax.Array
+    rotary: tuple[jax.Array, jax.Array] | None
 
 
 class Shared(NamedTuple):
-    """What all layers get: `visible_keys`, `rotary_embedding`, and how many slots of the cache are filled."""
+    """What all layers get: the view of the most, that of the sliding layers if some are and some are not, and how
+    many slots of the cache are filled (0 without one)."""
 
-    mask_Bx1xTxS: jax.Array
-    rotary: tuple[jax.Array, jax.Array]
-    length: jax.Array | None
+    view: View
+    sliding_view: View | None
+    length: jax.Array | int
+
+
+class PerLayer(NamedTuple):
+    """What differs between layers: arrays with one entry for each, scanned with the layers."""
+
+    number: jax.Array
+    is_sliding: jax.Array
 
 
 Slots = tuple[jax.Array, jax.Array] | None
 """Keys and values of all layers, (layers, B, max_length, kv_heads, head_dim) each; None without a cache."""
+
+
+def attend(
+    query_BxTxNxH: jax.Array,
+    key_BxSxKxH: jax.Array,
+    value_BxSxKxH: jax.Array,
+    mask_Bx1xTxS: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> jax.Array:
+    """softmax(scale Q K^T) V over the keys that the mask shows, each of K heads of keys for N / K heads of queries.
+
+    With a soft cap c the scores s are c tanh(s / c). Scores and softmax are float32 inside.
+
+    Returns:
+        (B, T, N, H) in the dtype of the values.
+    """
+    if softcap is None:
+        return jax.nn.dot_product_attention(
+            query_BxTxNxH, key_BxSxKxH, value_BxSxKxH, mask=mask_Bx1xTxS, scale=scale
+        )
+    batch, tokens, heads, width = query_BxTxNxH.shape
+    grouped = query_BxTxNxH.reshape(batch, tokens, key_BxSxKxH.shape[2], -1, width)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key_BxSxKxH, preferred_element_type=jnp.float32)
+    scores = softcap * jnp.tanh(scores * scale / softcap)
+    weights = jax.nn.softmax(jnp.where(mask_Bx1xTxS[:, :, None], scores, jnp.finfo(scores.dtype).min))
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value_BxSxKxH.dtype), value_BxSxKxH)
+    return mixed.reshape(batch, tokens, heads, width)
 
 
 class CausalSelfAttention(nn.Module):
@@ -45,48 +85,67 @@ class CausalSelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden_BxLxD: jax.Array, slots: Slots, layer: jax.Array, shared: Shared
+        self, hidden_BxTxD: jax.Array, slots: Slots, layer: PerLayer, shared: Shared
     ) -> tuple[jax.Array, Slots]:
-        """Maps hidden states (B, L, D) to (B, L, D), and writes this layer's keys and values into the slots."""
-        config = self.config
-        project = partial(dense, dtype=config.dtype, use_bias=config.attention_bias, lora=config.lora)
+        """Maps hidden states (B, T, D) to (B, T, D), and writes this layer's keys and values into the slots."""
+        config, view = self.config, shared.view
+        if shared.sliding_view is not None:
+            view = jax.tree.map(partial(jnp.where, layer.is_sliding), shared.sliding_view, view)
+        project = partial(dense, dtype=config.dtype, lora=config.lora)
 
         def heads(count: int, name: str) -> jax.Array:
-            projected = project(count * config.head_dim, name=name)(hidden_BxLxD)
-            return projected.reshape(*hidden_BxLxD.shape[:2], count, config.head_dim)
+            projected = project(count * config.head_dim, use_bias=config.attention_bias, name=name)(hidden_BxTxD)
+            return projected.reshape(*hidden_BxTxD.shape[:2], count, config.head_dim)
 
-        query = rotate(heads(config.num_heads, "query"), shared.rotary)
-        key = rotate(heads(config.num_kv_heads, "key"), shared.rotary)
+        def placed(x_BxTxNxH: jax.Array, name: str) -> jax.Array:
+            if config.qk_norm:
+                x_BxTxNxH = normalisation(config, name=f"{name}_norm")(x_BxTxNxH)
+            return x_BxTxNxH if view.rotary is None else rotate(x_BxTxNxH, view.rotary)
+
+        query = placed(heads(config.num_heads, "query"), "query")
+        key = placed(heads(config.num_kv_heads, "key"), "key")
         value = heads(config.num_kv_heads, "value")
         if slots is not None:
-            keys, key = append_layer(slots[0], key, layer, shared.length)
-            values, value = append_layer(slots[1], value, layer, shared.length)
+            keys, key = append_layer(slots[0], key, layer.number, shared.length)
+            values, value = append_layer(slots[1], value, layer.number, shared.length)
             slots = keys, values
-        # Scores and softmax are float32 inside.
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask_Bx1xTxS)
-        return project(config.hidden_size, name="output")(mixed.reshape(*hidden_BxLxD.shape[:2], -1)), slots
+        scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        mixed = attend(query, key, value, view.mask_Bx1xTxS, scale=scale, softcap=config.attention_softcap)
+        output = project(config.hidden_size, use_bias=config.output_bias, name="output")
+        return output(mixed.reshape(*hidden_BxTxD.shape[:2], -1)), slots
 
 
 class DecoderLayer(nn.Module):
     """One pre-norm layer: x += attention(norm(x)); x += W_down(act(W_gate n) * W_up n) with n = norm(x).
 
-    Returns `((hidden, slots), None)`, the form of a scan body.
+    `DecoderConfig` has the variants. Returns `((hidden, slots), None)`, the form of a scan body.
     """
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, Slots], layer: jax.Array, shared: Shared
+        self, carry: tuple[jax.Array, Slots], layer: PerLayer, shared: Shared
     ) -> tuple[tuple[jax.Array, Slots], None]:
-        """Maps hidden states (B, L, D) to hidden states (B, L, D); `layer` is the layer's number."""
-        hidden_BxLxD, slots = carry
-        config = self.config
-        project = partial(dense, dtype=config.dtype, use_bias=False, lora=config.lora)
-        normalised = rms_norm(config, name="attention_norm")(hidden_BxLxD)
-        attended, slots = CausalSelfAttention(config, name="attention")(normalised, slots, layer, shared)
-        hidden_BxLxD += attended
-        normalised = rms_norm(config, name="mlp_norm")(hidden_BxLxD)
-        gate = ACTIVATIONS[config.hidden_act](project(config.intermediate_size, name="gate")(normalised))
-        up = project(config.intermediate_size, name="up")(normalised)
-        return (hidden_BxLxD + project(config.hidden_size, name="down")(gate * up), slots), None
+        """Maps hidden states (B, T, D) to hidden states (B, T, D)."""
+        config, (hidden_BxTxD, slots) = self.config, carry
+        norm = partial(normalisation, config)
+        attention = CausalSelfAttention(config, name="attention")
+        attended, slots = attention(norm(name="attention_norm")(hidden_BxTxD), slots, layer, shared)
+        if config.sandwich_norms:
+            attended = norm(name="attention_output_norm")(attended)
+        summed = hidden_BxTxD + attended
+        fed = self._feed_forward(norm(name="mlp_norm")(hidden_BxTxD if config.parallel_residual else summed))
+        if config.sandwich_norms:
+            fed = norm(name="mlp_output_norm")(fed)
+        return (summed + fed, slots), None
+
+    def _feed_forward(self, normalised_BxTxD: jax.Array) -> jax.Array:
+        config, act = self.config, ACTIVATIONS[self.config.hidden_act]
+        project = partial(dense, dtype=config.dtype, use_bias=config.mlp_bias, lora=config.lora)
+        up = project(config.intermediate_size, name="up")
+        if config.gated:
+            inner = act(project(config.intermediate_size, name="gate")(normalised_BxTxD)) * up(normalised_BxTxD)
+        else:
+            inner = act(up(normalised_BxTxD))
+        return project(config.hidden_size, name="down")(inner)

@@ -9,6 +9,7 @@ from typing import Any
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 _TORCH_WEIGHTS_FILE = "pytorch_model.bin"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
@@ -42,7 +43,7 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt"], ignore_patterns=["*/*"]
+                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"]
             )
         )
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, offline, cache
@@ -63,22 +64,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         The parsed JSON object.
 
     Raises:
-        FileNotFoundError: if `config.json` or `model.safetensors` is absent.
+        FileNotFoundError: if `config.json` or the weights are absent.
         ValueError: if `config.json` is not a JSON object.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in Hugging Face layout")
-    if not (folder / WEIGHTS_FILE).is_file():
-        if (folder / _TORCH_WEIGHTS_FILE).is_file():
-            raise FileNotFoundError(
-                f"{folder} has only {_TORCH_WEIGHTS_FILE}, a pickle that this package does not read; convert "
-                "it where torch is installed: "
-                "transformers.AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
-            )
-        raise FileNotFoundError(
-            f"{folder} has no {WEIGHTS_FILE}; download the model's safetensors file, and if it comes in "
-            "several shards save it again as one file"
-        )
+    weight_files(folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -90,18 +81,58 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_tokenizer(folder_or_hub_name: str | os.PathLike[str]) -> Any:
+def weight_files(folder: Path) -> tuple[Path, list[Path]]:
+    """The safetensors files of a model folder.
+
+    Args:
+        folder: a local model folder.
+
+    Returns:
+        `model.safetensors`, or the index of its shards; and all files that hold tensors.
+
+    Raises:
+        FileNotFoundError: if there are none, or a shard is absent.
+        ValueError: if the index is not one.
+    """
+    single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
+    if single.is_file():
+        return single, [single]
+    if not index.is_file():
+        if (folder / _TORCH_WEIGHTS_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder} has only {_TORCH_WEIGHTS_FILE}, a pickle that this package does not read; convert "
+                "it where torch is installed: "
+                "transformers.AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+        raise FileNotFoundError(
+            f"{folder} has no {WEIGHTS_FILE}; download the model's safetensors files, and {INDEX_FILE} if there "
+            "are several"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{index} is not an index of shards ({type(error).__name__}: {error}); download it again"
+        ) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{index} names the shard {name}, which is not there; download the model again")
+    return index, [folder / name for name in names]
+
+
+def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: int | None = None) -> Any:
     """The tokenizer of a model folder, by `transformers.AutoTokenizer`; needs no torch.
 
     Args:
         folder_or_hub_name: a local folder, or a hub name.
+        vocab_size: rows of the model's word embedding, for which its ids must fit.
 
     Returns:
         A transformers tokenizer.
 
     Raises:
         FileNotFoundError: if there is no such folder or it has no tokenizer files.
-        ValueError: if transformers cannot read the files.
+        ValueError: if transformers cannot read the files, or the tokenizer has more words than the model.
     """
     folder = resolve_folder(folder_or_hub_name)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -112,9 +143,16 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str]) -> Any:
     import transformers  # here, not above: it takes seconds to import and models do not need it
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many unrelated types for broken files
         raise ValueError(
             f"transformers could not read the tokenizer files in {folder} ({type(error).__name__}: {error}); "
             "copy a complete set from the model's own folder"
         ) from error
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if vocab_size is not None and largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has the token {token!r} with id {largest}, but the model's word embedding has "
+            f"{vocab_size} rows; use the tokenizer of the model's own folder"
+        )
+    return tokenizer

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
+from dp_rmt.models import decoder_names
+from dp_rmt.models.decoder import CausalLanguageModel
+from dp_rmt.models.decoder_families import FAMILIES
+from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.tensor_layouts import PLAIN, TRANSPOSED, Layout
 
-Model = SequenceClassifier | MaskedLanguageModel
+Model = SequenceClassifier | MaskedLanguageModel | CausalLanguageModel
 
-# Parts of a layer kind: Flax leaf, Hugging Face suffix, whether one is the transpose of the other
-# (torch.nn.Linear stores (out, in), Flax (in, out)).
-_LEAVES: dict[str, tuple[tuple[str, str, bool], ...]] = {
-    "dense": (("kernel", "weight", True), ("bias", "bias", False)),
-    "layer_norm": (("scale", "weight", False), ("bias", "bias", False)),
-    "embedding": (("embedding", "weight", False),),
-    "bias": (("bias", "bias", False),),
+# Parts of a layer kind of the encoders: Flax leaf, Hugging Face suffix, layout.
+_LEAVES: dict[str, tuple[tuple[str, str, Layout], ...]] = {
+    "dense": (("kernel", "weight", TRANSPOSED), ("bias", "bias", PLAIN)),
+    "layer_norm": (("scale", "weight", PLAIN), ("bias", "bias", PLAIN)),
+    "embedding": (("embedding", "weight", PLAIN),),
+    "bias": (("bias", "bias", PLAIN),),
 }
 
 _Modules = tuple[tuple[str, str, str], ...]  # (Flax path, Hugging Face module, kind)
@@ -67,7 +71,7 @@ _HEADS: dict[tuple[str, str], dict[str, _Modules]] = {
 }
 _BACKBONE_PARTS = ("embeddings.", "encoder.", "pooler.")
 HEAD_PARTS = ("pooler.", "classifier.", "cls.", "lm_head.", "qa_outputs.")
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+_BUFFERS = rf"embeddings\.(position|token_type)_ids|(.*\.)?({decoder_names.BUFFERS})"
 # Copies of tied weights that some checkpoints carry: copy -> original, by architecture.
 TIED_COPIES = {
     "bert": {
@@ -96,93 +100,112 @@ class LeafName:
         shape: shape of the leaf.
         hf_names: the tensor of each layer if stacked, else the one tensor; without the `bert.` prefix.
         stacked: whether the leaf's first axis is the layer.
-        transposed: whether each tensor is the transpose of its part of the leaf.
-        group: "encoder", or the part of the head that the leaf belongs to.
+        layout: how each tensor holds its part of the leaf.
+        group: "encoder" or "decoder", or the part of the head that the leaf belongs to.
+        part: which part of each tensor the leaf has, where several leaves share it.
     """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     hf_names: tuple[str, ...]
     stacked: bool
-    transposed: bool
+    layout: Layout
     group: str
+    part: int = 0
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
         """Shape of each Hugging Face tensor."""
-        shape = self.shape[1:] if self.stacked else self.shape
-        return shape[::-1] if self.transposed else shape
+        return self.layout.tensor_shape(self.shape[1:] if self.stacked else self.shape)
 
-    def from_tensors(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """The Flax leaf, float32, made of its Hugging Face tensors."""
-        leaf = np.empty(self.shape, np.float32)
-        for index, tensor in enumerate(tensors):
-            leaf[index if self.stacked else ...] = tensor.T if self.transposed else tensor
-        return leaf
-
-    def to_tensors(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
-        """The Hugging Face tensors, contiguous float32, by name."""
-        parts = list(leaf) if self.stacked else [leaf]
-        if self.transposed:
-            parts = [part.T for part in parts]
-        return {
-            name: np.ascontiguousarray(part, np.float32)
-            for name, part in zip(self.hf_names, parts, strict=True)
-        }
+    def slices(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
+        """By the name of its tensor each part of a leaf, as a view."""
+        return dict(zip(self.hf_names, leaf if self.stacked else [leaf], strict=True))
 
 
 def head_of(module: Model) -> str:
-    """The name of the module's head: "classification" or "masked_lm"."""
+    """The name of the module's head: "classification", "masked_lm" or "causal_lm"."""
+    if isinstance(module, CausalLanguageModel):
+        return "causal_lm"
     return "classification" if isinstance(module, SequenceClassifier) else "masked_lm"
 
 
 def hf_class(module: Model) -> str:
     """The transformers class that is the same model."""
+    if isinstance(module, CausalLanguageModel):
+        return FAMILIES[module.config.architecture].hf_class
     return _HF_CLASSES[module.config.architecture, head_of(module)]
 
 
-def parameter_shapes(module: Model) -> dict[str, Any]:
-    """Nested dict of `jax.ShapeDtypeStruct`, the parameters' shapes without their values."""
-    ids_BxL = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    key = jax.random.key(0)  # only its shape is used
-    return jax.eval_shape(module.init, key, ids_BxL, ids_BxL, ids_BxL)["params"]
+def tied_copies(module: Model) -> dict[str, str]:
+    """Tensors that a file may hold twice, though the module has them once: copy -> original."""
+    if isinstance(module, CausalLanguageModel):
+        *_, head = decoder_names.module_names(module.config)
+        table = decoder_names.module_names(module.config)[0]
+        return {f"{head.hf_name}.weight": f"{table.hf_name}.weight"} if module.config.tie_word_embeddings else {}
+    return TIED_COPIES[module.config.architecture]
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is a constant that old files hold besides parameters."""
+    return re.fullmatch(_BUFFERS, name) is not None
 
 
 def leaf_names(module: Model) -> list[LeafName]:
     """The table of a module: every leaf of its parameters exactly once.
 
     Args:
-        module: the model.
+        module: the model, without LoRA.
 
     Returns:
-        One entry per leaf, the encoder's first.
+        One entry per leaf, the encoder's or decoder's first.
+
+    Raises:
+        ValueError: if the module has LoRA, which these files have no place for.
     """
-    config = module.config
-    groups = {"encoder": _ENCODER, **_HEADS[config.architecture, head_of(module)]}
-    shapes = {
-        tuple(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(module))
-    }
+    if module.config.lora is not None:
+        raise ValueError(
+            "the model has low-rank updates, which Hugging Face models have no place for; merge them into its "
+            "weights first: without_lora(module, params)"
+        )
+    shapes = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+    leaves = {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
     table = []
-    for group, modules in groups.items():
-        for flax_module, hf_module, kind in modules:
-            stacked = "{layer}" in hf_module
-            layers = range(config.num_layers) if stacked else (0,)
-            for flax_leaf, suffix, transposed in _LEAVES[kind]:
-                path = (*flax_module.split("/"), flax_leaf)
-                names = tuple(f"{hf_module.format(layer=layer)}.{suffix}" for layer in layers)
-                table.append(LeafName(path, shapes.pop(path), names, stacked, transposed, group))
-    if shapes:
-        raise AssertionError(f"parameters without a Hugging Face name: {sorted(shapes)}")
+    for path, hf_module, suffix, layout, part, group in _entries(module):
+        shape = leaves.pop(path, None)
+        if shape is None:  # a decoder without this feature
+            continue
+        stacked = "{layer}" in hf_module
+        layers = range(module.config.num_layers) if stacked else (0,)
+        names = tuple(f"{hf_module.format(layer=layer)}.{suffix}" for layer in layers)
+        table.append(LeafName(path, shape, names, stacked, layout, group, part))
+    if leaves:
+        raise AssertionError(f"parameters without a Hugging Face name: {sorted(leaves)}")
     return table
 
 
+def _entries(module: Model) -> Iterator[tuple[tuple[str, ...], str, str, Layout, int, str]]:
+    """Path of a leaf, Hugging Face module, suffix, layout, part, group."""
+    if isinstance(module, CausalLanguageModel):
+        for entry in decoder_names.module_names(module.config):
+            for leaf, suffix, layout, part in entry.leaves:
+                yield (*entry.path.split("/"), leaf), entry.hf_name, suffix, layout, part, entry.path.split("/")[0]
+        return
+    groups = {"encoder": _ENCODER, **_HEADS[module.config.architecture, head_of(module)]}
+    for group, modules in groups.items():
+        for flax_module, hf_module, kind in modules:
+            for leaf, suffix, layout in _LEAVES[kind]:
+                yield (*flax_module.split("/"), leaf), hf_module, suffix, layout, 0, group
+
+
 def canonical_name(architecture: str, hf_name: str) -> str:
-    """The name without its `bert.` or `roberta.` prefix and with today's names of LayerNorm's parameters.
+    """The name without its `bert.`, `model.` or other prefix and with today's names of LayerNorm's parameters.
 
     >>> canonical_name("bert", "bert.embeddings.LayerNorm.gamma")
     'embeddings.LayerNorm.weight'
     """
+    if architecture in FAMILIES:
+        return hf_name.removeprefix(decoder_names.prefix(architecture))
     name = hf_name.removeprefix(f"{architecture}.")
     if name.endswith(".gamma"):
         return name.removesuffix("gamma") + "weight"
@@ -197,4 +220,7 @@ def prefixed_name(architecture: str, name: str) -> str:
     >>> prefixed_name("bert", "embeddings.LayerNorm.weight"), prefixed_name("bert", "classifier.bias")
     ('bert.embeddings.LayerNorm.weight', 'classifier.bias')
     """
+    if architecture in FAMILIES:
+        is_head = name.startswith(("lm_head.", "embed_out."))
+        return name if is_head else decoder_names.prefix(architecture) + name
     return f"{architecture}.{name}" if name.startswith(_BACKBONE_PARTS) else name

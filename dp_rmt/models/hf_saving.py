@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from dp_rmt.models import hf_names
-from dp_rmt.models.heads import MaskedLanguageModel
+from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 from dp_rmt.models.hf_folder import CONFIG_FILE, WEIGHTS_FILE
 from dp_rmt.models.hf_names import Model
+from dp_rmt.models.whole_folder import save_tensors, whole_folder
 
 logger = logging.getLogger(__name__)
-
-_METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a known "format"
 
 
 def save_pretrained(
@@ -42,42 +38,33 @@ def save_pretrained(
     Args:
         folder: where to save.
         module: the model.
-        params: its parameters.
+        params: its parameters; low-rank updates merged into them (`without_lora`).
         tokenizer: a transformers tokenizer to save with it.
         label_names: a name for each logit of a classifier.
 
     Raises:
-        ValueError: if the parameters are not the module's, or the labels not as many as its logits.
+        ValueError: if the parameters are not the module's, the labels not as many as its logits, or the module is
+            one that its family in transformers has not.
         FileExistsError: if the place holds something that this function did not write.
     """
     folder = Path(folder).expanduser().absolute()
     hf_config = {**module.config.to_hf_config(), "architectures": [hf_names.hf_class(module)]}
     hf_config.update(_labels(module, label_names))
     tensors = _to_tensors(module, params)
-    if not _may_replace(folder):
-        raise FileExistsError(
-            f"{folder} holds files that save_pretrained did not write; give a new folder, or remove that one"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with whole_folder(folder, WEIGHTS_FILE) as new:
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
-        safetensors.numpy.save_file(tensors, new / WEIGHTS_FILE, metadata=_METADATA)
-        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors makes it private to the user
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        save_tensors(tensors, new / WEIGHTS_FILE)
     logger.info("saved %s to %s", hf_config["architectures"][0], folder)
 
 
 def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
-    if isinstance(module, MaskedLanguageModel):
+    if not isinstance(module, SequenceClassifier):
         if label_names is not None:
-            raise ValueError("label_names is given for a masked language model, which has none; leave it out")
+            kind = "masked" if isinstance(module, MaskedLanguageModel) else "causal"
+            raise ValueError(f"label_names is given for a {kind} language model, which has none; leave it out")
         return {}
     if label_names is None:
         label_names = [f"LABEL_{index}" for index in range(module.num_labels)]  # the names transformers gives
@@ -100,7 +87,7 @@ def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
         raise ValueError(
             f"params has {'/'.join(min(unknown))}, which the module does not have; pass its own parameters"
         )
-    tensors = {}
+    tensors, parts = {}, collections.defaultdict[str, list[np.ndarray]](list)
     for leaf in table:
         if leaf.path not in flat:
             raise ValueError(f"params has no {'/'.join(leaf.path)}; pass all parameters, the frozen ones too")
@@ -110,21 +97,9 @@ def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
                 f"params has {'/'.join(leaf.path)} of shape {value.shape}, the module expects {leaf.shape}; "
                 "pass the module that these parameters were made for"
             )
-        for name, tensor in leaf.to_tensors(value).items():
-            tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
+        for name, part in leaf.slices(value).items():  # the leaves of a fused tensor are in the order of its parts
+            parts[name].append(part)
+            if len(parts[name]) == leaf.layout.num_parts:
+                tensor = np.ascontiguousarray(leaf.layout.join(parts.pop(name)), np.float32)
+                tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
     return tensors
-
-
-def _may_replace(folder: Path) -> bool:
-    """Whether the place is free, an empty folder, or a folder that save_pretrained wrote."""
-    if not folder.exists():
-        return True
-    if not folder.is_dir():
-        return False
-    if not any(folder.iterdir()):
-        return True
-    try:
-        with safetensors.safe_open(folder / WEIGHTS_FILE, "numpy") as file:
-            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
-    except (OSError, safetensors.SafetensorError):
-        return False

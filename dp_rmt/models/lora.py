@@ -127,4 +127,4 @@ def merge_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
 
 def with_config(module: nn.Module, **changes: Any) -> Any:
     """The same module with fields of its configuration changed, such as `lora=None`."""
-    return module.clone(config=dataclasses.replace(module.config, **changes))  # type: ignore[attr-defined]
+    return module.clone(config=dataclasses.replace(module.config, **changes))

@@ -102,7 +102,7 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What the models write" in page
     assert written[0]["text"] in page
-    assert "evaluation" in (tmp_path / "run" / "privacy.md").read_text()
+    assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()
 
 
 def test_the_saved_model_has_the_loss_that_was_reported(text_config, tmp_path: Path) -> None:

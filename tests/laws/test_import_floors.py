@@ -21,6 +21,7 @@ FLOORS = [
     "accounting",
     "mechanism",
     "models",
+    "generation",
     "data",
     "training",
 ]

@@ -85,7 +85,7 @@ def test_saving_replaces_only_what_it_wrote(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     shutil.copytree(GOLDENS / "bert_classifier", foreign)
     with pytest.raises(
-        FileExistsError, match="holds files that save_pretrained did not write; give a new folder"
+        FileExistsError, match=r"holds files that were not written by dp_rmt, .*; give a new folder"
     ):
         models.save_pretrained(foreign, module, params)
     (tmp_path / "empty").mkdir()

@@ -1,0 +1,7 @@
+"""Text from decoders: greedy, beam search and sampling, on top of ``(params, ids, mask, cache) -> (logits, cache)``."""
+
+from dp_rmt.generation.generate import generate
+from dp_rmt.generation.methods import Beam, Generated, Greedy, Method, Sampling
+from dp_rmt.generation.texts import generate_texts
+
+__all__ = ["Beam", "Generated", "Greedy", "Method", "Sampling", "generate", "generate_texts"]

@@ -1,0 +1,113 @@
+"""Where tokens stand: positions from the mask, rotary embeddings, and which keys a query may see."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary embedding's wavelengths are stretched for longer texts than those of pre-training.
+
+    Attributes:
+        factor: by how much.
+        kind: "linear", all of them (Chen et al. 2023), or "llama3": only those longer than original / low_freq_factor
+            positions, not those shorter than original / high_freq_factor, and between the two a blend.
+        low_freq_factor: see kind.
+        high_freq_factor: see kind.
+        original_max_position_embeddings: see kind.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+
+    factor: float
+    kind: str = "linear"
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope_type {self.kind!r} is not supported; supported: default, linear, llama3")
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """The scaled angular frequencies."""
+        if self.kind == "linear":
+            return frequencies / self.factor
+        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
+        kept = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return (kept + (1 - kept) / self.factor) * frequencies
+
+
+def position_ids(attention_mask_BxL: jax.Array) -> jax.Array:
+    """Tokens count from 0 wherever they start; padding has the position of the token before it, or 0.
+
+    >>> position_ids(jnp.array([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])).tolist()
+    [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
+    """
+    is_token = (attention_mask_BxL != 0).astype(jnp.int32)
+    return jnp.maximum(jnp.cumsum(is_token, axis=-1) - 1, 0)
+
+
+def rotary_embedding(
+    positions_BxL: jax.Array, *, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the angles p theta^(-2 k / head_dim), k < head_dim / 2 (Su et al. 2021).
+
+    Args:
+        positions_BxL: position p of each token.
+        head_dim: width of a head, or of that part of it that is turned.
+        theta: base of the wavelengths.
+        scaling: how they are stretched.
+
+    Returns:
+        Two float32 arrays (B, L, 1, head_dim / 2); the axis of length 1 is that of the heads.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = 1 / np.float32(theta) ** exponents
+    if scaling is not None:
+        frequencies = scaling(frequencies).astype(np.float32)
+    angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BxLxNxH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns pairs (x_k, x_{k + R/2}) of the first R entries of each head, in float32: the layout of transformers.
+
+    R is twice the number of angles; what is behind stays as it is.
+    """
+    cos, sin = rotary
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x_BxLxNxH, (half, 2 * half), axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    return turned.astype(x_BxLxNxH.dtype)
+
+
+def visible_keys(
+    mask_BxS: jax.Array, first_query: jax.Array | int, num_queries: int, *, window: int | None = None
+) -> jax.Array:
+    """(B, 1, T, S) mask of the keys that each of T queries may see: tokens up to it, and itself.
+
+    Without itself, padding before the first token would have no key, and the softmax would spread its weights over
+    all keys, later ones included.
+
+    Args:
+        mask_BxS: 1 where a key is a token.
+        first_query: which of the S keys is the first query's own.
+        num_queries: T.
+        window: only the last so many tokens, itself included; padding between them does not count.
+    """
+    query_Tx1 = first_query + jnp.arange(num_queries)[:, None]
+    key_1xS = jnp.arange(mask_BxS.shape[-1])[None]
+    visible_BxTxS = (mask_BxS != 0)[:, None, :] & (key_1xS <= query_Tx1)
+    if window is not None:
+        positions_BxS = position_ids(mask_BxS)
+        queries_BxT = jax.lax.dynamic_slice_in_dim(positions_BxS, first_query, num_queries, axis=1)
+        visible_BxTxS &= queries_BxT[:, :, None] - positions_BxS[:, None, :] < window
+    return (visible_BxTxS | (key_1xS == query_Tx1))[:, None]

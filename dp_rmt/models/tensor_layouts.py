@@ -1,0 +1,70 @@
+"""How a tensor of a Hugging Face file holds one matrix or vector of ours, or three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Layout(NamedTuple):
+    """Between one tensor and its parts, which are all of one shape.
+
+    Attributes:
+        num_parts: how many.
+        tensor_shape: shape of a part -> shape of the tensor.
+        take: (tensor, which part) -> the part.
+        join: parts in order -> the tensor.
+        by_rows: `join` gives a view of the one part, so that the tensor can be written into it row by row.
+    """
+
+    num_parts: int
+    tensor_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    take: Callable[[np.ndarray, int], np.ndarray]
+    join: Callable[[list[np.ndarray]], np.ndarray]
+    by_rows: bool = False
+
+
+PLAIN = Layout(1, lambda shape: shape, lambda tensor, part: tensor, lambda parts: parts[0], by_rows=True)
+"""The tensor is the part."""
+
+TRANSPOSED = Layout(1, lambda shape: shape[::-1], lambda tensor, part: tensor.T, lambda parts: parts[0].T, by_rows=True)
+"""The tensor is the part's transpose: torch.nn.Linear stores (out, in), Flax (in, out)."""
+
+
+THIRDS = Layout(
+    3,
+    lambda shape: (*shape[:-1], 3 * shape[-1]),
+    lambda tensor, part: np.split(tensor, 3, axis=-1)[part],
+    lambda parts: np.concatenate(parts, axis=-1),
+)
+"""Three parts side by side in the last axis: GPT-2's query, key and value.
+
+>>> [THIRDS.take(np.arange(6), part).tolist() for part in range(3)]
+[[0, 1], [2, 3], [4, 5]]
+"""
+
+
+def heads_interleaved(num_heads: int) -> Layout:
+    """For each head its rows of the query, of the key and of the value: GPT-NeoX's matrices, transposed, and vectors.
+
+    >>> layout = heads_interleaved(2)
+    >>> [layout.take(np.arange(6), part).tolist() for part in range(3)]
+    [[0, 3], [1, 4], [2, 5]]
+    >>> layout.join([np.array([0, 3]), np.array([1, 4]), np.array([2, 5])]).tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def take(tensor: np.ndarray, part: int) -> np.ndarray:
+        rows = tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, part]
+        return rows.reshape(-1, *tensor.shape[1:]).T
+
+    def join(parts: list[np.ndarray]) -> np.ndarray:
+        rows = [part.T.reshape(num_heads, 1, -1, *part.T.shape[1:]) for part in parts]
+        return np.concatenate(rows, axis=1).reshape(-1, *parts[0].T.shape[1:])
+
+    def tensor_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (3 * shape[-1], *shape[:-1])
+
+    return Layout(3, tensor_shape, take, join)
