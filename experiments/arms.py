@@ -153,7 +153,9 @@ def _save_model(arm: Arm, params: Params) -> None:
     save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
     if task.module.config.lora is not None:
         base = resolve_model_path(arm.config.model.path)
-        save_adapter(arm.workdir / "adapter", task.module, params, base_model_name_or_path=base)
+        save_adapter(
+            arm.workdir / "adapter", task.module, params, base_model_name_or_path=base, trained=task.trainable
+        )
 
 
 def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:

@@ -42,12 +42,10 @@ def without_repeats(
     is_token_RxS = jnp.concatenate([front_RxN != 0, mask_RxL != 0, is_generated_RxT], axis=1)
     end = prompt_RxL.shape[1] + step  # of the last n - 1 tokens, where they begin
     windows = history_RxS.shape[1] - size + 1
-    repeats_RxW = is_token_RxS[:, size - 1 :]
+    repeats_RxW = is_token_RxS[:, :windows] & is_token_RxS[:, size - 1 :]  # and so all between
     for offset in range(size - 1):
         last_Rx1 = jax.lax.dynamic_slice_in_dim(history_RxS, end + offset, 1, axis=1)
-        is_last_Rx1 = jax.lax.dynamic_slice_in_dim(is_token_RxS, end + offset, 1, axis=1)
-        here = slice(offset, offset + windows)
-        repeats_RxW &= (history_RxS[:, here] == last_Rx1) & is_token_RxS[:, here] & is_last_Rx1
+        repeats_RxW &= history_RxS[:, offset : offset + windows] == last_Rx1
     vocab_size = logits_RxV.shape[1]
     banned_RxW = jnp.where(repeats_RxW, history_RxS[:, size - 1 :], vocab_size)
     return logits_RxV.at[jnp.arange(rows)[:, None], banned_RxW].set(-jnp.inf, mode="drop")

@@ -100,6 +100,25 @@ def test_a_score_is_that_of_the_tokens_and_rows_do_not_mix(seed: int) -> None:
     assert row(together, 2) == row(alone, 0) == row(alone, 3)
 
 
+def test_never_stopping_early_finds_what_the_rule_of_thumb_misses() -> None:
+    """Where long rows are favoured, an open beam may win that at its present length does not."""
+    gains = []
+    for seed in range(30):
+        params = random_params(seed, 4, scale=1.0)
+        scores = [
+            search(
+                Beam(
+                    max_new_tokens=10, eos_token_id=END, num_beams=2, length_penalty=2.0, early_stopping=early_stopping
+                ),
+                params, *prompts(1, 2, 3),
+            ).normalised_scores_B
+            for early_stopping in (True, False, "never")
+        ]  # fmt: skip
+        gains.append(np.diff(scores, axis=0))
+    assert np.min(gains) >= 0
+    assert (np.max(gains, axis=(0, 2)) > 0.1).all()
+
+
 def test_a_row_of_padding_ends_at_once_and_changes_nothing() -> None:
     params, (ids, mask) = random_params(0, 6), prompts(1, 2, 3)
     method = Beam(max_new_tokens=5, eos_token_id=END, num_beams=2, pad_token_id=5)
