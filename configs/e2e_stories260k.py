@@ -31,15 +31,15 @@ def get_config(task: str = "e2e") -> ConfigDict:
     config.data.task = task
     config.data.train_split = "train" if task == "e2e" else "dev"
     config.data.max_length = 224 if task == "e2e" else 320  # cuts 1% of the pairs
-    config.data.length_groups = (96, 128, 160, 192) if task == "e2e" else (128, 192, 256)
+    config.data.length_groups = (128, 176) if task == "e2e" else (128, 224)
     config.model.head = "causal_lm"
     config.model.lora.rank, config.model.lora.alpha, config.model.lora.targets = 8, 16.0, PROJECTIONS
     config.privacy.delta = DELTA[task]
-    config.privacy.expected_batch_size = 1024
+    config.privacy.expected_batch_size = 256
     config.privacy.l2_clip_norm = 1.0
-    config.train.num_steps = 40
-    config.train.eval_every = 20
-    config.train.checkpoint_every = 10
+    config.train.num_steps = 60
+    config.train.eval_every = 30
+    config.train.checkpoint_every = 20
     config.train.eval_batch_size = 256
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120

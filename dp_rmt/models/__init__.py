@@ -1,4 +1,4 @@
-"""Encoders and decoders in flax.linen; encoders load from and save to Hugging Face folders."""
+"""Encoders and decoders in flax.linen, which load from and save to Hugging Face folders."""
 
 from dp_rmt.models.decoder import CausalLanguageModel
 from dp_rmt.models.decoder_cache import DecoderCache, init_cache

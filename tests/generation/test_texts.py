@@ -59,8 +59,9 @@ def test_each_row_once_whatever_the_batches() -> None:
     # 12 tokens, which no length holds; then 7, in a batch that is filled up; then the others.
     assert [row for row, _ in found] == [4, 1, 0, 2, 3, 5]
     assert sorted(texts(batch_size=3, prompt_lengths=(12,))) == sorted(found)
-    ids = np.array([Tokenizer()(PROMPTS[1])["input_ids"]])
-    alone = generate(*decoder(), ids, np.ones_like(ids), dataclasses.replace(METHOD, eos_token_id=0), rows_B=[1])
+    ids, mask = np.zeros((2, 2, 8), np.int32)
+    ids[0, 1:], mask[0, 1:] = Tokenizer()(PROMPTS[1])["input_ids"], 1
+    alone = generate(*decoder(), ids, mask, dataclasses.replace(METHOD, eos_token_id=0), rows_B=[1, 0])
     tokens = np.asarray(alone.tokens_BxT)[0, : alone.lengths_B[0]].tolist()
     assert dict(found)[1] == " ".join(WORDS[token] for token in tokens if token)
     assert len({text for _, text in found}) > 1
@@ -81,10 +82,11 @@ def test_prompts_may_be_token_ids() -> None:
 
 
 def test_a_text_ends_at_the_end_token_of_the_method_or_else_of_the_tokenizer() -> None:
-    until_end = texts()
+    prompts = ["the cat", "fish", "the", "and"]
+    until_end = texts(prompts=prompts)
     last = WORDS.index(until_end[0][1].split()[1])
-    assert texts(dataclasses.replace(METHOD, eos_token_id=0)) == until_end
-    cut = texts(dataclasses.replace(METHOD, eos_token_id=(0, last)))
+    assert texts(dataclasses.replace(METHOD, eos_token_id=0), prompts) == until_end
+    cut = texts(dataclasses.replace(METHOD, eos_token_id=(0, last)), prompts)
     for (_, text), (_, whole) in zip(cut, until_end):
         before, word, _ = whole.partition(WORDS[last])
         assert text == before + word
@@ -93,7 +95,7 @@ def test_a_text_ends_at_the_end_token_of_the_method_or_else_of_the_tokenizer() -
 
 def test_padded_length_leaves_room_for_what_is_new() -> None:
     """Of 32 positions 6 are for new tokens: prompts of up to 26, though a padded length of 30 was asked for."""
-    assert len(texts(Greedy(max_new_tokens=6), ["the " * 26, "cat"], prompt_lengths=(30,))) == 2
+    assert len(texts(Greedy(max_new_tokens=6), ["the " * 20, "the " * 26], prompt_lengths=(30,))) == 2
 
 
 @pytest.mark.parametrize(

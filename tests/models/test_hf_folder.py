@@ -74,7 +74,7 @@ def test_hub_names_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     jax.tree.map(np.testing.assert_array_equal, params, load(GOLDENS / "bert_classifier")[1])
     [(name, patterns)] = asked
     assert name == "someone/tiny-bert"
-    assert patterns["allow_patterns"] == ["*.json", "*.safetensors", "*.txt"]
+    assert patterns["allow_patterns"] == ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
