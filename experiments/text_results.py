@@ -1,0 +1,108 @@
+"""Records of finished text runs, and their table.
+
+    python -m experiments.text_results --workdirs=runs/e2e_stories260k --results=experiments/results/stories260k
+
+Writes a record for every finished arm of the work folders (scores, losses, privacy, cost, the first texts) and prints
+all records of the folder as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dp_rmt.training.metrics import read_metrics, write_atomically
+from dp_rmt.training.privacy_statement import read_privacy
+from experiments import command_line, machine
+from experiments.texts import SCORES, samples
+from experiments.workdir import CONFIG_FILE
+
+TEXTS = 12
+"""Texts of each run in its record."""
+SCORE_NAMES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+_COLUMNS = ("task", "epsilon", "arm", *SCORE_NAMES, "loss at first", "loss at last", "seconds per step")
+
+Record = dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    """Makes records of what is finished, and prints the table."""
+    del argv
+    folder = Path(flags.FLAGS.results)
+    for workdir in flags.FLAGS.workdirs:
+        for arm in _finished(Path(workdir)):
+            made = record(arm)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{made['config']['data']['task']}_eps{_epsilon(made):g}_{made['arm']}"
+            write_atomically(folder / f"{name}.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    print(table([json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]))
+
+
+def record(arm: Path) -> Record:
+    """What a finished arm's folder says, without folders of this machine.
+
+    Args:
+      arm: with config.json, metrics.jsonl, privacy.json, texts.jsonl and scores.json.
+
+    Returns:
+      A JSON-able record.
+    """
+    config, lines = json.loads((arm / CONFIG_FILE).read_text()), read_metrics(arm / "metrics.jsonl")
+    config["data"] |= {"path": None, "cache_dir": None}
+    config["model"] |= {"path": Path(config["model"]["path"]).name}
+
+    def curve(key: str) -> list[tuple[int, float]]:
+        return [(line["step"], round(line[key], 5)) for line in lines if line.get(key) is not None]
+
+    return {
+        "arm": arm.name,
+        "config": config,
+        "privacy": read_privacy(arm),
+        "scores": json.loads((arm / SCORES).read_text()),
+        **{name: curve(name) for name in sorted({key for line in lines for key in line if key.startswith("eval/")})},
+        "seconds_per_step": curve("seconds"),
+        "machine": machine.description(),
+        "texts": samples(arm, TEXTS),
+    }
+
+
+def table(records: list[Record]) -> str:
+    """All records as a Markdown table, by task, epsilon and arm."""
+    rows = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for made in sorted(records, key=lambda r: (r["config"]["data"]["task"], -_epsilon(r), r["arm"])):
+        losses = next((curve for key, curve in made.items() if key.startswith("eval/") and key.endswith("/loss")), [])
+        seconds = sorted(value for _, value in made["seconds_per_step"])
+        scores = made["scores"]
+        cells = [
+            made["config"]["data"]["task"],
+            f"{_epsilon(made):.3g}",
+            made["arm"],
+            *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
+            *((f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}") if losses else ("", "")),
+            f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _finished(workdir: Path) -> Iterator[Path]:
+    """The folders of arms, or the folder of a single run, that have been scored."""
+    found = sorted(path.parent for path in (*workdir.glob(SCORES), *workdir.glob(f"*/{SCORES}")))
+    if not found:
+        print(f"{workdir}: no run in it has been scored yet")
+    yield from found
+
+
+def _epsilon(made: Record) -> float:
+    epsilon = made["privacy"].get("target_epsilon")
+    return float("inf") if epsilon is None else float(epsilon)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("workdirs", [], "Folders of runs; those that are not finished are left out.")
+    flags.DEFINE_string("results", "experiments/results/stories260k", "Folder of the records.")
+    command_line.run(main)
