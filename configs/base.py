@@ -84,6 +84,12 @@ def get_config() -> ConfigDict:
     config.train.eval_batch_size = 128
     config.train.checkpoint_every = 50
 
+    # How devices share the work (-1: what is left); not a part of the experiment, a run can go on with another mesh.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # other examples, a copy of the parameters
+    config.mesh.fsdp = 1  # other examples, a part of parameters and optimizer state
+    config.mesh.tensor = 1  # the same examples, a part of each layer
+
     # Once trained, a decoder writes a text for each row of a split, and is scored.
     config.generation = ConfigDict()
     config.generation.split = "test"  # or "dev"

@@ -16,7 +16,7 @@ from dp_rmt import matrix_view
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
+from dp_rmt.training.partitioning import batch_parts, init_state, jit_train_step, make_mesh
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
@@ -112,9 +112,9 @@ def build_run(
     Returns:
       A `Run`.
     """
-    mesh = data_mesh()
+    mesh = make_mesh(**config.mesh)
     config = with_microbatch_size(config, task)
-    mechanism, delta = build_mechanism(config, task.num_examples, mesh.size)
+    mechanism, delta = build_mechanism(config, task.num_examples, batch_parts(mesh))
     sampling_seed, noise_seed = (
         fresh_seed() if seed is None else seed for seed in (config.privacy.sampling_seed, config.privacy.noise_seed)
     )
@@ -132,8 +132,9 @@ def build_run(
     evaluators = {
         name: task.evaluator(arrays, config.train.eval_batch_size) for name, arrays in task.evaluations.items()
     }
+    state, shardings = init_state(transforms, params, frozen, mesh)
     loop = TrainLoop(
-        train_step=jit_train_step(train_step, mesh),
+        train_step=jit_train_step(train_step, mesh, shardings),
         mechanism=mechanism,
         delta=delta,
         arrays=task.train,
@@ -144,8 +145,6 @@ def build_run(
         checkpoint_every=config.train.checkpoint_every,
         name=name,
     )
-    # A copy: the step donates its state, and the arms share the pre-trained parameters.
-    state = place(jax.tree.map(np.array, TrainState.create(transforms, params, frozen)), mesh)
     _trace(loop, state)
     return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
 

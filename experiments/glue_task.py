@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dp_rmt.data import label_word_ids, load_glue, tokenize_cached
-from dp_rmt.models import load_pretrained, load_tokenizer
+from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 from experiments.task import Task, adapted, check_length, group_lengths, resolve_model_path
@@ -41,6 +41,7 @@ def load_glue_task(config: ConfigDict) -> Task:
         dtype=model.dtype,
         remat=model.remat,
     )
+    assert isinstance(module.config, EncoderConfig)
     check_length(data.max_length, module.config.max_sequence_length, folder)
     module, params, trainable = adapted(config, module, params)
 

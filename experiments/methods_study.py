@@ -65,7 +65,9 @@ def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *
     """Trains as far as asked unless the record says it was done, writes the record, returns the accuracy there."""
     label = f"b{batch_size}_eps{epsilon:g}_{name}_lr{rate:g}_seed{seed}"
     path = Path(_RESULTS.value) / f"{label}.json"
-    record = json.loads(path.read_text()) if path.exists() else {"steps": -1, "steps_of_the_schedule": 0}
+    record: dict[str, Any] = {"steps": -1, "steps_of_the_schedule": 0}
+    if path.exists():
+        record = json.loads(path.read_text())
     if record["steps"] < (until or max(1, record["steps_of_the_schedule"])):
         arm = _arm(label, name, batch_size, epsilon, rate, seed)
         arms.train(arm, until=until)

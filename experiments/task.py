@@ -88,7 +88,7 @@ def check_length(max_length: int, limit: int, folder: str) -> None:
         )
 
 
-def adapted(config: ConfigDict, module: Any, params: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any], str]:
+def adapted(config: ConfigDict, module: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
     """The model as `config.model.tuning` wants it, and which of its parameters train.
 
     Args:

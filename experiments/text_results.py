@@ -74,7 +74,8 @@ def table(records: list[Record]) -> str:
     """All records as a Markdown table, by task, epsilon and arm."""
     rows = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     for made in sorted(records, key=lambda r: (r["config"]["data"]["task"], -_epsilon(r), r["arm"])):
-        losses = next((curve for key, curve in made.items() if key.startswith("eval/") and key.endswith("/loss")), [])
+        curves = [curve for key, curve in made.items() if key.startswith("eval/") and key.endswith("/loss")]
+        losses: list[Any] = curves[0] if curves else []
         seconds = sorted(value for _, value in made["seconds_per_step"])
         scores = made["scores"]
         cells = [

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dp_rmt.data import TextPairs, load_table_to_text, tokenize_completions, tokenize_prompts
-from dp_rmt.models import load_pretrained, load_tokenizer
+from dp_rmt.models import DecoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
 from experiments.task import Prompts, Task, adapted, check_length, group_lengths, resolve_model_path
@@ -31,16 +31,12 @@ def load_text_task(config: ConfigDict) -> Task:
         data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
     )
     folder = resolve_model_path(model.path)
-    tokenizer = load_tokenizer(folder)
     module, params = load_pretrained(
         folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
     )
+    assert isinstance(module.config, DecoderConfig)
+    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
     check_length(data.max_length, module.config.max_position_embeddings, folder)
-    if len(tokenizer) > module.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model {module.config.vocab_size}: use "
-            "the tokenizer of the model's own folder"
-        )
     module, params, trainable = adapted(config, module, params)
 
     def tokenize(pairs: TextPairs):

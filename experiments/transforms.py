@@ -15,7 +15,7 @@ from dp_rmt.mechanism import DPSGD
 from dp_rmt.muon import private_muon
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.residual_stream import layers_side_by_side, reads_the_stream
-from dp_rmt.training.partitioning import by_example
+from dp_rmt.training.partitioning import by_matrix
 from dp_rmt.training.train_state import Transforms
 from dp_rmt.truncation import truncate_rank
 
@@ -97,7 +97,7 @@ def _denoiser_options(denoise: ConfigDict, mesh: Mesh) -> dict[str, Any]:
         "blend": denoise.blend,
         "svd": denoise.svd,
         **STRUCTURES[denoise.structure],
-        "sharding": by_example(mesh) if mesh.size > 1 else None,  # the leading axis: matrices, here
+        "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
 
 

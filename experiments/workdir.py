@@ -9,6 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 CONFIG_FILE = "config.json"
+NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
+"""What may differ between a run and its continuation: where it runs, and what it keeps."""
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -49,7 +51,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
+        if saved.get(key) != now.get(key) and not key.startswith(NOT_THE_EXPERIMENT)
     ]
     if differences:
         raise ValueError(

@@ -127,10 +127,10 @@ def _reorder(cache: DecoderCache, parents_BxK: jax.Array, *, first: int) -> Deco
     rows, beams = parents_BxK.shape
 
     def move(slots: jax.Array) -> jax.Array:
-        new = slots[:, :, first:]
+        new = slots[:, :, :, first:]
         of_beam = new.reshape(len(new), rows, beams, *new.shape[2:])
         moved = jax.vmap(lambda x, parents: x[:, parents], in_axes=(1, 0), out_axes=1)(of_beam, parents_BxK)
-        return slots.at[:, :, first:].set(moved.reshape(new.shape))
+        return slots.at[:, :, :, first:].set(moved.reshape(new.shape))
 
     return cache._replace(keys=move(cache.keys), values=move(cache.values))
 

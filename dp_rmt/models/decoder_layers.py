@@ -43,7 +43,7 @@ class PerLayer(NamedTuple):
 
 
 Slots = tuple[jax.Array, jax.Array] | None
-"""Keys and values of all layers, (layers, B, max_length, kv_heads, head_dim) each; None without a cache."""
+"""Keys and values of all layers, (layers, B, kv_heads, max_length, head_dim) each; None without a cache."""
 
 
 def attend(

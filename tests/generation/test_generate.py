@@ -150,7 +150,7 @@ def test_the_loop_writes_into_the_cache_in_place() -> None:
     ids, mask = prompts()
     arguments = (params, jax.random.key(0), ids, mask != 0, np.arange(5, dtype=np.int32))
     program = _compiled(module, METHODS["greedy"], None).lower(*arguments).compile().as_text()
-    cache = r"f32\[2,5,20,2,4\]\S*"  # layers, rows, 9 + 12 - 1 tokens, heads, width
+    cache = r"f32\[2,5,2,20,4\]\S*"  # layers, rows, heads, 9 + 12 - 1 tokens, width
     computations = re.split(r"\n(?=\S)", program)
     updates = [text for text in computations if re.search(rf"= {cache} dynamic-update-slice", text)]
     copies = [text for text in computations if re.search(rf"= {cache} copy\(", text)]

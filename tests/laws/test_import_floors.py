@@ -24,6 +24,7 @@ FLOORS = [
     "generation",
     "data",
     "training",
+    "auditing",
 ]
 # Modules with a name of their own that live on the floor of another.
 ANNEXES = dict.fromkeys(

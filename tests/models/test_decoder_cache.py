@@ -89,7 +89,7 @@ def test_the_cache_is_in_the_compute_dtype() -> None:
     module, params = build()
     module = models.CausalLanguageModel(dataclasses.replace(module.config, dtype=jnp.bfloat16))
     cache = models.init_cache(module.config, 1, 4)
-    assert cache.keys.shape == cache.values.shape == (3, 1, 4, 2, 6)
+    assert cache.keys.shape == cache.values.shape == (3, 1, 2, 4, 6)
     _, cache = module.apply({"params": params}, np.array([[3, 4]]), np.array([[1, 1]]), cache)
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
