@@ -135,7 +135,7 @@ def repeated_scores(
     rows = np.pad(present[indices], ((0, 0), (0, 0), (0, short)), constant_values=present[-1])
     is_padding = np.pad(is_padding, ((0, 0), (0, 0), (0, short)), constant_values=True)
     words = np.random.SeedSequence(seed).generate_state(2 * num_runs, np.uint32).reshape(num_runs, 2)
-    run = jax.jit(jax.vmap(_repeated_run(mechanism)))
+    run = _repeated_runs(mechanism)
     parts = [run(words[i : i + chunk], rows[i : i + chunk], is_padding[i : i + chunk]) for i in range(0, num_runs, chunk)]
     total, repetition = (np.concatenate([np.asarray(part[j]) for part in parts]) for j in (0, 1))
     return {"sum": total, "repetition": repetition}
@@ -158,8 +158,9 @@ def repeated_bound(
     return {"epsilon": bound, "attack": attack, "threshold": chosen[attack][0], **counted._asdict()}
 
 
-def _repeated_run(mechanism: Audited) -> Any:
-    """``(key words, rows (T, N), is_padding (T, N)) -> (sum score, repetition score)`` of one run."""
+@functools.lru_cache(maxsize=1)  # compiled once for runs with and without the canary
+def _repeated_runs(mechanism: Audited) -> Any:
+    """``(key words (R, 2), rows (R, T, N), is_padding (R, T, N)) -> (sum scores, repetition scores)``, each (R,)."""
     transforms = _transforms(mechanism, jax.random.key(0), learning_rate=1.0)
     train_step = make_train_step(mechanism, canary_losses, transforms, nonprivate_metrics=False)
     initial = TrainState.create(transforms, canary_params(mechanism.num_examples), {})
@@ -185,7 +186,7 @@ def _repeated_run(mechanism: Audited) -> Any:
         _, scores_TxM = jax.lax.scan(step, state, (jnp.arange(mechanism.num_steps), rows, is_padding))
         return jnp.sum(scores_TxM), canaries.repetition_scores(scores_TxM)[0]
 
-    return run
+    return jax.jit(jax.vmap(run))
 
 
 def _transforms(mechanism: Audited, key: jax.Array, learning_rate: float) -> Transforms:

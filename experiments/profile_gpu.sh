@@ -17,6 +17,12 @@ for model in llama_1024 llama_1024_lora; do
       --sequence_length=512 --microbatch_sizes=2,8 --repeats=20
   done
 done
+for model in qwen3_4b qwen3_4b_lora; do
+  for batch_size in 4 16; do
+    python -m experiments.profile_step --model=$model --dtype=bfloat16 --batch_size=$batch_size --sequence_length=512 \
+      --arms=bookkeeping,ghost --repeats=20
+  done
+done
 for model in roberta_base minilm; do
   python -m experiments.profile_denoiser --model=$model --repeats=20
 done

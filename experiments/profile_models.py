@@ -26,6 +26,10 @@ from dp_rmt.types import Batch, Params
 NUM_LABELS = 2
 
 _LLAMA = DecoderConfig(32000, 1024, 8, 16, 8, head_dim=64, intermediate_size=2816, max_position_embeddings=2048)
+_QWEN3_4B = DecoderConfig(
+    151936, 2560, 36, 32, 8, head_dim=128, intermediate_size=9728, max_position_embeddings=40960, rope_theta=1e6,
+    tie_word_embeddings=True, qk_norm=True, architecture="qwen3",
+)  # fmt: skip
 _TINY_LLAMA = DecoderConfig(101, 16, 2, 2, 1, head_dim=8, intermediate_size=32, max_position_embeddings=64)
 
 MODELS: dict[str, EncoderConfig | DecoderConfig] = {
@@ -34,6 +38,8 @@ MODELS: dict[str, EncoderConfig | DecoderConfig] = {
     "minilm": EncoderConfig("bert", 30522, 384, 6, 12, 1536, 512, 2, 1e-12, pad_token_id=0),
     "llama_1024": _LLAMA,
     "llama_1024_lora": dataclasses.replace(_LLAMA, lora=LoRAConfig(16, 32.0, PROJECTIONS)),
+    "qwen3_4b": _QWEN3_4B,
+    "qwen3_4b_lora": dataclasses.replace(_QWEN3_4B, lora=LoRAConfig(16, 32.0, PROJECTIONS)),
     # To try the profiler out:
     "tiny": EncoderConfig("roberta", 101, 16, 2, 2, 32, 66, 1, 1e-5, pad_token_id=1),
     "tiny_bert": EncoderConfig("bert", 101, 16, 2, 2, 32, 64, 2, 1e-12, pad_token_id=0),

@@ -26,6 +26,7 @@ import json
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Sweep:
         values, argv = flags.FlagValues(), ["sweep", f"--config={self.base}", *self.arguments(name)]
         config_flags.DEFINE_config_file("config", None, "Of the job.", flag_values=values, sys_argv=argv)
         try:
-            values(argv)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports a file
+                values(argv)
             arm_configs(values["config"].value)
         except (AttributeError, KeyError, ValueError, OSError, flags.Error) as error:
             reason = " ".join(str(error).split())

@@ -14,12 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from experiments import machine
-
 TARGETS: dict[str, tuple[str, ...]] = {
     "gcloud": ("tpu", "zone", "project", "directory"),
     "xpk": ("cluster", "device_type", "num_slices", "docker_image", "zone", "project", "directory"),
-    "skypilot": ("gpus", "num_nodes", "directory"),
+    "skypilot": ("gpus", "num_nodes", "workdir"),
 }
 """Launchers whose commands are printed, and the options that each takes."""
 
@@ -67,7 +65,8 @@ def slots(jobs_at_once: int | None = None) -> list[Slot]:
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     gpus = _gpus()
-    count = min(jobs_at_once or len(gpus), len(gpus)) if gpus else jobs_at_once or max(1, machine.cores() // 2)
+    by_cores = max(1, (len(cores) or os.cpu_count() or 1) // 2)
+    count = min(jobs_at_once or len(gpus), len(gpus)) if gpus else jobs_at_once or by_cores
     found = []
     for number in range(count):
         environment = {"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {}
@@ -209,41 +208,38 @@ def printed(jobs: Sequence[Job], target: str, options: Mapping[str, Any]) -> lis
     Args:
       jobs: whose workdirs are on a file system that all machines of the target share.
       target: a key of `TARGETS`.
-      options: its options; ``directory`` is the checkout on the machines.
+      options: its options; ``directory`` is the checkout on the machines, SkyPilot's ``workdir`` the one here that it
+        copies to them.
 
     Raises:
       ValueError: an option is missing or unknown.
 
-    >>> job = Job("lr1", ["python", "-m", "experiments.finetune", "--config=a b.py"], Path("w"), Path("l"))
+    >>> job = Job("lr1", ["python", "-m", "experiments.finetune"], Path("w"), Path("l"))
     >>> print(*printed([job], "gcloud", {"tpu": "pod", "zone": "z1"}))
-    gcloud compute tpus tpu-vm ssh pod --zone=z1 --worker=all
-        --command='cd dp_rmt && python -m experiments.finetune '"'"'--config=a b.py'"'"''
+    gcloud compute tpus tpu-vm ssh pod --zone=z1 --worker=all '--command=cd dp_rmt && python -m experiments.finetune'
     """
     for name in _NEEDED[target]:
         if name not in options:
             raise ValueError(f"--target={target} needs --launch={name}=...; it takes {', '.join(TARGETS[target])}")
     if unknown := sorted(set(options) - set(TARGETS[target])):
         raise ValueError(f"--launch={unknown[0]}=...: {target} takes {', '.join(TARGETS[target])}")
-    directory = options.get("directory", "dp_rmt")
-    commands = []
-    for job in jobs:
-        script = f"cd {shlex.quote(directory)} && {shlex.join(job.command)}"
-        commands.append(shlex.join(_launcher(target, job.name, options, script)))
-    return commands
+    return [shlex.join(_launcher(target, job, options)) for job in jobs]
 
 
-def _launcher(target: str, name: str, options: Mapping[str, Any], script: str) -> list[str]:
+def _launcher(target: str, job: Job, options: Mapping[str, Any]) -> list[str]:
     given = {key: f"--{key.replace('_', '-')}={value}" for key, value in options.items() if key != "directory"}
+    run = shlex.join(job.command)
+    script = f"cd {shlex.quote(options.get('directory', 'dp_rmt'))} && {run}"
+    name = job.name.lower().replace("_", "-").replace(".", "-")  # Kubernetes allows no more
     if target == "gcloud":
-        del given["tpu"]
         ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", str(options["tpu"])]
-        return [*ssh, *given.values(), "--worker=all", f"--command={script}"]
-    workload = name.lower().replace("_", "-").replace(".", "-")  # Kubernetes allows no more
+        return [*ssh, *(flag for key, flag in given.items() if key != "tpu"), "--worker=all", f"--command={script}"]
     if target == "xpk":
-        slices = [] if "num_slices" in given else ["--num-slices=1"]
-        return ["xpk", "workload", "create", f"--workload={workload}", *given.values(), *slices, f"--command={script}"]
+        given = {"num_slices": "--num-slices=1", **given}
+        return ["xpk", "workload", "create", f"--workload={name}", *given.values(), f"--command={script}"]
     # A managed job: SkyPilot starts it again, elsewhere, after a preemption.
-    return ["sky", "jobs", "launch", "-y", "-d", f"--name={workload}", "--workdir=.", *given.values(), script]
+    given = {"workdir": "--workdir=.", **given}
+    return ["sky", "jobs", "launch", "--yes", "--detach-run", f"--name={name}", *given.values(), run]
 
 
 # ---- One process and its log ---------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def cost_of_choosing(runs: Sequence[Run], repetitions: Repetitions | None = None
             "on public or synthetic data. For a choice on private data leave the seeds out.",
         )
     delta = min(run.statement["delta"] for run in runs)
-    alone = max(run.statement["epsilon"] for run in runs)
+    alone = max(run.statement["epsilon"] or 0.0 for run in runs)
     if repetitions is None:
         return _composition(runs, count, delta, alone)
     per_job = {job: Counter(_mechanism(run) for run in runs if run.job == job) for job in {run.job for run in runs}}

@@ -111,8 +111,11 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
         for job, arm in arms
     ]  # fmt: skip
     rows.sort(key=lambda row: -row[sweep.score])
-    started = [(name, arm) for name in sweep.changes for arm in arms_of(workdir / "jobs" / name) if arm.steps > 0]
-    runs = [sweep_privacy.Run(name, arm.privacy, arm.config) for name, arm in started]
+    # A run that has begun belongs to the choice whether it came to its end or not, and is counted as a whole.
+    begun = [(name, arm) for name in sweep.changes for arm in arms_of(workdir / "jobs" / name) if arm.privacy]
+    runs = [
+        sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.planned_steps}, arm.config) for name, arm in begun
+    ]
     choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
     parts = [f"# {sweep.name}", f"{len(finished)} of {len(sweep.changes)} jobs are finished.", table]
@@ -165,7 +168,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
                 [place[_hashable(row[sweep.swept])] for row in own], [row[sweep.score] for row in own],
                 s=22, alpha=0.6, color=color,
             )  # fmt: skip
-            means = [mean for mean in _means(own, sweep)]
+            means = _means(own, sweep)
             axes.plot(
                 [place[mean[sweep.swept]] for mean in means], [mean["mean"] for mean in means],
                 color=color, label=arm or "mean",

@@ -1,4 +1,4 @@
-"""Random search over the learning rate of RoBERTa-base on SST-2, whose best model alone may be published at a bounded cost.
+"""Random search over the learning rate of RoBERTa-base on SST-2; what publishing the best model alone costs is bounded.
 
 Both the number of jobs and every learning rate are drawn at the first start, from the operating system's entropy, and
 kept in jobs.json of the sweep's folder. With the number geometric of mean 6 the theorem of Papernot & Steinke

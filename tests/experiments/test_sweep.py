@@ -1,0 +1,445 @@
+"""Sweeps: restarted after a failure by a local pool and by submitit; table, plot, commands, cost of a choice."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.rdp import rdp_privacy_accountant
+from ml_collections import ConfigDict
+
+from dp_rmt import accounting
+from experiments import sweep, sweep_executors, sweep_privacy, sweep_report
+from experiments.sweep_executors import Job, Slot
+from experiments.sweep_privacy import Repetitions, cost_of_choosing, repeated
+from experiments.workdir import as_json
+
+RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
+
+SWEEP = """
+BASE = "configs/quickstart.py"
+SCORE = "eval/dev/accuracy"
+SWEPT = "optimizer.learning_rate"
+
+def sweep():
+    for rate in (1e-3, 1e-2):
+        for seed in (0, 1, 2):
+            yield f"lr{rate:g}_{seed}", {SWEPT: rate, "seed": seed}
+"""
+
+# What a job leaves, by a program that imports nothing of the project. The job "lr0.01_1" fails until `mended` exists.
+STUB = """
+import json, pathlib, sys, time
+folder, config, privacy, mended, fails = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+folder.mkdir(parents=True, exist_ok=True)
+with (folder.parent / f"{folder.name}.runs").open("a") as file:
+    file.write("x")
+print("started", folder.name)
+if fails == "yes" and not pathlib.Path(mended).exists():
+    print("ValueError: the disk is full", file=sys.stderr)
+    sys.exit(3)
+(folder / "config.json").write_text(config)
+(folder / "privacy.json").write_text(privacy)
+score = 0.5 + 10 * json.loads(config)["optimizer"]["learning_rate"] + json.loads(config)["seed"] / 100
+(folder / "metrics.jsonl").write_text(json.dumps({"step": 4, "eval/dev/accuracy": score}) + chr(10))
+(folder / "report.html").write_text("done")
+"""
+
+STATEMENT: dict[str, Any] = {
+    "is_private": True, "epsilon": 1.5, "delta": 1e-5, "noise_multiplier": 2.0, "sampling_probability": 0.02,
+    "expected_batch_size": 200.0, "max_batch_size": 400, "num_examples": 10_000, "num_steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> sweep.Sweep:
+    path = tmp_path / "rates.py"
+    path.write_text(SWEEP)
+    return sweep.load_sweep(path, tmp_path / "work")
+
+
+def stubs(of: sweep.Sweep, workdir: Path) -> list[Job]:
+    """The jobs of a sweep, their commands replaced by one that takes a moment."""
+    jobs = []
+    for job in of.jobs(workdir, sys.executable):
+        config = as_json(of.config(job.name)) | {"arms": {}}
+        config["train"] |= {"num_steps": 4}
+        fails = "yes" if job.name == "lr0.01_1" else "no"
+        given = (str(job.workdir), json.dumps(config), json.dumps(STATEMENT), str(workdir / "mended"), fails)
+        jobs.append(dataclasses.replace(job, command=(sys.executable, "-c", STUB, *given)))
+    return jobs
+
+
+def runs_of(jobs: list[Job]) -> dict[str, int]:
+    """How often each has been started."""
+    return {job.name: len((job.workdir.parent / f"{job.name}.runs").read_text()) for job in jobs}
+
+
+def by_local(jobs: list[Job], workdir: Path) -> dict[str, str]:
+    del workdir
+    return sweep_executors.run_local(jobs, [Slot({})] * 2, poll_seconds=0.02)
+
+
+def by_submitit(jobs: list[Job], workdir: Path) -> dict[str, str]:
+    options = {"cluster": "local", "timeout_min": 5}
+    return sweep_executors.run_submitit(jobs, workdir, options, cwd=sweep.ROOT)
+
+
+@pytest.mark.parametrize("executor", [by_local, by_submitit])
+def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
+    executor: Callable[[list[Job], Path], Mapping[str, str]],
+    make_sweep: sweep.Sweep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if executor is by_submitit:
+        pytest.importorskip("submitit")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(sweep.ROOT), *sys.path]))
+    jobs = stubs(make_sweep, tmp_path)
+    assert not any(sweep.is_finished(job) for job in jobs)
+    notes = executor(jobs, tmp_path)
+    assert [job.name for job in jobs if not sweep.is_finished(job)] == ["lr0.01_1"]
+    assert set(runs_of(jobs).values()) == {1}
+    failed = sweep._failed(jobs, notes)
+    assert list(failed) == ["lr0.01_1"]
+    assert "ValueError: the disk is full\n== exit status 3" in failed["lr0.01_1"]
+    text = sweep_report.write(make_sweep, tmp_path, [job for job in jobs if sweep.is_finished(job)], failed)
+    assert "NOT FINISHED: lr0.01_1" in text
+    assert "the disk is full" in (tmp_path / "sweep.md").read_text()
+
+    (tmp_path / "mended").touch()
+    missing = [job for job in jobs if not sweep.is_finished(job)]
+    executor(missing, tmp_path)
+    assert all(sweep.is_finished(job) for job in jobs)
+    assert runs_of(jobs) == {job.name: 1 + (job.name == "lr0.01_1") for job in jobs}
+    text = sweep_report.write(make_sweep, tmp_path, jobs, {})
+    assert "NOT FINISHED" not in text
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["job"] for row in rows] == [f"lr{rate:g}_{seed}" for rate in RATES[::-1] for seed in SEEDS[::-1]]
+    assert [float(row["eval/dev/accuracy"]) for row in rows] == pytest.approx([0.62, 0.61, 0.6, 0.53, 0.52, 0.51])
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert (len(record["runs"]), record["unfinished"], record["choosing"]["rule"]) == (6, {}, "none")
+    page = (tmp_path / "sweep.md").read_text()
+    assert "6 of 6 jobs are finished" in page
+    assert "| 0.01 | 3 | 0.61 | 0.01 |" in page
+    assert "share a noise seed" in page  # the quickstart gives one
+    assert "<svg" in (tmp_path / "sweep.svg").read_text()
+
+
+def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys, time\nhere = pathlib.Path(sys.argv[1])\n"
+        "mark = here / f'{os.environ[\"SLOT\"]}.busy'\nmark.touch(exist_ok=False)\ntime.sleep(0.2)\n"
+        "print(sorted(os.sched_getaffinity(0)), os.environ['SLOT'])\nmark.unlink()\n"
+    )
+    jobs = [
+        Job(f"j{n}", (sys.executable, "-c", program, str(tmp_path)), tmp_path, tmp_path / f"{n}.log") for n in range(5)
+    ]
+    core = min(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    slots = [Slot({"SLOT": name}, frozenset({core})) for name in "ab"]
+    notes = sweep_executors.run_local(jobs, slots, poll_seconds=0.02)
+    assert set(notes.values()) == {"exit status 0"}
+    assert os.sched_getaffinity(0) == before
+    used = [job.log.read_text().splitlines()[-2] for job in jobs]
+    assert set(used) == {f"[{core}] a", f"[{core}] b"}
+
+
+def test_each_gpu_takes_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
+    slots = sweep_executors.slots()
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3", "GPU-5f"]
+    assert len(sweep_executors.slots(1)) == 1
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in sweep_executors.slots(3))
+    assert len(sweep_executors.slots(3)) == 3
+
+
+def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path: Path) -> None:
+    job = Job("long", (sys.executable, "-c", "import time; time.sleep(60)"), tmp_path, tmp_path / "long.log")
+    log = sweep_executors.open_log(job.log)
+    assert log is not None
+    process = sweep_executors.start(job.command, log, Slot({}), None)
+    log.close()  # as when the sweep was killed; the job goes on, and with it the lock
+    try:
+        assert sweep_executors.run_local([job], [Slot({})]) == {"long": sweep_executors.RUNNING}
+    finally:
+        process.kill()
+        process.wait()
+    quick = dataclasses.replace(job, command=(sys.executable, "-c", ""))
+    assert sweep_executors.run_local([quick], [Slot({})], poll_seconds=0.02) == {"long": "exit status 0"}
+
+
+def test_sigterm_ends_the_jobs_too(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys\nfrom experiments.sweep_executors import Job, Slot, run_local\n"
+        "waits = 'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+        "print(1, flush=True); time.sleep(60)'\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "run_local([Job('j', (sys.executable, '-c', waits), folder, folder / 'j.log')], [Slot({})])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=sweep.ROOT, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (log := tmp_path / "j.log").exists() or "\n1" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) != 0
+    assert sweep_executors.last_lines(log).endswith("1\n== exit status 7")
+
+
+def test_submitit_queues_a_job_again_after_it_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    saves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
+    job = sweep_executors.Submitted((sys.executable, "-c", saves), tmp_path / "j.log", None)
+    log = sweep_executors.open_log(job.log)
+    assert log is not None
+    job.process = sweep_executors.start(job.command, log, Slot({}), None)
+    time.sleep(0.5)
+    again = job.checkpoint()
+    assert job.process.returncode in (0, -signal.SIGTERM)
+    assert (again.function.command, again.function.log, again.function.process) == (job.command, job.log, None)
+    with pytest.raises(ValueError, match=r"--launch: .*Unknown argument 'partitionn'"):
+        sweep_executors.run_submitit(
+            [Job("j", (), tmp_path, tmp_path / "k.log")], tmp_path, {"cluster": "local", "slurm_partitionn": "x"}
+        )
+
+
+def test_a_killed_or_preempted_run_is_not_finished(tmp_path: Path, make_sweep: sweep.Sweep) -> None:
+    (job, *_) = stubs(make_sweep, tmp_path)
+    by_local([job], tmp_path)
+    assert sweep.is_finished(job)
+    (job.workdir / "privacy.json").write_text(json.dumps({**STATEMENT, "num_steps": 3}))
+    assert not sweep.is_finished(job)
+    (job.workdir / "privacy.json").write_text(json.dumps(STATEMENT))
+    (job.workdir / "report.html").unlink()
+    assert not sweep.is_finished(job)
+
+
+@pytest.mark.parametrize("path", sorted((sweep.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
+def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Path) -> None:
+    loaded = sweep.load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
+    assert loaded.changes
+    for name, changes in loaded.changes.items():
+        config = loaded.config(name)
+        assert config.data.cache_dir == "/tmp/elsewhere"
+        for key, value in changes.items():
+            assert sweep_report.Arm("", tmp_path, as_json(config), {}).value(key) == value
+    for part in ("Source: ", "Expected: ", "Cost: ", "Command: python -m experiments.sweep "):
+        assert path.read_text().count(part) == 1, part
+    again = sweep.load_sweep(path, tmp_path)
+    assert again.changes == loaded.changes  # drawn once, where drawn at random
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (SWEEP.replace("SCORE =", "SCOR ="), "lacks SCORE"),
+        (SWEEP.replace('f"lr{rate:g}_{seed}"', '"same"'), "same name"),
+        (SWEEP.replace('f"lr{rate:g}_{seed}"', 'f"lr/{rate:g}_{seed}"'), "becomes a folder"),
+    ],
+)
+def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    with pytest.raises(ValueError, match=message):
+        sweep.load_sweep(tmp_path / "broken.py", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.learning_rat": 1.0}, r"job 'a' .*learning_rat"),
+        ({"optimizer.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
+    ],
+)
+def test_a_job_with_a_wrong_setting_is_refused(
+    changes: dict[str, Any], message: str, make_sweep: sweep.Sweep
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_sweep, changes={"a": changes}).config("a")
+
+
+def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
+    job = Job("lr0.1_A", ("python", "-m", "experiments.finetune", "--config=a b.py"), Path("w"), Path("l"))
+    run = "python -m experiments.finetune '--config=a b.py'"
+    tpu = {"tpu": "pod", "zone": "us-west4-a", "directory": "src/dp_rmt"}
+    (line,) = sweep_executors.printed([job], "gcloud", tpu)
+    assert shlex.split(line) == [
+        "gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=us-west4-a", "--worker=all",
+        f"--command=cd src/dp_rmt && {run}",
+    ]  # fmt: skip
+    cluster = {"cluster": "c", "device_type": "v5litepod-256", "docker_image": "i"}
+    (line,) = sweep_executors.printed([job], "xpk", cluster)
+    assert shlex.split(line) == [
+        "xpk", "workload", "create", "--workload=lr0-1-a", "--num-slices=1", "--cluster=c",
+        "--device-type=v5litepod-256", "--docker-image=i", f"--command=cd dp_rmt && {run}",
+    ]  # fmt: skip
+    (line,) = sweep_executors.printed([job], "skypilot", {"gpus": "H100:8"})
+    assert shlex.split(line) == [
+        "sky", "jobs", "launch", "--yes", "--detach-run", "--name=lr0-1-a", "--workdir=.", "--gpus=H100:8", run
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"--target=gcloud needs --launch=zone"):
+        sweep_executors.printed([job], "gcloud", {"tpu": "pod"})
+    with pytest.raises(ValueError, match=r"--launch=tpus=\.\.\.: gcloud takes tpu"):
+        sweep_executors.printed([job], "gcloud", {**tpu, "tpus": 1})
+
+
+def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\ntrain 1%\rtrain 2%\rtrain 3%\n\nend\n")
+    assert sweep_executors.last_lines(tmp_path / "log", 2) == "train 3%\nend"
+
+
+# ---- The privacy of a choice ---------------------------------------------------------------------------------------
+
+ORDERS = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
+@pytest.mark.parametrize("mean", [1.5, 6.0, 40.0])
+def test_repetition_is_bounded_as_dp_accounting_does(mean: float, shape: float) -> None:
+    gaussian = dp_accounting.PoissonSampledDpEvent(0.02, dp_accounting.GaussianDpEvent(1.2))
+    once = dp_accounting.SelfComposedDpEvent(gaussian, 200)
+    best = dp_accounting.RepeatAndSelectDpEvent(once, mean, shape)
+    expected = rdp_privacy_accountant.RdpAccountant().compose(best)
+    divergences = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(once).rdp)
+    bounds = repeated(divergences, Repetitions(mean, shape))
+    np.testing.assert_allclose(bounds, expected.rdp, rtol=1e-6)
+    epsilon = rdp_privacy_accountant.compute_epsilon(ORDERS, bounds, 1e-5)[0]
+    assert epsilon == pytest.approx(expected.get_epsilon(1e-5), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
+def test_the_number_of_runs_has_its_distribution(shape: float) -> None:
+    repetitions, rng = Repetitions(6.0, shape), np.random.default_rng(0)
+    drawn = np.array([repetitions.draw(rng) for _ in range(4000)])
+    assert drawn.mean() == pytest.approx(6.0, abs=5 * drawn.std() / math.sqrt(len(drawn)))
+    assert drawn.min() == (0 if math.isinf(shape) else 1)
+    if not math.isinf(shape):  # P[2] / P[1], of the definition
+        ratio = np.sum(drawn == 2) / np.sum(drawn == 1)
+        assert ratio == pytest.approx((1 - repetitions.gamma) * (1 + shape) / 2, rel=0.25)
+
+
+@pytest.mark.parametrize(("mean", "shape"), [(1.0, 1.0), (math.inf, 1.0), (2.0, -0.1), (2.0, math.nan)])
+def test_a_distribution_that_is_none_is_refused(mean: float, shape: float) -> None:
+    with pytest.raises(ValueError, match="the mean must be above 1"):
+        Repetitions(mean, shape)
+
+
+def choices(count: int, seed: int | None = None, **changes: Any) -> list[sweep_privacy.Run]:
+    config = {"privacy": {"noise_seed": seed}}
+    return [sweep_privacy.Run(f"job{n}", {**STATEMENT, **changes}, config) for n in range(count)]
+
+
+def test_a_fixed_number_of_runs_costs_their_composition() -> None:
+    choice = cost_of_choosing(choices(3))
+    settings: dict[str, Any] = {"noise_multiplier": 2.0, "delta": 1e-5, "sampling_probability": 0.02}
+    truncation = accounting.Truncation(10_000, 400)
+    expected = accounting.epsilon(**settings, num_steps=12, truncation=truncation)
+    assert choice.rule == "composition"
+    assert choice.epsilon == pytest.approx(expected, rel=1e-3)
+    assert f"ε = {expected:.4g}"[:6] in choice.text
+    assert "does not apply" in choice.text
+    mixed = cost_of_choosing([*choices(2), *choices(1, noise_multiplier=4.0)])
+    assert mixed.epsilon is not None
+    assert mixed.epsilon < choice.epsilon  # type: ignore[operator]
+
+
+def test_a_random_number_of_runs_costs_repeat_and_select() -> None:
+    repetitions = Repetitions(6.0, 1.0)
+    choice = cost_of_choosing(choices(5), repetitions)
+    # 400 of 200 expected: the batch overflows with a probability of 1e-38, so that dp_accounting's own event is it.
+    once = dp_accounting.SelfComposedDpEvent(
+        dp_accounting.PoissonSampledDpEvent(0.02, dp_accounting.GaussianDpEvent(2.0)), 4
+    )
+    best = dp_accounting.RepeatAndSelectDpEvent(once, 6.0, 1.0)
+    expected = rdp_privacy_accountant.RdpAccountant().compose(best).get_epsilon(1e-5)
+    assert (choice.rule, choice.delta) == ("repeat and select", 1e-5)
+    assert choice.epsilon == pytest.approx(expected, rel=1e-6)
+    assert "geometric, mean 6; it came out as 5" in choice.text
+    longer = choices(1, num_steps=9)[0]._replace(job="other")
+    unlike = cost_of_choosing([*choices(2), longer], repetitions)
+    assert unlike.rule == "composition"
+    assert "differ in noise" in unlike.text
+
+
+def test_no_bound_is_claimed_for_runs_that_share_noise_or_have_none() -> None:
+    assert cost_of_choosing(choices(2, seed=7)).rule == "none"
+    assert cost_of_choosing([*choices(1), *choices(1, is_private=False, epsilon=None)]).epsilon is None
+    distinct = [*choices(1, seed=7), *choices(1, seed=8)]
+    assert "seeds were given" in cost_of_choosing(distinct).text
+
+
+# ---- The command, for real ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "submitit"])
+def test_six_real_runs_of_which_one_fails_at_first(
+    executor: str, make_config: Callable[..., ConfigDict], tmp_path: Path, compilation_cache_dir: str
+) -> None:
+    if executor == "submitit":
+        pytest.importorskip("submitit")
+    config = make_config()
+    pairs = {name: config.data[name] for name in ("path", "cache_dir", "max_length")}
+    source = (
+        "from configs import base\n\ndef get_config():\n    config = base.get_config().unlock()\n"
+        f"    config.name = 'tiny'\n    config.data.update({pairs!r})\n    config.data.length_groups = ()\n"
+        f"    config.model.path = {config.model.path!r}\n    config.model.trainable = {config.model.trainable!r}\n"
+        "    config.privacy.update({'epsilon': 0.5, 'delta': 1e-3, 'expected_batch_size': 24})\n"
+        "    config.denoise.enabled = False\n"
+        "    config.train.update({'num_steps': 2, 'microbatch_size': 8, 'eval_batch_size': 32})\n"
+        "    return config.lock()\n"
+    )
+    (tmp_path / "tiny.py").write_text(source)
+    # One job reads a model that is not there yet.
+    late = tmp_path / "late"
+    (tmp_path / "rates.py").write_text(
+        SWEEP.replace("configs/quickstart.py", str(tmp_path / "tiny.py")).replace(
+            '"seed": seed}', f'"seed": seed} | ({{"model.path": {str(late)!r}}} if (rate, seed) == (1e-2, 1) else {{}})'
+        )
+    )
+    options = ["--jobs_at_once=1"] if executor == "local" else ["--launch=cluster=local", "--launch=timeout_min=20"]
+    command = [
+        sys.executable, "-m", "experiments.sweep", f"--sweep={tmp_path / 'rates.py'}", f"--executor={executor}",
+        f"--workdir={tmp_path / 'work'}", *options,
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compilation_cache_dir}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=sweep.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+
+    first = run()
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "6 jobs, 0 finished before, 6 to run" in first.stdout
+    assert first.stdout.count("NOT FINISHED") == 1
+    assert str(late) in first.stdout  # in the last lines of the log
+    late.symlink_to(config.model.path)
+    second = run()
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "6 jobs, 5 finished before, 1 to run" in second.stdout
+    choosing = json.loads((tmp_path / "work" / "sweep.json").read_text())["choosing"]
+    assert choosing["rule"] == "composition"
+    assert choosing["epsilon"] > 0.5
+    third = run()
+    assert "6 finished before, 0 to run" in third.stdout
