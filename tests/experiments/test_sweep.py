@@ -411,11 +411,9 @@ def test_six_real_runs_of_which_one_fails_at_first(
     (tmp_path / "tiny.py").write_text(source)
     # One job reads a model that is not there yet.
     late = tmp_path / "late"
-    (tmp_path / "rates.py").write_text(
-        SWEEP.replace("configs/quickstart.py", str(tmp_path / "tiny.py")).replace(
-            '"seed": seed}', f'"seed": seed} | ({{"model.path": {str(late)!r}}} if (rate, seed) == (1e-2, 1) else {{}})'
-        )
-    )
+    only_one = f'"seed": seed}} | ({{"model.path": {str(late)!r}}} if (rate, seed) == (1e-2, 1) else {{}})'
+    rates = SWEEP.replace("configs/quickstart.py", str(tmp_path / "tiny.py")).replace('"seed": seed}', only_one)
+    (tmp_path / "rates.py").write_text(rates)
     options = ["--jobs_at_once=1"] if executor == "local" else ["--launch=cluster=local", "--launch=timeout_min=20"]
     command = [
         sys.executable, "-m", "experiments.sweep", f"--sweep={tmp_path / 'rates.py'}", f"--executor={executor}",
