@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags
 
 _SHARE = 0.95
+_SELECTION_STEP = 12
 _COLUMNS = (
     "batch", "epsilon", "arm", "learning rate (tried)", "seeds", "final accuracy", "steps to the target",
     "cosine of gradient, denoised, step", "seconds per step",
@@ -29,35 +30,49 @@ def main(argv: list[str]) -> None:
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     print("| " + " | ".join(_COLUMNS) + " |")
     print("|" + "---|" * len(_COLUMNS))
+    rates = chosen_rates(records)
     for (batch, epsilon), group in sorted(_grouped(records, lambda r: (_batch(r), r["epsilon"])).items(), reverse=True):
         arms = _grouped(group, lambda r: r["arm"])
-        target = _target(arms.get(baseline, []))
+        target = _target(arms.get(baseline, []), rates[batch, baseline])
         for arm, runs in arms.items():
-            print("| " + " | ".join([f"{batch:g}", f"{epsilon:g}", arm, *row(runs, target)]) + " |")
+            print("| " + " | ".join([f"{batch:g}", f"{epsilon:g}", arm, *row(runs, target, rates[batch, arm])]) + " |")
     print(f"\nThe target is {_SHARE:.0%} of the final accuracy of {baseline} at the same batch and epsilon.")
 
 
-def row(runs: Sequence[Record], target: float | None) -> list[str]:
+def chosen_rates(records: Sequence[Record]) -> dict[tuple[float, str], float]:
+    """``(batch size, arm) -> learning rate`` of the best accuracy where `experiments.methods_study` chooses.
+
+    It chooses at one epsilon and one seed: those of the records with the most rates.
+    """
+    chosen = {}
+    for key, runs in _grouped(records, lambda r: (_batch(r), r["arm"])).items():
+        candidates = max(_grouped(runs, lambda r: (r["epsilon"], r["seed"])).values(), key=len)
+        chosen[key] = _rate(max(candidates, key=lambda run: dict(run["accuracy"]).get(_SELECTION_STEP, 0.0)))
+    return chosen
+
+
+def row(runs: Sequence[Record], target: float | None, rate: float) -> list[str]:
     """The cells of an arm after its name.
 
     Args:
       runs: of one arm, batch size and epsilon: whole ones, and those that stopped where the learning rate was chosen.
       target: accuracy whose first step is looked for; None where there is no baseline.
+      rate: the chosen learning rate; runs at others are only counted as tried.
 
     Returns:
       One text for each column.
     """
     rates = sorted({_rate(run) for run in runs})
-    whole = [run for run in runs if run["steps"] == run["steps_of_the_schedule"]]
+    whole = _whole(runs, rate)
     tried = ", ".join(f"{rate:g}" for rate in rates)
     if not whole:
-        return [f"? ({tried})", "0", *["not run to the end"] * 2, "", ""]
+        return [f"{rate:g} ({tried})", "0", *["not run to the end"] * 2, "", ""]
     finals = [run["accuracy"][-1][1] for run in whole]
     reached = [_first_step(run["accuracy"], target) for run in whole] if target is not None else []
     spread = f" ± {statistics.stdev(finals):.3f}" if len(finals) > 1 else ""
     cosines = [_mean([value for run in whole for _, value in run[f"nonprivate/cosine_{x}"]]) for x in _STAGES]
     return [
-        f"{', '.join(f'{rate:g}' for rate in sorted({_rate(run) for run in whole}))} ({tried})",
+        f"{rate:g} ({tried})",
         str(len(whole)),
         f"{statistics.fmean(finals):.3f}{spread}",
         ", ".join("never" if step is None else str(step) for step in reached),
@@ -73,8 +88,12 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}" if values else "-"
 
 
-def _target(runs: Sequence[Record]) -> float | None:
-    finals = [run["accuracy"][-1][1] for run in runs if run["steps"] == run["steps_of_the_schedule"]]
+def _whole(runs: Sequence[Record], rate: float) -> list[Record]:
+    return [run for run in runs if run["steps"] == run["steps_of_the_schedule"] and _rate(run) == rate]
+
+
+def _target(runs: Sequence[Record], rate: float) -> float | None:
+    finals = [run["accuracy"][-1][1] for run in _whole(runs, rate)]
     return _SHARE * statistics.fmean(finals) if finals else None
 
 

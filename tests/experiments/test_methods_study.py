@@ -87,6 +87,15 @@ def test_the_table_compares_with_the_baseline() -> None:
         }
 
     runs = [run(0.1, 3, [[3, 0.9]]), run(0.2, 6, [[3, 0.7], [6, 0.8]]), run(0.2, 6, [[3, 0.6], [6, 0.6]])]
-    cells = methods_table.row(runs, target=0.65)
+    cells = methods_table.row(runs, target=0.65, rate=0.2)
     assert cells == ["0.2 (0.1, 0.2)", "2", "0.700 ± 0.141", "3, never", "0.500, 0.500, 0.500", "2"]
-    assert methods_table.row(runs[:1], target=None)[2] == "not run to the end"
+    assert methods_table.row(runs[:1], target=None, rate=0.1)[2] == "not run to the end"
+
+
+def test_the_rate_of_the_table_is_that_which_the_study_chose() -> None:
+    def run(arm: str, epsilon: float, rate: float, seed: int, accuracy: float) -> dict[str, Any]:
+        config = {"privacy": {"expected_batch_size": 64}, "optimizer": {"learning_rate": rate}}
+        return {"arm": arm, "epsilon": epsilon, "seed": seed, "config": config, "accuracy": [[12, accuracy]]}
+
+    records = [run("a", 8, 0.1, 0, 0.6), run("a", 8, 0.2, 0, 0.7), run("a", 8, 0.2, 1, 0.9), run("a", 3, 0.1, 0, 0.99)]
+    assert methods_table.chosen_rates([*records, run("b", 8, 0.3, 0, 0.5)]) == {(64, "a"): 0.2, (64, "b"): 0.3}
