@@ -90,6 +90,13 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # other examples, a part of parameters and optimizer state
     config.mesh.tensor = 1  # the same examples, a part of each layer
 
+    # What is kept; not a part of the experiment either.
+    config.checkpoints = ConfigDict()
+    config.checkpoints.keep = 2  # the newest
+    config.checkpoints.keep_best = 0  # besides, those with the best score, where a checkpoint is also an evaluation
+    config.checkpoints.score = placeholder(str)  # such as "eval/dev/accuracy"
+    config.checkpoints.best_is = "max"  # or "min"
+
     # Once trained, a decoder writes a text for each row of a split, and is scored.
     config.generation = ConfigDict()
     config.generation.split = "test"  # or "dev"

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from dp_rmt.accounting import Accountant
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft_adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
+from dp_rmt.training import processes
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
@@ -67,17 +69,8 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
     """
     configs = arm_configs(config)
     folders = {name: workdir if len(configs) == 1 else workdir / name for name in configs}
-    check_workdir(workdir, config)
-    if len(configs) > 1:
-        for name, folder in folders.items():
-            check_workdir(folder, configs[name])
-    if config.synthetic is not None:
-        for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
-            assemble.build_mechanism(arm_config, arm_config.synthetic.num_private_train)
-        claim_workdir(workdir, config)
-        located = synthetic_task.prepare(configs, workdir / "public")
-    else:
-        located = configs
+    with processes.first_alone("workdir"):
+        located = _locate(config, configs, folders, workdir)
     tasks: dict[str, Task] = {}
     arms = []
     for name, arm_config in located.items():
@@ -87,12 +80,16 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
         run = assemble.build_run(arm_config, tasks[shared], name=name)
         arms.append(Arm(name, configs[name], folders[name], tasks[shared], run))
         _check_checkpoints(arms[-1])
-    claim_workdir(workdir, config)
+    processes.wait_for_all("arms are ready")
+    if processes.is_first():
+        claim_workdir(workdir, config)
     return arms
 
 
 def train(arm: Arm, *, until: int | None = None) -> None:
     """Trains an arm to its end, from its last checkpoint if it has one, and writes everything but the report.
+
+    Of several processes all train, each on its devices; the first one writes.
 
     Args:
       arm: from `prepare`.
@@ -101,26 +98,25 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     Raises:
       ValueError: the checkpoint in the workdir belongs to another experiment.
     """
-    if not (arm.workdir / CONFIG_FILE).exists():
+    writes = processes.is_first()
+    if writes and not (arm.workdir / CONFIG_FILE).exists():
         claim_workdir(arm.workdir, arm.config)
     mechanism = arm.run.loop.mechanism
-    checkpoints = Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity)
+    checkpoints = _open_checkpoints(arm)
     state, seed = arm.run.state, arm.run.sampling_seed
     restored = checkpoints.restore(state)
     if restored is not None:
         state, seed = restored
         logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
-    write_privacy(arm.workdir, _statement(arm, int(state.step)))
-    metrics = MetricsWriter(arm.workdir / "metrics.jsonl")
+    if writes:
+        write_privacy(arm.workdir, _statement(arm, int(state.step)))
+    metrics = MetricsWriter(arm.workdir / "metrics.jsonl") if writes else None
     state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, until=until)
     checkpoints.close()
-    write_privacy(arm.workdir, _statement(arm, int(state.step)))
-    params = published_params(state)
-    _save_model(arm, params)
-    if arm.task.prompts is not None and int(state.step) == mechanism.num_steps:
-        scores = write_texts(arm.workdir, arm.task, params, arm.config.generation, data_mesh())
-        numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-        metrics.append(int(state.step), {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
+    params = processes.to_host(published_params(state))
+    if metrics is not None:
+        _write_results(arm, int(state.step), params, metrics)
+    processes.wait_for_all("results are written")
 
 
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
@@ -138,10 +134,41 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     return runs
 
 
+def _locate(
+    config: ConfigDict, configs: dict[str, ConfigDict], folders: dict[str, Path], workdir: Path
+) -> dict[str, ConfigDict]:
+    """Checks the folders, and makes the data of a synthetic task: the arms' configs with its paths."""
+    check_workdir(workdir, config)
+    if len(configs) > 1:
+        for name, folder in folders.items():
+            check_workdir(folder, configs[name])
+    if config.synthetic is None:
+        return configs
+    for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
+        assemble.build_mechanism(arm_config, arm_config.synthetic.num_private_train)
+    claim_workdir(workdir, config)
+    return synthetic_task.prepare(configs, workdir / "public")
+
+
+def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
+    """Privacy statement and model; at the end of a run also the texts of a decoder, and their scores."""
+    write_privacy(arm.workdir, _statement(arm, step))
+    _save_model(arm, params)
+    if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
+        mesh = data_mesh(jax.local_devices())  # the other processes have nothing to do with it
+        scores = write_texts(arm.workdir, arm.task, params, arm.config.generation, mesh)
+        numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+        metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
+
+
+def _open_checkpoints(arm: Arm) -> Checkpoints:
+    return Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity, **arm.config.checkpoints)
+
+
 def _check_checkpoints(arm: Arm) -> None:
     """Raises ValueError if the arm has a checkpoint of another experiment, such as one on other data."""
     if (arm.workdir / CHECKPOINTS).is_dir():
-        checkpoints = Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity)
+        checkpoints = _open_checkpoints(arm)
         checkpoints.check()
         checkpoints.close()
 

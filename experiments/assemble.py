@@ -17,6 +17,7 @@ from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.partitioning import batch_parts, init_state, jit_train_step, make_mesh
+from dp_rmt.training.processes import of_first
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
@@ -67,7 +68,8 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
     Args:
       config: privacy and train of `configs.base`.
       num_examples: rows of the training data.
-      num_devices: a microbatch is rounded up to a multiple of it.
+      num_devices: that examples are divided over; a microbatch is rounded up to a multiple of it, which changes neither
+        the samples nor the accounting.
 
     Returns:
       ``(mechanism, delta)``.
@@ -84,7 +86,7 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
         "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / privacy.expected_batch_size)),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
-        "batch_multiple_of": microbatch_size,
+        "batch_multiple_of": max(train.microbatch_size, 1),
         "microbatch_size": microbatch_size,
         "clipping_method": train.clipping_method,
         "accountant": privacy.accountant,
@@ -115,9 +117,8 @@ def build_run(
     mesh = make_mesh(**config.mesh)
     config = with_microbatch_size(config, task)
     mechanism, delta = build_mechanism(config, task.num_examples, batch_parts(mesh))
-    sampling_seed, noise_seed = (
-        fresh_seed() if seed is None else seed for seed in (config.privacy.sampling_seed, config.privacy.noise_seed)
-    )
+    given = config.privacy.sampling_seed, config.privacy.noise_seed
+    sampling_seed, noise_seed = (of_first(fresh_seed()) if seed is None else seed for seed in given)
     transforms = build_transforms(config, mechanism, noise_seed, mesh)
     if observe is not None:
         transforms = observe(transforms)
@@ -144,6 +145,7 @@ def build_run(
         eval_every=config.train.eval_every,
         checkpoint_every=config.train.checkpoint_every,
         name=name,
+        mesh=mesh,
     )
     _trace(loop, state)
     return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
@@ -165,6 +167,7 @@ def _trace(loop: TrainLoop, state: TrainState) -> None:
 
 def _identity(config: ConfigDict, task: Task, mechanism: DPSGD, delta: float) -> dict[str, Any]:
     facts = dataclasses.asdict(mechanism) | {"delta": delta, "train_data": fingerprint(task.train)}
+    facts["microbatch_size"] = mechanism.batch_multiple_of  # as in the config, not rounded up for these devices
     facts |= {f"model.{key}": value for key, value in config.model.items()}
     facts |= {f"optimizer.{key}": value for key, value in config.optimizer.items()}
     facts |= {f"denoise.{key}": value for key, value in config.denoise.items()}

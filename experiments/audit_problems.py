@@ -27,12 +27,12 @@ MUTATIONS = {
     "none": "",
     "noise removed": "laws/test_private_step.py::"
     "test_noise_of_the_update_is_multiplier_times_clip_norm_over_expected_batch_size",
-    "noise divided by B once more": "test_mechanism.py::"
-    "test_noise_std_is_multiplier_times_clip_norm_over_expected_batch_size",
+    "noise divided by B once more": "laws/test_private_step.py::"
+    "test_noise_of_the_update_is_multiplier_times_clip_norm_over_expected_batch_size",
     "clipping skipped": "laws/test_sensitivity.py::test_neighbours_differ_by_at_most_the_sensitivity",
     "leaf left out of the norm": "test_clipping.py::test_every_leaf_counts_in_the_norm",
     "padding counted": "laws/test_private_step.py::test_padding_reaches_nothing",
-    "tied weight counted once": "test_ghost_clipping.py::test_equals_vmap",
+    "tied weight counted once": "test_ghost_layers.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
 }
 """The mistakes, and the test of laws (under tests/) that guards the same."""
@@ -44,7 +44,7 @@ def canary_params(width: int) -> dict[str, jax.Array]:
 
 
 def canary_losses(params: Params, batch: Batch, head: jax.Array | None = None) -> jax.Array:
-    """Example i has a gradient in its own coordinate: small by the bias, small by the table's lookup, large by its head.
+    """Example i has a gradient at its own place: small by the bias, small by the table's lookup, large by its head.
 
     Gradients of different examples are orthogonal, so that every canary is attacked by itself ("Dirac canaries").
     `head` is the table once more; another array shows what each of its two uses does.

@@ -103,11 +103,11 @@ def sampled_rows(
       ``(rows, is_padding)``, each (num_runs, num_steps, N) of the data without the canary if num_examples is N - 1;
       the canary is row 0 of the model and the last of the data, where the index -1 of padding points.
     """
-    full = num_examples
-    indices = np.stack([
-        [PoissonSampling(full, sampling_probability, full, seed * num_runs + run).indices(step) for step in range(num_steps)]
-        for run in range(num_runs)
-    ])  # fmt: skip
+    indices = np.empty((num_runs, num_steps, num_examples), np.int32)
+    for run in range(num_runs):
+        sampling = PoissonSampling(num_examples, sampling_probability, num_examples, seed * num_runs + run)
+        for step in range(num_steps):
+            indices[run, step] = sampling.indices(step)
     return indices, indices < 0
 
 
@@ -136,7 +136,8 @@ def repeated_scores(
     is_padding = np.pad(is_padding, ((0, 0), (0, 0), (0, short)), constant_values=True)
     words = np.random.SeedSequence(seed).generate_state(2 * num_runs, np.uint32).reshape(num_runs, 2)
     run = _repeated_runs(mechanism)
-    parts = [run(words[i : i + chunk], rows[i : i + chunk], is_padding[i : i + chunk]) for i in range(0, num_runs, chunk)]
+    chunks = [slice(start, start + chunk) for start in range(0, num_runs, chunk)]
+    parts = [run(words[part], rows[part], is_padding[part]) for part in chunks]
     total, repetition = (np.concatenate([np.asarray(part[j]) for part in parts]) for j in (0, 1))
     return {"sum": total, "repetition": repetition}
 
@@ -144,7 +145,7 @@ def repeated_scores(
 def repeated_bound(
     mechanism: Audited, *, num_runs: int, delta: float, seed: int, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The bound of `num_runs` runs with and so many without the canary; a tenth chooses the attack and the threshold."""
+    """The bound of `num_runs` runs with and as many without the canary; a tenth chooses attack and threshold."""
     scores_in = repeated_scores(mechanism, with_canary=True, num_runs=num_runs, seed=seed)
     scores_out = repeated_scores(mechanism, with_canary=False, num_runs=num_runs, seed=seed + 1)
     tuning = num_runs // 10

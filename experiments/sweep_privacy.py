@@ -5,7 +5,7 @@ Scores come from models that were trained on the private data, so a choice by sc
 - A fixed number of runs: all of them together, as if all were published. It holds for any choice.
 - A random number of runs, drawn beforehand from a known distribution, each an independent draw from one and the same
   mechanism (settings drawn at random, then a run), of which the best alone is published: Papernot & Steinke 2022
-  (arXiv 2110.03620), `dp_accounting.RepeatAndSelectDpEvent`. It grows like the logarithm of the mean, or less.
+  (arXiv 2110.03620), `dp_accounting.dp_event.RepeatAndSelectDpEvent`. It grows like the logarithm of the mean, or less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dp_rmt.training.privacy_text import number
 
 @dataclasses.dataclass(frozen=True)
 class Repetitions:
-    """The distribution of a random number of runs, as `dp_accounting.RepeatAndSelectDpEvent` has it.
+    """The distribution of a random number of runs, as `dp_accounting.dp_event.RepeatAndSelectDpEvent` has it.
 
     With shape inf Poisson; else the truncated negative binomial distribution of Papernot & Steinke, definition 1,
     ``P[K = k] ~ (1 - gamma)^k prod_(l < k) (l + shape) / (l + 1)`` for k >= 1: with 1 geometric, with 0 logarithmic.

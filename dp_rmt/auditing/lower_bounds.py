@@ -129,7 +129,7 @@ def clopper_pearson(
     """
     k = np.asarray(successes)
     if operator.index(trials) < 1 or np.any(k < 0) or np.any(k > trials):
-        raise ValueError(f"clopper_pearson: {successes} successes of {trials} trials are not possible")
+        raise ValueError(f"clopper_pearson: {k.tolist()} successes of {trials} trials are not possible")
     _check_confidence(confidence)
     tail = (1 - confidence) / 2
     low = np.where(k == 0, 0.0, stats.beta.ppf(tail, np.maximum(k, 1), trials - k + 1))
@@ -141,7 +141,8 @@ def repeated_runs_epsilon(counts: Counts, *, delta: float, confidence: float = 0
     """A lower bound on epsilon from independent runs with and without one canary.
 
     ``P[out -> "in"] >= (P[in -> "in"] - delta) / e^eps``, the same for "out" (Kairouz, Oh & Viswanath 2015); with both
-    rates at their worse ends of Clopper-Pearson intervals that share ``1 - confidence`` (Jagielski, Ullman & Oprea 2020):
+    rates at the worse ends of Clopper-Pearson intervals that share ``1 - confidence`` (Jagielski, Ullman & Oprea
+    2020):
     ``eps = max(ln((TPR_low - delta) / FPR_high), ln((TNR_low - delta) / FNR_high))``.
 
     Args:
@@ -187,8 +188,8 @@ def best_threshold(
       ``(threshold, epsilon)``; thresholds lie midway between two neighbouring scores. The epsilon is that of the tuning
       runs, good only for choosing between attacks: it has been searched for.
 
-    >>> best_threshold(np.array([3.0, 4.0]), np.array([0.0, 1.0]), delta=0.0)[0]
-    2.0
+    >>> best_threshold(np.full(20, 4.0), np.full(20, 1.0), delta=0.0)[0]
+    2.5
     """
     values = np.unique(np.concatenate([in_scores, out_scores]))
     candidates = values if len(values) == 1 else values[:-1] + np.diff(values) / 2

@@ -38,18 +38,30 @@ def group_by_length(
     >>> short[0]["attention_mask"].shape, short[1].tolist(), long[1].tolist()
     ((2, 2), [False, True], [False, True])
     """
+    rows = rows_of_groups(arrays, indices, lengths=lengths, microbatch_size=microbatch_size)
+    return tuple(gather_batch(cut, members) for cut, members in rows)
+
+
+def rows_of_groups(
+    arrays: Mapping[str, np.ndarray], indices: np.ndarray, *, lengths: Sequence[int], microbatch_size: int | None
+) -> list[tuple[Mapping[str, np.ndarray], np.ndarray]]:
+    """The rows that `group_by_length` gathers, not yet gathered; the arguments are the same.
+
+    Returns:
+      For each length the data set, its arrays cut to it (views), and the examples (B,) of the group, -1 for padding.
+    """
     full_length = arrays["attention_mask"].shape[1]
     if microbatch_size is None:
-        return (gather_batch(arrays, indices),)
+        return [(arrays, indices)]
     check_lengths(lengths, full_length)
     real = indices[indices >= 0]
-    groups = []
+    groups: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []
     for length, rows in zip(lengths, rows_by_length(arrays["attention_mask"][real], lengths), strict=True):
         members = np.full(len(indices), -1, indices.dtype)
         members[: len(rows)] = real[rows]
         cut = {name: x[:, :length] if x.shape[1:] == (full_length,) else x for name, x in arrays.items()}
-        groups.append(gather_batch(cut, members[microbatch_order(len(members), microbatch_size)]))
-    return tuple(groups)
+        groups.append((cut, members[microbatch_order(len(members), microbatch_size)]))
+    return groups
 
 
 def rows_by_length(attention_mask: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:

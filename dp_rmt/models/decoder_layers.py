@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.models.activations import divided_by_example
 from dp_rmt.models.decoder_cache import append_layer
 from dp_rmt.models.decoder_config import DecoderConfig
 from dp_rmt.models.decoder_norms import normalisation
@@ -129,6 +130,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[tuple[jax.Array, Slots], None]:
         """Maps hidden states (B, T, D) to hidden states (B, T, D)."""
         config, (hidden_BxTxD, slots) = self.config, carry
+        hidden_BxTxD = divided_by_example(hidden_BxTxD)
         norm = partial(normalisation, config)
         attention = CausalSelfAttention(config, name="attention")
         attended, slots = attention(norm(name="attention_norm")(hidden_BxTxD), slots, layer, shared)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.models.activations import divided_by_example
 from dp_rmt.models.lora import SUFFIX, LoRAConfig, LoRADense
 
 # Hugging Face's `hidden_act` names. "gelu" is the erf form; the tanh forms differ from it by up to 5e-4.
@@ -128,6 +129,7 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, hidden_BxLxD: jax.Array, attention_mask_BxL: jax.Array) -> tuple[jax.Array, None]:
         """Maps hidden states (B, L, D) to hidden states (B, L, D)."""
+        hidden_BxLxD = divided_by_example(hidden_BxLxD)
         normalise = partial(layer_norm, eps=self.layer_norm_eps)
         project = partial(dense, dtype=self.dtype, lora=self.lora)
         attended = SelfAttention(self.num_heads, self.dtype, self.lora, name="attention")(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.training import processes
+from dp_rmt.training.file_digests import damage, write_digests
 from dp_rmt.training.train_state import TrainState
+
+_GOODNESS = "goodness"
 
 
 class Checkpoints:
@@ -18,66 +26,198 @@ class Checkpoints:
 
     A run resumed with the same noise key on OTHER batches would let an observer subtract two updates and cancel the
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
-    to go on where it differs.
+    to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
+
+    Digests of all files are saved with each checkpoint; one whose files have changed since is not restored, but the
+    one before.
 
     Args:
-      directory: where they lie; made on the first save.
+      directory: where they lie; made on the first save. Of several processes, all must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model.
-      max_to_keep: older checkpoints are deleted.
+      keep: so many of the newest are kept; older ones are deleted once the next is saved.
+      keep_best: so many of those with the best scores are kept, too.
+      score: name of the score that makes the best, such as "eval/dev/accuracy".
+      best_is: "max" or "min".
+
+    Raises:
+      ValueError: less than one is to be kept, or the best by no score.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any], *, max_to_keep: int = 2):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        score: str | None = None,
+        best_is: Literal["max", "min"] = "max",
+    ):
+        if keep < 1 or keep_best < 0 or (keep_best and score is None) or best_is not in ("max", "min"):
+            raise ValueError(
+                f"keep={keep} must be at least 1, keep_best={keep_best} at least 0, with a score (not {score!r}) if it "
+                f"is not 0, and best_is={best_is!r} 'max' or 'min'"
+            )
         self._directory = Path(directory).absolute()
         self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._score = score if keep_best else None
+        self._saving: int | None = None
+        self._sign = 1 if best_is == "max" else -1
+        policies: list[Any] = [preservation.LatestN(keep)]
+        if keep_best:
+            policies.append(preservation.BestN(get_metric_fn=_goodness, n=keep_best))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy(policies),
+            best_fn=_goodness if keep_best else None,  # without it Orbax saves no metrics
+            create=True,
+            cleanup_tmp_directories=True,  # what a killed process left behind
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
+        )
+        self._manager = _Manager(self._directory, options=options)
 
-    def save(self, step: int, state: TrainState, *, sampling_seed: int) -> None:
+    def save(
+        self, step: int, state: TrainState, *, sampling_seed: int, scores: Mapping[str, float] | None = None
+    ) -> None:
         """Saves in the background; a step that is there already is left as it is.
 
         Args:
           step: number of updates done.
           state: the state after them.
           sampling_seed: of `PoissonSampling`, kept secret with the noise key.
+          scores: of the evaluation at this step; None or empty if there was none.
+
+        Raises:
+          OSError: this checkpoint, or the last one in the background, could not be written, as on a full disk.
+          ValueError: the score that makes the best is not among the scores.
         """
         meta = {"identity": self._identity, "sampling_seed": str(sampling_seed)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=items)
+        metrics = self._metrics(scores or {})
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._saving = step
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
+
+    def wait(self) -> None:
+        """Waits for a save that is under way.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
 
     def restore(self, template: TrainState) -> tuple[TrainState, int] | None:
-        """The newest checkpoint, or None where there is none.
+        """The newest checkpoint that is intact, or None where there is none at all.
+
+        Damaged ones after it are put aside, as ``STEP.damaged``, and the log says so.
 
         Args:
-          template: a state with the structure, shapes and shardings to restore.
+          template: a state with the structure, shapes and shardings to restore; of any mesh.
 
         Returns:
           ``(state, sampling_seed)``.
 
         Raises:
-          ValueError: the checkpoint belongs to another experiment; the differences are listed.
+          ValueError: the checkpoint belongs to another experiment (the differences are listed), or all are damaged.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
             return None
-        meta = self._meta(step)
+        found = self._newest_intact(steps)
+        self._put_aside([step for step in steps if step > found])
+        meta = self._meta(found)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        return self._manager.restore(step, args=items).state, int(meta["sampling_seed"])
+        return self._manager.restore(found, args=items).state, int(meta["sampling_seed"])
 
     def check(self) -> None:
         """Makes sure that the newest checkpoint, if there is one, can be resumed; reads nothing big.
 
         Raises:
-          ValueError: as `restore`.
+          ValueError: it belongs to another experiment.
         """
-        step = self._manager.latest_step()
-        if step is not None:
-            self._meta(step)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if damage(self._folder(step), "meta/*") is None:
+                self._meta(step)
+                return
 
     def close(self) -> None:
-        """Waits for saves that are under way."""
-        self._manager.wait_until_finished()
+        """Waits for saves that are under way.
+
+        Raises:
+          OSError: as `wait`.
+        """
+        self.wait()
         self._manager.close()
+
+    def _folder(self, step: int) -> Path:
+        return self._directory / str(step)
+
+    def _temporary(self) -> Path | None:
+        """What is being saved lies there until it is whole; then Orbax renames it."""
+        return next(iter(self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")), None)
+
+    def _before_commit(self) -> None:
+        if processes.is_first():
+            folder = self._temporary()
+            assert folder is not None, f"Orbax saves step {self._saving} in {self._directory} under another name"
+            write_digests(folder)
+
+    def _metrics(self, scores: Mapping[str, float]) -> dict[str, float] | None:
+        """What Orbax sorts by; a checkpoint that was not evaluated, or whose score is NaN, is never among the best."""
+        if self._score is None:
+            return None
+        if scores and self._score not in scores:
+            raise ValueError(f"there is no score {self._score!r} to keep the best by, only {', '.join(sorted(scores))}")
+        goodness = self._sign * scores.get(self._score, math.nan)
+        return {_GOODNESS: -math.inf if math.isnan(goodness) else goodness}
+
+    def _failed(self, error: Exception) -> NoReturn:
+        """Frees what the failed save has taken of the disk, and says where the run stands."""
+        if processes.is_first() and (folder := self._temporary()) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        left = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+        last = f"the last good one is step {left[-1]}" if left else "there is no other"
+        raise OSError(
+            f"the checkpoint of step {self._saving} could not be written to {self._directory}; {last}. Free space (or "
+            f"mend what is said below) and run the same command again, it goes on from there. {_last_line(error)}"
+        ) from error
+
+    def _newest_intact(self, steps: list[int]) -> int:
+        """The first of the steps whose files are as they were saved, found by the first process."""
+        found = -1
+        if processes.is_first():
+            for step in steps:
+                problem = damage(self._folder(step))
+                if problem is None:
+                    found = step
+                    break
+                logging.warning("the checkpoint %s is damaged (%s): taking the one before", self._folder(step), problem)
+        found = processes.of_first(found + 1) - 1
+        if found < 0:
+            raise ValueError(
+                f"every checkpoint in {self._directory} is damaged (steps {', '.join(map(str, steps))}): put back a "
+                "copy, or start over with a new --workdir"
+            )
+        return found
+
+    def _put_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints, so that these steps can be saved again."""
+        if not steps:
+            return
+        if processes.is_first():
+            for step in steps:
+                aside = self._directory / f"{step}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                self._folder(step).rename(aside)
+        processes.wait_for_all("damaged checkpoints put aside")
+        self._manager.reload()
 
     def _meta(self, step: int) -> Mapping[str, Any]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -97,3 +237,27 @@ class Checkpoints:
                 "Going on would reuse its noise on other batches or gradients, which lets the noise cancel out and "
                 "breaks the privacy guarantee. Give a new --workdir, or restore the settings above."
             )
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for preemption: that is the training loop's (`dp_rmt.training.preemption`).
+
+    JAX's service agrees on the step to stop at by the last number that each process has asked about; Orbax asks about
+    older ones, from a thread of its own.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
+def _goodness(metrics: Mapping[str, float]) -> float:
+    return metrics[_GOODNESS]
+
+
+def _last_line(error: BaseException) -> str:
+    """Of the error at the bottom: those of Orbax and tensorstore run over many lines, the reason at the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -10,6 +10,7 @@ import numpy as np
 from dp_rmt.data import evaluation_batches, glue_scores
 from dp_rmt.data.length_groups import check_lengths, rows_by_length
 from dp_rmt.training.losses import Logits, Losses, label_losses, predictions
+from dp_rmt.training.processes import to_host
 from dp_rmt.types import Params
 
 
@@ -47,7 +48,7 @@ def make_evaluator(
         for part in parts:
             for batch, is_padding in evaluation_batches(part, batch_size):
                 for collected, values in zip((predicted, losses), evaluate_batch(params, batch), strict=True):
-                    collected.append(np.asarray(values)[~is_padding])
+                    collected.append(np.asarray(to_host(values))[~is_padding])
                 labels.append(batch["label"][~is_padding])
         scores = glue_scores(metrics, np.concatenate(predicted), np.concatenate(labels))
         return {**scores, "loss": float(np.mean(np.concatenate(losses)))}
@@ -78,7 +79,7 @@ def make_loss_evaluator(
         counts: list[np.ndarray] = []
         for part in parts:
             for batch, is_padding in evaluation_batches(part, batch_size):
-                found.append(np.asarray(evaluate_batch(params, batch), np.float64)[~is_padding])
+                found.append(np.asarray(to_host(evaluate_batch(params, batch)), np.float64)[~is_padding])
                 counts.append(np.count_nonzero(batch["loss_mask"][~is_padding, 1:], axis=1))
         loss, count = np.concatenate(found), np.concatenate(counts)
         return {"loss": float(np.mean(loss)), "perplexity": float(np.exp(np.sum(loss * count) / np.sum(count)))}

@@ -87,11 +87,16 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, shardings: TrainState | No
     Returns:
       The compiled step; it takes NumPy or JAX arrays, and its metrics are replicated.
     """
-    state: Any = replicated(mesh) if shardings is None else shardings
+    state_layout: Any = replicated(mesh) if shardings is None else shardings
+
+    def on_mesh(state: TrainState, groups: Any) -> tuple[TrainState, dict[str, Any]]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which the models' layers ask for
+            return train_step(state, groups)
+
     return jax.jit(
-        train_step,
-        in_shardings=(state, by_example(mesh)),
-        out_shardings=(state, replicated(mesh)),
+        on_mesh,
+        in_shardings=(state_layout, by_example(mesh)),
+        out_shardings=(state_layout, replicated(mesh)),
         donate_argnums=0,
     )
 

@@ -1,4 +1,4 @@
-"""The training loop: sample, step, report, evaluate, checkpoint."""
+"""The training loop: sample, step, report, evaluate, checkpoint; and what ends it early."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
 from dp_rmt.batch_selection import PoissonSampling
-from dp_rmt.data.length_groups import group_by_length
+from dp_rmt.data.batches import gather_batch
+from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
+from dp_rmt.training.preemption import Preempted, Preemption
+from dp_rmt.training.processes import to_devices
 from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
@@ -40,6 +44,7 @@ class TrainLoop:
       eval_every: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       name: shown at the progress bar.
+      mesh: of the step; of use where there are several processes, each of which then reads its own rows.
     """
 
     train_step: TrainStep
@@ -52,13 +57,14 @@ class TrainLoop:
     eval_every: int
     checkpoint_every: int
     name: str = "train"
+    mesh: Mesh | None = None
 
     def run(
         self,
         state: TrainState,
         sampling: PoissonSampling,
         checkpoints: Checkpoints,
-        metrics: MetricsWriter,
+        metrics: MetricsWriter | None,
         *,
         until: int | None = None,
     ) -> TrainState:
@@ -71,46 +77,61 @@ class TrainLoop:
           state: fresh or restored.
           sampling: the Poisson sampler, made of the run's own seed.
           checkpoints: where to save.
-          metrics: where to write.
+          metrics: where to write; None writes and shows nothing, as all processes but the first.
           until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay
             those of the whole run, which a later call continues.
 
         Returns:
           The state after the last step taken.
+
+        Raises:
+          Preempted: SIGTERM came; the step under way was finished and saved. It ends the program, if not caught.
+          OSError: something could not be written, such as a checkpoint on a full disk.
         """
         num_steps, first = self.mechanism.num_steps, int(state.step)
         last = num_steps if until is None else min(until, num_steps)
-        metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
-        reporter = _Reporter(self, metrics, tqdm.tqdm(total=last, initial=first, desc=self.name, unit="step"))
-        if first == 0:
-            reporter.evaluation(0, self._evaluate(state))
+        if metrics is not None:
+            metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
+        shown = {"total": last, "initial": first, "desc": self.name, "unit": "step", "disable": metrics is None}
         pending = None
-        for step in range(first, last):
-            state, step_metrics = self.train_step(state, self.groups(sampling.indices(step)))
-            if pending is not None:
-                reporter.training(*pending)
-            pending = step + 1, step_metrics
-            is_last = step + 1 == last
-            evaluates = is_last or (step + 1) % self.eval_every == 0
-            saves = is_last or (step + 1) % self.checkpoint_every == 0
-            if evaluates or saves:  # what is written must not lag behind what is saved
-                reporter.training(*pending)
-                pending = None
-            if evaluates:
-                reporter.evaluation(step + 1, self._evaluate(state))
-            if saves:
-                checkpoints.save(step + 1, state, sampling_seed=sampling.seed)
-        reporter.close()
+        with tqdm.tqdm(**shown) as bar, Preemption() as preemption:
+            reporter = _Reporter(self, metrics, bar)
+            if first == 0:
+                reporter.evaluation(0, self._evaluate(state))
+            for step in range(first, last):
+                state, step_metrics = self.train_step(state, self.groups(sampling.indices(step)))
+                if pending is not None:
+                    reporter.training(*pending)
+                pending = step + 1, step_metrics
+                stops = preemption.came(step)
+                is_last = step + 1 == last
+                evaluates = is_last or (step + 1) % self.eval_every == 0
+                saves = is_last or stops or (step + 1) % self.checkpoint_every == 0
+                scores: dict[str, float] = {}
+                if evaluates or saves:  # what is written must not lag behind what is saved
+                    reporter.training(*pending)
+                    pending = None
+                if evaluates:
+                    scores = self._evaluate(state)
+                    reporter.evaluation(step + 1, scores)
+                if saves:
+                    checkpoints.save(step + 1, state, sampling_seed=sampling.seed, scores=scores)
+                if stops:
+                    checkpoints.wait()
+                    raise Preempted(self.name, step + 1, num_steps)
         return state
 
     def groups(self, indices: np.ndarray) -> Any:
         """The batch of these examples, -1 being padding, as `train_step` takes it.
 
-        Of NumPy arrays, which the compiled step puts on the devices.
+        Of NumPy arrays, which the compiled step puts on the devices; of several processes, of global arrays.
         """
-        return group_by_length(
-            self.arrays, indices, lengths=self.lengths, microbatch_size=self.mechanism.microbatch_size
-        )
+        size = self.mechanism.microbatch_size
+        filled = np.append(indices, np.full(-len(indices) % (size or 1), -1, indices.dtype))
+        rows = rows_of_groups(self.arrays, filled, lengths=self.lengths, microbatch_size=size)
+        if self.mesh is not None and jax.process_count() > 1:
+            return to_devices(rows, self.mesh)
+        return tuple(gather_batch(arrays, members) for arrays, members in rows)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         params = published_params(state)
@@ -124,7 +145,7 @@ class TrainLoop:
 class _Reporter:
     """Writes metrics.jsonl and moves the progress bar."""
 
-    def __init__(self, loop: TrainLoop, metrics: MetricsWriter, bar: tqdm.tqdm):
+    def __init__(self, loop: TrainLoop, metrics: MetricsWriter | None, bar: tqdm.tqdm):
         self._loop, self._metrics, self._bar = loop, metrics, bar
         self._epsilon_every = max(1, math.ceil(loop.mechanism.num_steps / EPSILON_POINTS))
         self._shown: dict[str, str] = {}
@@ -132,6 +153,8 @@ class _Reporter:
 
     def training(self, step: int, values: Mapping[str, Any]) -> None:
         values = jax.device_get(dict(values))  # waits for this step, while the next one runs
+        if self._metrics is None:
+            return
         now = time.monotonic()
         learning_rate = float(self._loop.learning_rate(step - 1))
         line: dict[str, Any] = {"learning_rate": learning_rate, "seconds": now - self._since}
@@ -140,15 +163,24 @@ class _Reporter:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)
             line["epsilon"] = epsilon if math.isfinite(epsilon) else None
             self._shown["epsilon"] = f"{epsilon:.3f}"
-        self._metrics.append(step, {**line, **values})
+        self._append(step, {**line, **values})
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(self._shown)
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        self._metrics.append(step, scores)
+        if self._metrics is None:
+            return
+        self._append(step, scores)
         self._shown |= {name.removeprefix("eval/"): f"{value:.4f}" for name, value in scores.items()}
         self._bar.set_postfix(self._shown)
         self._since = time.monotonic()  # evaluation is not a part of a step's time
 
-    def close(self) -> None:
-        self._bar.close()
+    def _append(self, step: int, values: Mapping[str, Any]) -> None:
+        assert self._metrics is not None
+        try:
+            self._metrics.append(step, values)
+        except OSError as error:
+            raise OSError(
+                f"{self._metrics.path} could not be written: {error}. The checkpoints are as they were: free space (or "
+                "mend this) and run the same command again, it goes on from the last of them"
+            ) from error

@@ -70,7 +70,7 @@ def test_state_and_seed_come_back_bit_for_bit(checkpoints):
 
 
 def test_the_newest_is_restored_and_old_ones_go(checkpoints, tmp_path):
-    first = checkpoints(identity(), max_to_keep=2)
+    first = checkpoints(identity(), keep=2)
     for step in (2, 7, 30):
         first.save(step, make_state(value=float(step)), sampling_seed=0)
     first.close()
@@ -143,3 +143,115 @@ def test_an_identity_may_hold_what_json_changes(checkpoints):
     assert checkpoints(facts).restore(make_state()) is not None
     with pytest.raises(ValueError, match=r"lengths: checkpoint \[16, 32\], now \[16, 64\]"):
         checkpoints({**facts, "lengths": (16, 64)}).restore(make_state())
+
+
+def save_three(checkpoints, **options):
+    """Steps 1, 2 and 3, whose kernels are full of 1, 2 and 3."""
+    first = checkpoints(identity(), keep=3, **options)
+    for step in (1, 2, 3):
+        first.save(step, make_state(value=float(step)), sampling_seed=step)
+    first.close()
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(folder):
+    """In the arrays' own data, which nothing else would notice."""
+    path = largest_file(folder / "state")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def truncate(folder):
+    path = largest_file(folder / "state")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove_a_file(folder):
+    largest_file(folder / "state").unlink()
+
+
+def garble_the_digests(folder):
+    (folder / "sha256.json").write_text('{"state/')
+
+
+@pytest.mark.parametrize("harm", [flip_a_byte, truncate, remove_a_file, garble_the_digests])
+def test_a_damaged_checkpoint_is_passed_over(checkpoints, tmp_path, caplog, harm):
+    """The one before is restored, with its own seed, the log says so, and the step can be saved again."""
+    save_three(checkpoints)
+    harm(tmp_path / "checkpoints" / "3")
+    again = checkpoints(identity(), keep=3)
+    again.check()
+    restored, seed = again.restore(make_state())
+    assert (int(restored.step), seed) == (1, 2)  # the state's own step is that of make_state
+    np.testing.assert_array_equal(restored.params["a"]["kernel"], 2.0)
+    assert "checkpoints/3 is damaged" in caplog.text
+    again.save(3, make_state(value=33.0), sampling_seed=2)
+    again.close()
+    restored, _ = checkpoints(identity()).restore(make_state())
+    np.testing.assert_array_equal(restored.params["a"]["kernel"], 33.0)
+    assert (tmp_path / "checkpoints" / "3.damaged").is_dir()
+
+
+def test_several_damaged_checkpoints(checkpoints, tmp_path):
+    save_three(checkpoints)
+    for step in (2, 3):
+        flip_a_byte(tmp_path / "checkpoints" / str(step))
+    restored, _ = checkpoints(identity()).restore(make_state())
+    np.testing.assert_array_equal(restored.params["a"]["kernel"], 1.0)
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(checkpoints, tmp_path):
+    """Starting over would draw new noise for steps whose results may be known already."""
+    save_three(checkpoints)
+    for step in (1, 2, 3):
+        flip_a_byte(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged \(steps 3, 2, 1\)"):
+        checkpoints(identity()).restore(make_state())
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"1", "2", "3"}
+
+
+def test_another_experiment_is_refused_though_the_newest_is_damaged(checkpoints, tmp_path):
+    save_three(checkpoints)
+    flip_a_byte(tmp_path / "checkpoints" / "3")
+    with pytest.raises(ValueError, match="belongs to another experiment"):
+        checkpoints(identity(model="another")).restore(make_state())
+
+
+def test_checkpoints_from_before_there_were_digests(checkpoints, tmp_path):
+    save_three(checkpoints)
+    for path in (tmp_path / "checkpoints").glob("*/sha256.json"):
+        path.unlink()
+    restored, _ = checkpoints(identity()).restore(make_state())
+    np.testing.assert_array_equal(restored.params["a"]["kernel"], 3.0)
+
+
+@pytest.mark.parametrize(("best_is", "kept"), [("max", {"3", "6", "7"}), ("min", {"1", "6", "7"})])
+def test_the_newest_and_the_best_are_kept(checkpoints, tmp_path, best_is, kept):
+    """Two of the newest, one of the best; a NaN, and a checkpoint without an evaluation, are never the best."""
+    options = {"keep": 2, "keep_best": 1, "score": "eval/dev/accuracy", "best_is": best_is}
+    first = checkpoints(identity(), **options)
+    for step, accuracy in enumerate([0.2, 0.5, 0.8, np.nan, None], start=1):
+        scores = {} if accuracy is None else {"eval/dev/accuracy": accuracy, "eval/dev/loss": 1.0}
+        first.save(step, make_state(), sampling_seed=0, scores=scores)
+    first.close()
+    second = checkpoints(identity(), **options)  # which reads the scores
+    for step, accuracy in ((6, 0.3), (7, 0.4)):
+        second.save(step, make_state(), sampling_seed=0, scores={"eval/dev/accuracy": accuracy})
+    second.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()} == kept
+
+
+def test_a_score_that_is_not_there_is_named(checkpoints):
+    first = checkpoints(identity(), keep_best=1, score="eval/dev/f1")
+    with pytest.raises(ValueError, match=r"no score 'eval/dev/f1' .* only eval/dev/accuracy"):
+        first.save(1, make_state(), sampling_seed=0, scores={"eval/dev/accuracy": 0.5})
+
+
+@pytest.mark.parametrize("options", [{"keep": 0}, {"keep_best": -1}, {"keep_best": 1}, {"best_is": "most"}])
+def test_what_to_keep_is_checked(tmp_path, options):
+    with pytest.raises(ValueError, match="keep"):
+        Checkpoints(tmp_path, {}, **options)

@@ -1,0 +1,337 @@
+"""What a private step costs, from first principles: operations, bytes, collectives, and the least time on a chip.
+
+Counts follow the implementation term by term (book-keeping clipping with ghost norms, Threefry noise, the subspace
+denoiser, Adam in float32); `experiments.scaling` holds them against compiled programs. Times are bounds, not forecasts:
+every unit at its published peak, communication hidden behind computation wherever the program allows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+FLOAT32, BFLOAT16 = 4, 2
+
+NOISE_OPERATIONS = 250
+"""Vector operations for one normal number: 20 rounds of Threefry with their keys (115; JAX's partitionable form takes
+a block for each number), the bits to a uniform number, the inverse error function with its branches. XLA's program for
+the CPU has 247 (tests/experiments/test_scaling.py)."""
+
+PASSES_OF_A_FLOAT32_PRODUCT = 6
+"""Products of bfloat16 parts that make one of float32 (`jax.lax.Precision.HIGHEST`), as the denoiser takes them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published peaks of one accelerator.
+
+    Attributes:
+      name: for tables.
+      flops: bfloat16 products, dense, per second.
+      float32_flops: products of float32 at full precision, per second.
+      vector_ops: 32-bit operations outside of the matrix unit, per second.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes per second.
+      node: devices of the fast domain.
+      link: bytes per second that a device sends at most, to the others of its fast domain.
+      link_out: the same between nodes; TPUs of one pod are one domain.
+      sources: of the numbers.
+    """
+
+    name: str
+    flops: float
+    float32_flops: float
+    vector_ops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    node: int
+    link: float
+    link_out: float
+    sources: str
+
+
+_BOOK = "https://jax-ml.github.io/scaling-book/tpus/"
+_TPU = "https://cloud.google.com/tpu/docs"
+CHIPS = {
+    "v5e": Chip(
+        "TPU v5e", 1.97e14, 1.97e14 / PASSES_OF_A_FLOAT32_PRODUCT, 8 * 128 * 4 * 1.5e9, 16e9, 8.1e11, 256, 2e11, 2e11,
+        f"{_TPU}/v5e and {_BOOK}: 197 TFLOP/s, 16 GB at 8.1e11 B/s, 4 links of 5e10 B/s each way (1,600 Gbit/s a "
+        "chip); vector unit 8 x 128 lanes x 4 at 1.5 GHz",
+    ),
+    "v6e": Chip(
+        "TPU v6e", 9.2e14, 9.2e14 / PASSES_OF_A_FLOAT32_PRODUCT, 8 * 128 * 4 * 1.5e9, 32e9, 1.6e12, 256, 4e11, 4e11,
+        f"{_TPU}/v6e and {_BOOK}: 920 TFLOP/s, 32 GB at 1.6e12 B/s, 4 links of 1e11 B/s each way; the vector unit is "
+        "not published, v5e's is assumed",
+    ),
+    "h100": Chip(
+        "H100 SXM", 9.89e14, 6.7e13, 3.35e13, 80e9, 3.35e12, 8, 4.5e11, 5e10,
+        "https://www.nvidia.com/en-us/data-center/h100/: 989 TFLOP/s bfloat16 dense, 67 TFLOP/s float32 (33.5e12 "
+        "operations), 80 GB at 3.35e12 B/s, NVLink 900 GB/s in both directions together; between nodes 400 Gbit/s for "
+        "each GPU (DGX H100)",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Shapes of a decoder of Llama's kind, without tied embeddings.
+
+    Attributes:
+      hidden: width of the hidden states.
+      layers: number of layers.
+      query: width of all query heads together.
+      key: width of all key heads together, and of all value heads.
+      inner: width inside the feed-forward part.
+      vocab: words.
+    """
+
+    hidden: int
+    layers: int
+    query: int
+    key: int
+    inner: int
+    vocab: int
+
+    @property
+    def kernels(self) -> dict[str, tuple[int, int, int]]:
+        """name -> (how many, inputs, outputs)."""
+        d, q, k, f, n = self.hidden, self.query, self.key, self.inner, self.layers
+        return {
+            "query": (n, d, q), "key": (n, d, k), "value": (n, d, k), "output": (n, q, d),
+            "gate": (n, d, f), "up": (n, d, f), "down": (n, f, d), "lm_head": (1, d, self.vocab),
+        }  # fmt: skip
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of all matrices but the head and the embedding."""
+        return sum(n * i * o for name, (n, i, o) in self.kernels.items() if name != "lm_head")
+
+    @property
+    def parameters(self) -> int:
+        """All but the scales of norms, which are 1e-5 of them.
+
+        >>> round(MODELS["Llama-3 8B"].parameters / 1e9, 2), round(MODELS["Llama-3 70B"].parameters / 1e9, 2)
+        (8.03, 70.55)
+        """
+        return self.layer_parameters + 2 * self.hidden * self.vocab
+
+
+MODELS = {
+    "Llama-3 8B": Decoder(4096, 32, 4096, 1024, 14336, 128256),
+    "Llama-3 70B": Decoder(8192, 80, 8192, 1024, 28672, 128256),
+}
+"""https://huggingface.co/meta-llama/Meta-Llama-3-8B/blob/main/config.json and -70B (arXiv 2407.21783, table 3)."""
+
+
+# ---- Operations -----------------------------------------------------------------------------------------------------
+
+
+def plain_flops(model: Decoder, tokens: int, length: int) -> float:
+    """Products of a gradient: ``6 P n`` of the matrices, ``12 L T q n`` of attention (Kaplan et al. 2020)."""
+    matrices = model.layer_parameters + model.hidden * model.vocab
+    return 6.0 * matrices * tokens + 12.0 * model.layers * length * model.query * tokens
+
+
+def remat_flops(model: Decoder, tokens: int, length: int, *, private: bool) -> float:
+    """Products that `nn.remat` adds: a second forward pass, but for the last matrix of each layer, whose result nothing
+    needs. Clipping by book-keeping takes a third one, and goes back through the layers again.
+    """
+    forward = 2.0 * (model.layer_parameters - model.layers * model.hidden * model.inner) * tokens
+    attention = 4.0 * model.layers * length * model.query * tokens
+    back = 2.0 * model.layer_parameters * tokens + 2 * attention
+    return forward + attention + private * (forward + attention + back)
+
+
+def norm_flops(model: Decoder, tokens: int, length: int) -> float:
+    """Products of the ghost norms: ``2 T n`` for each distinct input and each output of a layer, and the word vectors.
+
+    ``|g_i|^2 = sum_ts (x_t . x_s)(g_t . g_s)`` (Li et al. 2022): query, key and value share their input, gate and up
+    too. Where ``T (I + O) > I O`` or ``I <= 2 T`` the rules of `dp_rmt.ghost_rules` instantiate gradients instead; this
+    count is for lengths below that, as all of the models here at T = 512 but for key and value (within 7%).
+    """
+    d, q, k, f = model.hidden, model.query, model.key, model.inner
+    inputs, outputs = 2 * d + q + f, q + 2 * k + d + 2 * f + d
+    return 2.0 * length * tokens * (model.layers * (inputs + outputs) + d + model.vocab + d)
+
+
+def noise_vector_ops(model: Decoder) -> float:
+    """Vector operations of the noise of all parameters."""
+    return float(NOISE_OPERATIONS * model.parameters)
+
+
+def denoise_flops(model: Decoder, devices: int) -> float:
+    """Products of float32 on the device that has most to do: matrices of a shape are divided among the devices.
+
+    Of a matrix with sides m <= n: ``2 m^2 n`` of ``Y Y^T``, ``m^3 / 3`` of the certificate's Cholesky factor, and
+    ``4 m n r`` to restore r = 32 directions. The Krylov space in between is of order ``m^2 100``.
+    """
+    groups: dict[tuple[int, int], int] = {}
+    for count, inputs, outputs in model.kernels.values():
+        groups[inputs, outputs] = groups.get((inputs, outputs), 0) + count
+    total = 0.0
+    for sides, count in groups.items():
+        m, n = sorted(sides)
+        total += math.ceil(count / devices) * (2.0 * m * m * n + m**3 / 3 + 4.0 * m * n * 32 + 2.0 * m * m * 100)
+    return total
+
+
+# ---- Bytes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a step is divided.
+
+    Attributes:
+      data: devices that hold copies.
+      fsdp: devices that divide the parameters.
+      examples: of the batch, all devices together.
+      length: tokens of each.
+      at_once: examples that one device differentiates at once.
+      gathered: bytes of a gathered parameter.
+      remat: layers are computed again in the backward pass, instead of being kept.
+    """
+
+    data: int
+    fsdp: int
+    examples: int
+    length: int
+    at_once: int
+    gathered: int = BFLOAT16
+    remat: bool = False
+
+    @property
+    def devices(self) -> int:
+        """All."""
+        return self.data * self.fsdp
+
+    @property
+    def passes(self) -> int:
+        """Microbatches, each of which gathers all parameters again."""
+        return math.ceil(self.examples / self.devices / self.at_once)
+
+
+def gather_bytes(model: Decoder, layout: Layout) -> float:
+    """Parameters that arrive at a device in one pass: the layers forward and backward, the head once.
+
+    Clipping a model with `nn.remat` goes back twice.
+    """
+    return layout.gathered * ((2.0 + layout.remat) * model.layer_parameters + model.hidden * model.vocab)
+
+
+def gradient_bytes(model: Decoder) -> float:
+    """Of the gradient of the matrices, which is summed over the devices in float32."""
+    return float(FLOAT32 * (model.layer_parameters + model.hidden * model.vocab))
+
+
+def embedding_bytes(model: Decoder, layout: Layout, activations: int = BFLOAT16) -> float:
+    """Word vectors that change places, since the table is divided by columns: forward and backward."""
+    return 2.0 * activations * layout.at_once * layout.length * model.hidden
+
+
+def state_bytes(model: Decoder, layout: Layout) -> float:
+    """Parameters, two moments and the gradient of a device, float32."""
+    return 4.0 * FLOAT32 * model.parameters / layout.fsdp
+
+
+def activation_bytes(model: Decoder, layout: Layout) -> float:
+    """Of book-keeping: inputs of all layers, weights of attention, gradients of all outputs, and the scores of words.
+
+    With `nn.remat` the hidden states between the layers, and all that of one layer.
+    """
+    d, q, k, f = model.hidden, model.query, model.key, model.inner
+    inputs = 4 * d + q + 2 * k + 3 * f  # also what the norms and the gate need
+    outputs = 2 * d + q + 2 * k + 2 * f
+    attention = 2 * (q // 128) * layout.length  # heads of 128
+    layers = 1 if layout.remat else model.layers
+    between = model.layers * d if layout.remat else 0
+    per_token = BFLOAT16 * (layers * (inputs + outputs + attention) + between) + 2 * FLOAT32 * model.vocab
+    return float(per_token * layout.at_once * layout.length)
+
+
+def memory_traffic(model: Decoder, layout: Layout) -> dict[str, float]:
+    """Bytes that a device's memory moves in a step, by cause.
+
+    Each pass writes the gathered weights and reads them, forward and backward, and writes and reads the gradient that
+    it sends; it writes and reads its activations. Then the update: gradient, moments, parameters.
+    """
+    matrices = model.layer_parameters + model.hidden * model.vocab
+    once = 2.0 * gather_bytes(model, layout) + 2.0 * FLOAT32 * matrices + 2.0 * activation_bytes(model, layout)
+    update = FLOAT32 * 10.0 * model.parameters / layout.fsdp  # noise: 2; Adam: reads 4, writes 3; accumulates: 1
+    return {"passes": layout.passes * once, "update": update}
+
+
+# ---- Time -----------------------------------------------------------------------------------------------------------
+
+
+def ring_bandwidth(chip: Chip, devices: int) -> float:
+    """Bytes per second that arrive at every device when an array is gathered from all.
+
+    In one domain what a device can send; over nodes what a node can receive, which is then passed on inside it.
+    """
+    return chip.link if devices <= chip.node else min(chip.link, chip.node * chip.link_out)
+
+
+def step_seconds(model: Decoder, chip: Chip, layout: Layout) -> dict[str, float]:
+    """The least time of each part of a private step, and of the whole.
+
+    Forward and backward take the longest of products, memory and network, which overlap; noise, denoiser and update
+    follow one after the other. The denoiser sums up every denoised matrix, on every device, in float32.
+
+    Args:
+      model: its shapes.
+      chip: its peaks.
+      layout: of the step.
+
+    Returns:
+      Seconds by part; "total", and "plain" for a step without privacy in the same layout.
+    """
+    tokens = layout.examples * layout.length // layout.devices  # of one device
+    bandwidth = ring_bandwidth(chip, layout.devices)
+    share = (layout.devices - 1) / layout.devices
+    traffic = memory_traffic(model, layout)
+
+    def network_seconds(layout: Layout) -> float:
+        arrives = gather_bytes(model, layout) + gradient_bytes(model) + embedding_bytes(model, layout)
+        return layout.passes * share * arrives / bandwidth
+
+    def products(private: bool) -> float:
+        again = layout.remat * remat_flops(model, tokens, layout.length, private=private)
+        return (plain_flops(model, tokens, layout.length) + again) / chip.flops
+
+    norms = norm_flops(model, tokens, layout.length) / chip.flops
+    memory, network = traffic["passes"] / chip.hbm_bandwidth, network_seconds(layout)
+    update = traffic["update"] / chip.hbm_bandwidth
+    noise = noise_vector_ops(model) / layout.fsdp / chip.vector_ops
+    decompose = denoise_flops(model, layout.devices) / chip.float32_flops
+    collect = 2 * share * gradient_bytes(model) / bandwidth
+    passes = max(products(private=True) + norms, memory, network)
+    plain = max(products(private=False), memory, network_seconds(dataclasses.replace(layout, remat=False)))
+    return {
+        "products": products(private=True), "norms": norms, "memory": memory, "network": network, "update": update,
+        "noise": noise, "denoise": decompose, "denoise network": collect,
+        "total": passes + update + noise + decompose + collect, "plain": plain + update,
+    }  # fmt: skip
+
+
+def fastest_layout(model: Decoder, chip: Chip, devices: int, examples: int, length: int) -> Layout | None:
+    """The layout of the fastest step that fits in nine tenths of memory; all devices divide the parameters.
+
+    None where nothing fits. A layer's gathered parameters, twice, and its gradient are counted as whole; what the
+    denoiser collects is not (docs/scaling.md).
+    """
+    per_device = max(1, examples // devices)
+
+    def fits(layout: Layout) -> bool:
+        one_layer = model.layer_parameters / model.layers * (2 * layout.gathered + FLOAT32)
+        head = model.hidden * model.vocab * (layout.gathered + FLOAT32)
+        needed = state_bytes(model, layout) + activation_bytes(model, layout) + one_layer + head
+        return needed <= 0.9 * chip.hbm_bytes
+
+    layouts = [
+        Layout(1, devices, examples, length, at_once, remat=remat)
+        for at_once in range(1, per_device + 1)
+        for remat in (False, True)
+        if per_device % at_once == 0
+    ]
+    return min(filter(fits, layouts), key=lambda layout: step_seconds(model, chip, layout)["total"], default=None)

@@ -1,0 +1,73 @@
+"""The audit of CI: the code as it is stays below its epsilon, every mistake comes out above it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dp_rmt.auditing import canaries
+from experiments import audit
+from experiments.audit_problems import MUTATIONS, Audited, canary_losses, canary_params
+from experiments.audit_runs import OneRun
+
+PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_repeated_runs(mutation):
+    """A right mechanism may exceed 3 in 5% of all seeds at most; really far less often: it is not that leaky."""
+    row = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1, mutation=mutation)
+    assert (row["epsilon"] > PROVEN) == (mutation != "none")
+    assert audit.failures([row]) == []
+
+
+@pytest.mark.parametrize("mutation", ["none", "clipping skipped"])
+def test_one_run(mutation):
+    row = audit.audit_one_run(PROVEN, delta=DELTA, num_canaries=200, seed=1, mutation=mutation)
+    assert (row["epsilon"] > PROVEN) == (mutation != "none")
+    if mutation == "none":
+        assert row["auc"][1] > 0.5  # it does see something
+
+
+def test_white_box_scores_have_the_law_of_the_mechanism():
+    """Full batches, worst-case canaries: in scores are N(T C^2 / B, T (s C)^2), out scores N(0, the same)."""
+    mechanism = audit.full_batch_mechanism(PROVEN, DELTA, 400, num_steps=4)
+    flips = canaries.coin_flips(400, 3)
+    run = OneRun(mechanism, canary_losses, canary_params(400), {"row": np.arange(400)})
+    scores = run.scores(flips, seed=3, learning_rate=1.0)["gradient"]
+    std = mechanism.noise_std * 2.0
+    for chosen, mean in ((flips, 4 / 400), (~flips, 0.0)):
+        standardised = (scores[chosen] - mean) / std
+        assert abs(standardised.mean()) < 5 / np.sqrt(chosen.sum())
+        assert abs(standardised.std() - 1) < 5 / np.sqrt(2 * chosen.sum())
+
+
+def test_the_right_one_is_the_project_s_own():
+    mechanism = audit.repeated_mechanism(PROVEN, DELTA)
+    assert mechanism.epsilon(mechanism.num_steps, DELTA) == pytest.approx(PROVEN, rel=1e-4)
+    assert Audited.clipped_grad is not type(mechanism).__mro__[1].clipped_grad
+    batch, is_padding = {"row": np.array([3, 0, 5])}, np.array([False, True, False])
+    ours, _ = mechanism.clipped_grad(canary_losses)(canary_params(20), batch, is_padding_example=is_padding)
+    theirs, _ = super(Audited, mechanism).clipped_grad(canary_losses)(
+        canary_params(20), batch, is_padding_example=is_padding
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(ValueError, match="mutation 'typo' is not one of none, noise removed"):
+        dataclasses.replace(mechanism, mutation="typo")
+
+
+def test_the_command_says_what_is_not_as_it_must_be():
+    row = {"audit": "a", "proven": 3.0}
+    rows = [
+        row | {"mutation": "none", "epsilon": 3.5},
+        row | {"mutation": "noise removed", "epsilon": 2.0},
+        row | {"mutation": "padding counted", "epsilon": 2.0},
+        row | {"mutation": "padding counted", "epsilon": 5.0, "audit": "b"},
+    ]
+    assert audit.failures(rows) == ["a: 3.50 > 3.0", "noise removed: no audit shows it"]
+    shown = audit.table({"proven": 3.0, "rows": rows})
+    assert "| none |  | 3.50! |  |" in shown
+    assert "| padding counted | test padding reaches nothing | 2.00 | 5.00! |" in shown
