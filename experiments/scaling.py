@@ -21,11 +21,9 @@ from typing import Any
 from absl import app, flags
 
 from dp_rmt.training.metrics import write_atomically
+from experiments.scaling_hardware import CHIPS, MODELS, Decoder
 from experiments.scaling_model import (
-    CHIPS,
     FLOAT32,
-    MODELS,
-    Decoder,
     Layout,
     fastest_layout,
     gather_bytes,

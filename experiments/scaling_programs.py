@@ -62,7 +62,8 @@ def compiled_step(mesh: jax.sharding.Mesh, variant: str) -> jax.stages.Compiled:
 
     def losses(params: Any, batch: Any) -> jax.Array:
         ids_BxL, mask_BxL = batch["input_ids"], batch["attention_mask"]
-        return causal_lm_loss(module.apply({"params": params}, ids_BxL, mask_BxL), ids_BxL, mask_BxL)
+        logits_BxLxV: Any = module.apply({"params": params}, ids_BxL, mask_BxL)
+        return causal_lm_loss(logits_BxLxV, ids_BxL, mask_BxL)
 
     step = make_train_step(mechanism, losses, transforms, nonprivate_metrics=False)
     params = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
@@ -70,7 +71,8 @@ def compiled_step(mesh: jax.sharding.Mesh, variant: str) -> jax.stages.Compiled:
     ids_BxL = jax.ShapeDtypeStruct((batch_size, TOKENS), jnp.int32)
     group = ({"input_ids": ids_BxL, "attention_mask": ids_BxL}, jax.ShapeDtypeStruct((batch_size,), jnp.bool))
     chosen = _plain_step(losses, transforms) if is_plain else step
-    return jit_train_step(chosen, mesh, state_shardings(state, mesh)).lower(state, [group]).compile()
+    jitted: Any = jit_train_step(chosen, mesh, state_shardings(state, mesh))
+    return jitted.lower(state, [group]).compile()
 
 
 def _plain_step(losses: Any, transforms: Transforms) -> TrainStep:
@@ -89,7 +91,7 @@ def _plain_step(losses: Any, transforms: Transforms) -> TrainStep:
 def main(data: int, fsdp: int, tensor: int, variant: str) -> None:
     """Prints the record of one program."""
     mesh = make_mesh(data, fsdp, tensor)
-    compiled = compiled_step(mesh, variant)
+    compiled: Any = compiled_step(mesh, variant)
     cost, memory = cost_of(compiled.as_text()), compiled.memory_analysis()
     record = {
         "variant": variant,
@@ -109,4 +111,4 @@ def main(data: int, fsdp: int, tensor: int, variant: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

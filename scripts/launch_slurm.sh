@@ -28,19 +28,17 @@ shift 2
 
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
-started="$(date +%s)"
 status=0
-# --kill-on-bad-exit: a process that dies takes the others with it, which would wait for it.
-srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m experiments.finetune --config="$config" --workdir="$workdir" "$@" ||
-  status=$?
+# --wait: when one process has ended, the others have five minutes to notice and to end, too.
+srun --wait=300 "${PYTHON:-python}" -m experiments.finetune --config="$config" --workdir="$workdir" \
+  --coordinator_address=auto "$@" || status=$?
 
-if [[ -e "$workdir/report.html" ]]; then
-  echo "finished after $(($(date +%s) - started)) s: $workdir/report.html"
-elif ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-50})); then
-  echo "given up after ${SLURM_RESTART_COUNT:-0} restarts" >&2
-  exit 1
-elif ((status == 0)); then
-  # Ended by the warning, with a checkpoint, before the last step.
+# 143 is 128 + SIGTERM: stopped by the warning, with a checkpoint, before the last step.
+if ((status == 143)); then
+  if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-50})); then
+    echo "given up after ${SLURM_RESTART_COUNT:-0} restarts" >&2
+    exit 1
+  fi
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice of any size: the same program on every host; on TPUs jax.distributed needs no arguments.
+# A Cloud TPU slice of any size: the same program on every host, which find each other.
 #
 #   TPU=NAME ZONE=ZONE scripts/launch_tpu_pod.sh setup
 #   TPU=NAME ZONE=ZONE scripts/launch_tpu_pod.sh run configs/NAME.py DIR [--config.mesh.fsdp=-1 ...]
@@ -29,8 +29,8 @@ case "${1:-}" in
       echo "usage: $0 run CONFIG WORKDIR [--config.KEY=VALUE ...]" >&2
       exit 2
     fi
-    printf -v arguments ' %q' --config="$2" --workdir="$3" "${@:4}"
-    # One host that fails would leave the others waiting at the next collective; jax.distributed ends them.
+    printf -v arguments ' %q' --config="$2" --workdir="$3" --coordinator_address=auto "${@:4}"
+    # When one host fails, the others notice and end, too.
     gcloud compute tpus tpu-vm ssh "$TPU" "${on_all[@]}" \
       --command="cd '$directory' && JAX_PLATFORMS=tpu .venv/bin/python -m experiments.finetune$arguments"
     ;;

@@ -16,8 +16,9 @@ import pytest
 import experiments
 from dp_rmt.models import CausalLanguageModel, init_params
 from experiments import scaling, scaling_model, scaling_programs
+from experiments.scaling_hardware import CHIPS, MODELS, Decoder
 from experiments.scaling_hlo import Cost, cost_of
-from experiments.scaling_model import CHIPS, MODELS, Layout
+from experiments.scaling_model import Layout
 
 ROOT = Path(experiments.__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "scaling"
@@ -88,7 +89,7 @@ def test_a_normal_number_takes_as_many_operations_as_the_model_says() -> None:
 
 def test_the_small_model_is_the_one_that_is_compiled() -> None:
     config = scaling_programs.CONFIG
-    model = scaling_model.Decoder(
+    model = Decoder(
         config.hidden_size, config.num_layers, config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim, config.intermediate_size, config.vocab_size,
     )  # fmt: skip
