@@ -80,8 +80,9 @@ def denoise_matrices(
       matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`.
       join: which leaves are denoised side by side as one matrix, such as `dp_rmt.matrix_groups.shared_inputs`.
       sharding: where the batch of equal-shaped matrices is divided among devices, such as
-        ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape. None: every
-        device denoises everything.
+        ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape, unless the mesh
+        divides the parameters (axes ``fsdp`` and ``tensor``): then no device ever has them all. None: every device
+        denoises everything.
 
     Returns:
       An `optax.GradientTransformation` with a `DenoiseState`; shapes are kept, matrices come out in float32 at least.
@@ -165,6 +166,7 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
     for name in names:
         devices *= mesh.shape[name]
     parts, whole = PartitionSpec(axes), PartitionSpec()
+    params_are_copied = all(mesh.shape.get(name, 1) == 1 for name in ("fsdp", "tensor"))
 
     def divided(matrices, noise_std, start, step):
         count = len(matrices)
@@ -173,8 +175,10 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
         part = jax.shard_map(
             denoise, mesh=mesh, in_specs=(parts, whole, parts, whole), out_specs=parts, check_vma=False
         )
-        results = part(matrices[index], noise_std, jax.tree.map(lambda x: x[index], start), step)
-        gathered = jax.lax.with_sharding_constraint(results, NamedSharding(mesh, whole))
-        return jax.tree.map(lambda x: x[:count], gathered)
+        denoised, *others = part(matrices[index], noise_std, jax.tree.map(lambda x: x[index], start), step)
+        # Without the copies before they are gathered: there are as many as devices.
+        denoised, *others = jax.tree.map(lambda x: x[:count], (denoised, *others))
+        gather = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))  # noqa: E731
+        return gather(denoised) if params_are_copied else denoised, *gather(others)
 
     return divided

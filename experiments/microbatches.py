@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.microbatch_size import default_memory_budget, largest_microbatch_size
+from dp_rmt.training.processes import of_first
 from dp_rmt.training.train_state import merge_params, split_params
 from dp_rmt.types import Batch, Params
 
@@ -62,7 +63,7 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
     groups = 1 + sum(length < config.data.max_length for length in set(config.data.length_groups))
     share = int(config.privacy.expected_batch_size) // (4 * groups * jax.device_count())
     largest = 1 << (max(share, 1).bit_length() - 1)
-    size = largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget)
+    size = of_first(largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget))
     logging.info("microbatches of %d examples for each device", size)
     filled = ConfigDict(config)
     filled.train.microbatch_size = size * jax.device_count()

@@ -28,15 +28,6 @@ from dp_rmt.models import load_pretrained
 from dp_rmt.training.metrics import write_atomically
 from experiments import command_line, machine, rounds
 
-_MODEL = flags.DEFINE_string("model", None, "Folder or hub name of a decoder.", required=True)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Prompts.", lower_bound=1)
-_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 32, "Tokens of the longest prompt.", lower_bound=1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens that each prompt is continued by.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype of both sides.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
-_NOTE = flags.DEFINE_string("note", "", "What else is to be known of the machine at the time, for the record.")
-_RESULTS = flags.DEFINE_string("results", "experiments/results/profile_generation", "Folder of the records.")
-
 OURS, THEIRS = "dp_rmt", "transformers"
 
 
@@ -45,31 +36,35 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     try:
-        record = profile()
+        names = ("batch_size", "prompt_length", "new_tokens", "dtype", "repeats", "note")
+        settings: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+        record = profile(flags.FLAGS.model, **settings)
     except (ValueError, OSError) as error:
         command_line.stop(error)
     device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
     name = f"{record['model']}-{device}-{record['dtype']}-b{record['batch_size']}-n{record['new_tokens']}.json"
-    path = Path(_RESULTS.value) / name
+    path = Path(flags.FLAGS.results) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     print(render(record))
     print(f"Record: {path}")
 
 
-def profile() -> dict[str, Any]:
-    """Seconds and tokens per second of each side, and how far their tokens agree."""
-    module, params = load_pretrained(_MODEL.value, head="causal_lm", dtype=_DTYPE.value)
-    ids_BxL, mask_BxL = prompts(module.config.vocab_size, _BATCH_SIZE.value, _PROMPT_LENGTH.value)
-    method = Greedy(max_new_tokens=_NEW_TOKENS.value)
+def profile(
+    model: str, *, batch_size: int, prompt_length: int, new_tokens: int, dtype: str, repeats: int, note: str = ""
+) -> dict[str, Any]:
+    """Seconds and tokens per second of each side, and how far their tokens agree; the arguments are the flags."""
+    module, params = load_pretrained(model, head="causal_lm", dtype=dtype)
+    ids_BxL, mask_BxL = prompts(module.config.vocab_size, batch_size, prompt_length)
+    method = Greedy(max_new_tokens=new_tokens)
     runs: dict[str, Callable[[], np.ndarray]] = {
         OURS: lambda: np.asarray(generate(module, params, ids_BxL, mask_BxL, method).tokens_BxT)
     }
     if has_torch():
-        runs[THEIRS] = torch_run(_MODEL.value, ids_BxL, mask_BxL, _NEW_TOKENS.value, _DTYPE.value)
+        runs[THEIRS] = torch_run(model, ids_BxL, mask_BxL, new_tokens, dtype)
     tokens: dict[str, np.ndarray] = {}
     first = {name: rounds.timed(functools.partial(_keep, tokens, name, run)) for name, run in runs.items()}
-    seconds = rounds.alternate(runs, _REPEATS.value)
+    seconds = rounds.alternate(runs, repeats)
     arms: dict[str, Any] = {}
     for name, measured in seconds.items():
         median = statistics.median(measured)
@@ -81,14 +76,14 @@ def profile() -> dict[str, Any]:
             "time_ratio": rounds.median_ratio(measured, seconds[OURS]),
         }
     return {
-        "model": model_name(_MODEL.value),
+        "model": model_name(model),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "dtype": _DTYPE.value,
-        "batch_size": _BATCH_SIZE.value,
-        "prompt_length": _PROMPT_LENGTH.value,
-        "new_tokens": _NEW_TOKENS.value,
-        "repeats": _REPEATS.value,
-        "note": _NOTE.value,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "note": note,
         "rows_with_the_same_tokens": _same_rows(tokens),
         "machine": machine.description(),
         "versions": machine.versions(("jax", "jaxlib", "torch", "transformers")),
@@ -184,5 +179,13 @@ def render(record: dict[str, Any]) -> str:
     return "\n".join([*lines, compared or "torch is not installed"])
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are defined here, so that other programs and tests can import the rest
+    flags.DEFINE_string("model", None, "Folder or hub name of a decoder.", required=True)
+    flags.DEFINE_integer("batch_size", 32, "Prompts.", lower_bound=1)
+    flags.DEFINE_integer("prompt_length", 32, "Tokens of the longest prompt.", lower_bound=1)
+    flags.DEFINE_integer("new_tokens", 64, "Tokens that each prompt is continued by.", lower_bound=1)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype of both sides.")
+    flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
+    flags.DEFINE_string("note", "", "What else is to be known of the machine at the time, for the record.")
+    flags.DEFINE_string("results", "experiments/results/profile_generation", "Folder of the records.")
     app.run(main)

@@ -35,7 +35,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.training.metrics import write_atomically
-from experiments import command_line, sweep_executors, sweep_report
+from experiments import command_line, sweep_commands, sweep_executors, sweep_report
 from experiments.settings import arm_configs
 from experiments.sweep_executors import Job
 from experiments.sweep_privacy import Repetitions
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
             check_workdir(workdir / "jobs" / name, sweep.config(name))
         if executor == "print":
             waiting = [job for job in sweep.jobs(workdir, "python") if not is_finished(job)]
-            print("\n".join(sweep_executors.printed(waiting, flags.FLAGS.target, options)))
+            print("\n".join(sweep_commands.printed(waiting, flags.FLAGS.target, options)))
             return
         jobs = sweep.jobs(workdir.absolute(), sys.executable)
         missing = [job for job in jobs if not is_finished(job)]
@@ -212,6 +212,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum("executor", "local", ["local", "submitit", "print"], "What launches the jobs.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep; default runs/sweeps/NAME.")
     flags.DEFINE_integer("jobs_at_once", None, "Of local, on CPUs; default one for two cores.", lower_bound=1)
-    flags.DEFINE_enum("target", "gcloud", list(sweep_executors.TARGETS), "Of print.")
+    flags.DEFINE_enum("target", "gcloud", list(sweep_commands.TARGETS), "Of print.")
     flags.DEFINE_multi_string("launch", [], "KEY=VALUE for submitit or print; docs/launch.md lists them.")
     app.run(main, flags_parser=_parse_flags)

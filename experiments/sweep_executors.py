@@ -1,4 +1,4 @@
-"""What launches the jobs of a sweep: a pool of processes here, Slurm by submitit, or a person with printed commands."""
+"""What runs the jobs of a sweep: a pool of processes on this machine, or Slurm by submitit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-TARGETS: dict[str, tuple[str, ...]] = {
-    "gcloud": ("tpu", "zone", "project", "directory"),
-    "xpk": ("cluster", "device_type", "num_slices", "docker_image", "zone", "project", "directory"),
-    "skypilot": ("gpus", "num_nodes", "workdir"),
-}
-"""Launchers whose commands are printed, and the options that each takes."""
+ONE_OF_MANY = "--coordinator_address=auto"
+"""What tells a run that it has several processes (`dp_rmt.training.processes`)."""
 
-_NEEDED = {"gcloud": ("tpu", "zone"), "xpk": ("cluster", "device_type", "docker_image"), "skypilot": ("gpus",)}
 RUNNING = "still running, started before"
 
 
@@ -164,8 +159,7 @@ class Submitted:
     """What runs on Slurm: the command, in a process of its own; on a time limit or a preemption it is queued again.
 
     Args:
-      command: the program and its arguments; each task of a job with several runs it (`jax.distributed` finds the
-        others by Slurm's own variables).
+      command: the program and its arguments; each task of a job with several runs it, and finds the others.
       log: of task 0; the others add their number.
       cwd: where the command runs.
     """
@@ -178,13 +172,14 @@ class Submitted:
         """Runs the command to its end and returns its exit status."""
         import submitit
 
-        rank = submitit.JobEnvironment().global_rank
-        path = self.log if rank == 0 else self.log.with_suffix(f".{rank}.log")
+        tasks = submitit.JobEnvironment()
+        path = self.log if tasks.global_rank == 0 else self.log.with_suffix(f".{tasks.global_rank}.log")
+        command = [*self.command, *[ONE_OF_MANY] * (tasks.num_tasks > 1)]
         if (log := open_log(path)) is None:
             raise RuntimeError(f"{path} is locked: the job {RUNNING}")
         # Slurm warns every process of a job by SIGUSR2, which would end the command before it has saved anything.
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        self.process = start(self.command, log, Slot({}), self.cwd)
+        self.process = start(command, log, Slot({}), self.cwd)
         signal.signal(signal.SIGUSR2, handler)
         status = self.process.wait()
         ended(status, log)
@@ -200,46 +195,6 @@ class Submitted:
             self.process.terminate()
             self.process.wait()
         return submitit.helpers.DelayedSubmission(Submitted(self.command, self.log, self.cwd))
-
-
-def printed(jobs: Sequence[Job], target: str, options: Mapping[str, Any]) -> list[str]:
-    """A shell command for each job.
-
-    Args:
-      jobs: whose workdirs are on a file system that all machines of the target share.
-      target: a key of `TARGETS`.
-      options: its options; ``directory`` is the checkout on the machines, SkyPilot's ``workdir`` the one here that it
-        copies to them.
-
-    Raises:
-      ValueError: an option is missing or unknown.
-
-    >>> job = Job("lr1", ["python", "-m", "experiments.finetune"], Path("w"), Path("l"))
-    >>> print(*printed([job], "gcloud", {"tpu": "pod", "zone": "z1"}))
-    gcloud compute tpus tpu-vm ssh pod --zone=z1 --worker=all '--command=cd dp_rmt && python -m experiments.finetune'
-    """
-    for name in _NEEDED[target]:
-        if name not in options:
-            raise ValueError(f"--target={target} needs --launch={name}=...; it takes {', '.join(TARGETS[target])}")
-    if unknown := sorted(set(options) - set(TARGETS[target])):
-        raise ValueError(f"--launch={unknown[0]}=...: {target} takes {', '.join(TARGETS[target])}")
-    return [shlex.join(_launcher(target, job, options)) for job in jobs]
-
-
-def _launcher(target: str, job: Job, options: Mapping[str, Any]) -> list[str]:
-    given = {key: f"--{key.replace('_', '-')}={value}" for key, value in options.items() if key != "directory"}
-    run = shlex.join(job.command)
-    script = f"cd {shlex.quote(options.get('directory', 'dp_rmt'))} && {run}"
-    name = job.name.lower().replace("_", "-").replace(".", "-")  # Kubernetes allows no more
-    if target == "gcloud":
-        ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", str(options["tpu"])]
-        return [*ssh, *(flag for key, flag in given.items() if key != "tpu"), "--worker=all", f"--command={script}"]
-    if target == "xpk":
-        given = {"num_slices": "--num-slices=1", **given}
-        return ["xpk", "workload", "create", f"--workload={name}", *given.values(), f"--command={script}"]
-    # A managed job: SkyPilot starts it again, elsewhere, after a preemption.
-    given = {"workdir": "--workdir=.", **given}
-    return ["sky", "jobs", "launch", "--yes", "--detach-run", f"--name={name}", *given.values(), run]
 
 
 # ---- One process and its log ---------------------------------------------------------------------------------------

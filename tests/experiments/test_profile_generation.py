@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params, save_pretrained
 from experiments import profile_generation
@@ -29,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def profile(folder: Path) -> dict[str, Any]:
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(model=str(folder), batch_size=3, prompt_length=5, new_tokens=4, repeats=3):
-        return profile_generation.profile()
+    return profile_generation.profile(
+        str(folder), batch_size=3, prompt_length=5, new_tokens=4, dtype="float32", repeats=3
+    )
 
 
 def test_both_sides_decode_the_same_tokens(folder: Path) -> None:

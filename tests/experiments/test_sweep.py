@@ -24,7 +24,7 @@ from dp_accounting.rdp import rdp_privacy_accountant
 from ml_collections import ConfigDict
 
 from dp_rmt import accounting
-from experiments import sweep, sweep_executors, sweep_privacy, sweep_report
+from experiments import sweep, sweep_commands, sweep_executors, sweep_privacy, sweep_report
 from experiments.sweep_executors import Job, Slot
 from experiments.sweep_privacy import Repetitions, cost_of_choosing, repeated
 from experiments.workdir import as_json
@@ -283,25 +283,33 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
     job = Job("lr0.1_A", ("python", "-m", "experiments.finetune", "--config=a b.py"), Path("w"), Path("l"))
     run = "python -m experiments.finetune '--config=a b.py'"
     tpu = {"tpu": "pod", "zone": "us-west4-a", "directory": "src/dp_rmt"}
-    (line,) = sweep_executors.printed([job], "gcloud", tpu)
+    (line,) = sweep_commands.printed([job], "gcloud", tpu)
     assert shlex.split(line) == [
         "gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=us-west4-a", "--worker=all",
-        f"--command=cd src/dp_rmt && {run}",
+        f"--command=cd src/dp_rmt && {run} --coordinator_address=auto",
     ]  # fmt: skip
     cluster = {"cluster": "c", "device_type": "v5litepod-256", "docker_image": "i"}
-    (line,) = sweep_executors.printed([job], "xpk", cluster)
+    (line,) = sweep_commands.printed([job], "xpk", cluster)
     assert shlex.split(line) == [
         "xpk", "workload", "create", "--workload=lr0-1-a", "--num-slices=1", "--cluster=c",
-        "--device-type=v5litepod-256", "--docker-image=i", f"--command=cd dp_rmt && {run}",
+        "--device-type=v5litepod-256", "--docker-image=i", f"--command=cd dp_rmt && {run} --coordinator_address=auto",
     ]  # fmt: skip
-    (line,) = sweep_executors.printed([job], "skypilot", {"gpus": "H100:8"})
+    (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8"})
     assert shlex.split(line) == [
         "sky", "jobs", "launch", "--yes", "--detach-run", "--name=lr0-1-a", "--workdir=.", "--gpus=H100:8", run
     ]  # fmt: skip
+    (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8", "num_nodes": 2})
+    (*_, script) = shlex.split(line)
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    printing = ["bash", "-c", script.replace("python -m", "printf '%s\\n'", 1)]
+    shown = subprocess.run(printing, env={**os.environ, **nodes}, capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-3:] == [
+        "--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"--target=gcloud needs --launch=zone"):
-        sweep_executors.printed([job], "gcloud", {"tpu": "pod"})
+        sweep_commands.printed([job], "gcloud", {"tpu": "pod"})
     with pytest.raises(ValueError, match=r"--launch=tpus=\.\.\.: gcloud takes tpu"):
-        sweep_executors.printed([job], "gcloud", {**tpu, "tpus": 1})
+        sweep_commands.printed([job], "gcloud", {**tpu, "tpus": 1})
 
 
 def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -21,6 +23,7 @@ from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
+from dp_rmt.training.preemption import EXIT_CODE, Preempted, Preemption
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
@@ -161,6 +164,57 @@ def test_killed_before_the_first_checkpoint(training, uninterrupted, tmp_path):
     assert first_step == 0
     assert_same_state(state, uninterrupted[0])
     assert lines(tmp_path) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_stopped_by_sigterm(training, uninterrupted, tmp_path, caplog, at):
+    """The step under way is finished and saved, whatever its number; the program would end with the status of SIGTERM."""
+    steps = iter(range(MECHANISM.num_steps))
+
+    def train_step(state, groups):
+        if next(steps) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training.loop.train_step(state, groups)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted) as stopped:
+        run(training, tmp_path, train_step=train_step)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert isinstance(stopped.value, SystemExit)
+    assert stopped.value.code == EXIT_CODE == 143
+    assert f"stopped by SIGTERM after step {at + 1} of 9" in caplog.text
+    state, first_step = run(training, tmp_path)
+    assert first_step == at + 1
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_sigterm_is_noticed_within_the_block_alone():
+    with Preemption() as preemption:
+        assert not preemption.came(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.came(1)
+    with Preemption() as preemption:
+        assert not preemption.came(0)
+
+
+def test_a_batch_is_filled_up_to_whole_microbatches(training):
+    """As on another number of devices, whose microbatches are larger: samples and truncation stay what they were."""
+    wider = dataclasses.replace(training.loop, mechanism=dataclasses.replace(MECHANISM, microbatch_size=8))
+    indices = MECHANISM.sampling(0).indices(0)
+    groups = wider.groups(indices)
+    assert {len(is_padding) for _, is_padding in groups} == {24}
+    assert sum((~is_padding).sum() for _, is_padding in groups) == (indices >= 0).sum()
+
+
+def test_a_metrics_file_that_cannot_be_written_says_how_to_go_on(training, tmp_path, monkeypatch):
+    def full(self, step, metrics):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsWriter, "append", full)
+    with pytest.raises(OSError, match=r"metrics.jsonl could not be written: .* run the same command again"):
+        run(training, tmp_path)
 
 
 def test_checkpoints_at_uneven_steps_change_nothing(training, uninterrupted, tmp_path):
