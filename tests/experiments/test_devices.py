@@ -24,7 +24,7 @@ def test_the_mechanism_is_that_of_one_device(make_config):
 def test_a_run_goes_on_with_another_mesh_and_keeps_other_checkpoints(make_config, tmp_path):
     claim_workdir(tmp_path / "run", make_config())
     check_workdir(tmp_path / "run", make_config({"mesh.fsdp": 4, "checkpoints.keep": 5}))
-    with pytest.raises(ValueError, match="train.num_steps: there 3, now 4"):
+    with pytest.raises(ValueError, match=r"train\.num_steps: there 3, now 4"):
         check_workdir(tmp_path / "run", make_config({"mesh.fsdp": 4, "train.num_steps": 4}))
 
 

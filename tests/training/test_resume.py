@@ -168,7 +168,7 @@ def test_killed_before_the_first_checkpoint(training, uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("at", [0, 4, 8])
 def test_stopped_by_sigterm(training, uninterrupted, tmp_path, caplog, at):
-    """The step under way is finished and saved, whatever its number; the program would end with the status of SIGTERM."""
+    """The step under way is finished and saved, whatever its number; the program would end with status 143."""
     steps = iter(range(MECHANISM.num_steps))
 
     def train_step(state, groups):
