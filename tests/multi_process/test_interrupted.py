@@ -49,7 +49,6 @@ def kill_at_a_random_moment(process, moments):
     return was_running
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments(cache, alone, tmp_path):
     """A run that ended before it was killed is compared, and a new one begun."""
     moments, number, kills = random.Random(KILLS), 0, 0
