@@ -41,7 +41,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"data.task": "sst"}, ["config.data.task", "'sst'", "choose one of sst2, qnli"]),
+        ({"data.task": "sst"}, ["config.data.task", "'sst'", "must be one of sst2, qnli"]),
         ({"model.head": "regression"}, ["config.model.head must be one of classification, infilling"]),
         ({"privacy.epsilon": 0.0}, ["config.privacy.epsilon must be above 0, got 0.0"]),
         ({"privacy.epsilon": float("nan")}, ["config.privacy.epsilon must be above 0, got nan"]),

@@ -17,7 +17,7 @@ def commands(make_config: Callable[..., ConfigDict], run_side_by_side: Callable[
         f"--config.{name}={value}"
         for group in ("data", "model", "privacy", "denoise", "train")
         for name, value in ((f"{group}.{key}", value) for key, value in make_config()[group].items())
-        if value is not None
+        if value is not None and not isinstance(value, ConfigDict)
     ]
     arguments = {
         "unknown_key": ["--config=configs/base.py", "--config.privacy.epsilonn=3"],

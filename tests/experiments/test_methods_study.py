@@ -17,12 +17,16 @@ ARMS = ("dp_adam", "kalman")  # those of all methods are tested in test_transfor
 COMMAND = ["-m", "experiments.methods_study", "--config=configs/sst2_methods.py"]
 
 
+def _is_plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, ConfigDict)
+
+
 @pytest.fixture(scope="module")
 def small(make_config: Callable[..., ConfigDict]) -> list[str]:
     """Flags that make the task small, and the study short."""
     config = make_config()
     groups = ("data", "model", "privacy", "train")
-    keys = [f"--config.{g}.{key}={value}" for g in groups for key, value in config[g].items() if value is not None]
+    keys = [f"--config.{g}.{key}={value}" for g in groups for key, value in config[g].items() if _is_plain(value)]
     size = config.privacy.expected_batch_size
     return [*keys, f"--batch_sizes={size}", "--epsilons=0.5", "--seeds=0", "--selection_steps=1"]
 
