@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 
 from dp_rmt.training.metrics import read_metrics, write_atomically
 from dp_rmt.training.privacy_statement import read_privacy
-from experiments import command_line, machine
+from experiments import machine
 from experiments.texts import SCORES, samples
 from experiments.workdir import CONFIG_FILE
 
@@ -106,4 +106,4 @@ def _epsilon(made: Record) -> float:
 if __name__ == "__main__":
     flags.DEFINE_list("workdirs", [], "Folders of runs; those that are not finished are left out.")
     flags.DEFINE_string("results", "experiments/results/stories260k", "Folder of the records.")
-    command_line.run(main)
+    app.run(main)
