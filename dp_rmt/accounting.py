@@ -296,5 +296,6 @@ def _renyi_divergences(step: _Mechanism) -> np.ndarray:
         return rdp_1
     order_minus_1 = rdp_privacy_accountant.RdpAccountant().orders - 1.0
     log_moments = order_minus_1 * np.stack([rdp_1, poisson_gaussian(step.noise_multiplier / 2)])
-    weights = np.array([[1.0 - overflow], [overflow]])
-    return np.asarray(special.logsumexp(log_moments, axis=0, b=weights)) / order_minus_1
+    # Logarithms of the weights, not `b=weights`: scipy divides by the smallest of them, which overflows at 1e-310.
+    log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
+    return np.asarray(special.logsumexp(log_moments + log_weights, axis=0)) / order_minus_1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
@@ -110,6 +110,7 @@ def assert_monotone(run):
     num_steps=st.integers(1, 500),
     truncation=st.sampled_from([None, Truncation(1000, 250)]),
 )
+@example(sigma=1.0, sampling_probability=0.0057757347929704205, num_steps=10, truncation=Truncation(1000, 250))  # 1e-319
 def test_monotone_under_rdp(sigma, sampling_probability, num_steps, truncation):
     run = {"noise_multiplier": sigma, "sampling_probability": sampling_probability, "num_steps": num_steps}
     assert_monotone(run | {"delta": 1e-5, "accountant": "rdp", "truncation": truncation})

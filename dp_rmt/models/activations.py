@@ -16,7 +16,8 @@ def divided_by_example(hidden: jax.Array) -> jax.Array:
 
     Without it, XLA may follow the parameters of a mesh with ``fsdp`` and divide the features instead, at the price of
     communicating activations where parameters would do. Does nothing unless the step is compiled for a mesh
-    (`jax.sharding.use_abstract_mesh`) whose example axes divide the first axis.
+    (`jax.sharding.use_abstract_mesh`) whose example axes divide the first axis, and inside `jax.shard_map`, where each
+    device has its own examples anyway.
 
     Args:
         hidden: (B, ...).
@@ -26,6 +27,8 @@ def divided_by_example(hidden: jax.Array) -> jax.Array:
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name in EXAMPLE_AXES if name in mesh.axis_names)
+    if set(axes) & set(mesh.manual_axes):
+        return hidden
     if not axes or mesh.size == 1 or len(hidden) % math.prod(mesh.shape[name] for name in axes):
         return hidden
     return jax.lax.with_sharding_constraint(hidden, PartitionSpec(axes))
