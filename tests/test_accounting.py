@@ -103,14 +103,15 @@ def assert_monotone(run):
     assert epsilon(**run | {"delta": 10 * run["delta"]}) < base
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     sigma=st.floats(0.8, 5.0),
     sampling_probability=st.floats(1e-3, 0.2),
     num_steps=st.integers(1, 500),
     truncation=st.sampled_from([None, Truncation(1000, 250)]),
 )
-@example(sigma=1.0, sampling_probability=0.0057757347929704205, num_steps=10, truncation=Truncation(1000, 250))  # 1e-319
+# Of a batch larger than 250 the probability is 1e-319 here.
+@example(sigma=1.0, sampling_probability=0.0057757347929704205, num_steps=10, truncation=Truncation(1000, 250))
 def test_monotone_under_rdp(sigma, sampling_probability, num_steps, truncation):
     run = {"noise_multiplier": sigma, "sampling_probability": sampling_probability, "num_steps": num_steps}
     assert_monotone(run | {"delta": 1e-5, "accountant": "rdp", "truncation": truncation})

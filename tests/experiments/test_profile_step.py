@@ -28,6 +28,8 @@ from experiments import (
 from experiments.profile_models import MODELS, Workload, make_workload
 from third_party import peers
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: Any = {"repeats": 2, "l2_clip_norm": 1.0, "sizes": [2], "memory_budget": 1e9, "progress": lambda line: None}
 
 
