@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).parent / "generate_divided.py"
-
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, np.ndarray]]:
+def results(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> dict[int, dict[str, np.ndarray]]:
     """By number of devices."""
-    found = {}
-    for devices in (1, 2):
-        out = tmp_path_factory.mktemp("divided") / f"{devices}.npz"
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-W", "error", str(PROGRAM), str(out)]
-        finished = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert finished.returncode == 0, finished.stderr
-        with np.load(out) as arrays:
-            found[devices] = dict(arrays)
-        assert found[devices]["num_devices"] == devices
-    return found
+    return run_on_devices("generate_divided.py", 1, 2)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
