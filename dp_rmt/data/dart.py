@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import logging
 
-from dp_rmt.data.hub import load_hub_dataset
+from dp_rmt.data.hub import load_converted_splits
 from dp_rmt.data.text_files import open_text
 from dp_rmt.data.text_pairs import Record
 
@@ -86,15 +86,12 @@ def read_dart_hub() -> dict[str, list[Record]]:
         RuntimeError: the hub could not be read.
         ValueError: an entry has another form.
     """
-    loaded = load_hub_dataset(
+    splits = load_converted_splits(
         HUB_DATASET,
-        # The main branch has a loading script, which `datasets` no longer runs; the hub keeps this conversion of it.
-        revision="refs/convert/parquet",
         what="DART",
         advice="download its JSON files from github.com/Yale-LILY/dart and set --config.data.path to their folder.",
     )
-    splits = {"train": "train", "dev": "validation", "test": "test"}
-    return {name: _hub_records(loaded[split], f"{HUB_DATASET}, {split}") for name, split in splits.items()}
+    return {name: _hub_records(split, f"{HUB_DATASET}, {name}") for name, split in splits.items()}
 
 
 def _hub_records(split, where: str) -> list[Record]:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 
-from dp_rmt.data.hub import load_hub_dataset
+from dp_rmt.data.hub import load_converted_splits
 from dp_rmt.data.text_files import open_text
 from dp_rmt.data.text_pairs import Record
 
@@ -98,15 +98,12 @@ def read_e2e_hub() -> dict[str, list[Record]]:
         RuntimeError: the hub could not be read.
         ValueError: a row is malformed.
     """
-    loaded = load_hub_dataset(
+    splits = load_converted_splits(
         HUB_DATASET,
-        # The main branch has a loading script, which `datasets` no longer runs; the hub keeps this conversion of it.
-        revision="refs/convert/parquet",
         what="E2E",
         advice="download the CSV files of github.com/tuetschek/e2e-dataset and set --config.data.path to their folder.",
     )
-    splits = {"train": "train", "dev": "validation", "test": "test"}
-    return {name: _hub_records(loaded[split], f"{HUB_DATASET}, {split}") for name, split in splits.items()}
+    return {name: _hub_records(split, f"{HUB_DATASET}, {name}") for name, split in splits.items()}
 
 
 def _hub_records(split, where: str) -> list[Record]:

@@ -38,3 +38,23 @@ def load_hub_dataset(
         raise RuntimeError(
             f"Could not load {label} from the Hugging Face hub: {type(error).__name__}: {error}. {advice}"
         ) from error
+
+
+def load_converted_splits(name: str, *, what: str, advice: str) -> dict[str, Mapping[str, Sequence]]:
+    """Train, dev and test of a data set whose main branch is a loading script, which `datasets` no longer runs.
+
+    The hub keeps a conversion of such a data set on a branch of its own.
+
+    Args:
+        name: as in `load_hub_dataset`.
+        what: likewise.
+        advice: likewise.
+
+    Returns:
+        "train", "dev" and "test" -> column -> values.
+
+    Raises:
+        RuntimeError: as `load_hub_dataset`.
+    """
+    loaded = load_hub_dataset(name, revision="refs/convert/parquet", what=what, advice=advice)
+    return {"train": loaded["train"], "dev": loaded["validation"], "test": loaded["test"]}
