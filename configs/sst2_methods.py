@@ -3,7 +3,8 @@
 Model, data and schedule are those of configs/sst2_minilm.py. The learning rate of an arm is the middle of those that
 the study tries.
 
-Source: dp_adam Li et al. 2022; paper arXiv 2510.01137, kappa = 1; hard_threshold Gavish & Donoho 2014; truncate_rank
+Source: dp_adam Li et al. 2022; paper arXiv 2510.01137, kappa = 1; partial its partial restoration, which keeps what is
+below the edge; hard_threshold Gavish & Donoho 2014; truncate_rank
 GaLore (arXiv 2403.03507), rank 4; low_pass DOPPLER (arXiv 2408.13460); kalman DiSK (arXiv 2410.03883), gain 0.7 and one
 gradient a step; muon Jordan et al. 2024, with Adam's size of steps (arXiv 2502.16982); tracy_widom, stein, stream
 and moment are this project's.
@@ -24,6 +25,7 @@ def get_config() -> ConfigDict:
     config.arms = {
         "dp_adam": {"denoise": {"enabled": False}},
         "paper": {"denoise": {"gate": "kappa", "kappa": 1.0}},
+        "partial": {"denoise": {"below_edge": "keep"}, "optimizer": {"learning_rate": 4e-3}},
         "tracy_widom": {"denoise": {"gate": "tracy_widom"}},
         "stein": {"denoise": {"gate": "tracy_widom", "blend": "stein"}},
         "stream": {"denoise": {"gate": "tracy_widom", "structure": "residual_stream"}},

@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dp_rmt.training.metrics import write_atomically
-from dp_rmt.training.train_state import Transforms
+from dp_rmt.training.train_state import Transforms, published_params
 from dp_rmt.types import Params
 from experiments import assemble, machine
 from experiments.settings import arm_configs
@@ -34,6 +34,7 @@ class Gradients(NamedTuple):
       noisy: the same with noise.
       denoised: what the optimizer got.
       metrics: of the training step.
+      params: all parameters after the update, trained and frozen.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Gradients(NamedTuple):
     noisy: Params
     denoised: Params
     metrics: dict[str, Any]
+    params: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class GradientStream:
             clean, noisy, denoised = (
                 optax.tree.get((state.noise, state.denoise), name) for name in ("clean", "noisy", "denoised")
             )
-            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics))
+            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), published_params(state))
 
     def description(self) -> dict[str, Any]:
         """What a record says of the run; without folders of this machine."""

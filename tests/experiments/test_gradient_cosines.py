@@ -30,7 +30,7 @@ def gradients(strength: float, num_steps: int, seed: int = 0) -> Iterator[Gradie
     for step in range(1, num_steps + 1):
         noisy = clean + STD * rng.standard_normal(clean.shape)
         trees = [{"kernel": jnp.asarray(x, jnp.float32), "bias": jnp.ones(3)} for x in (clean, noisy)]
-        yield Gradients(step, trees[0], trees[1], trees[1], {"nonprivate/loss": 1.0})
+        yield Gradients(step, trees[0], trees[1], trees[1], {"nonprivate/loss": 1.0}, trees[0])
 
 
 def cosine(a: Any, b: Any) -> np.ndarray:
@@ -59,7 +59,8 @@ def test_the_clean_first_moment_is_adam_s() -> None:
     """Fed with clean gradients that change, the average is the clean first moment, and no more the clean gradient."""
     rng = np.random.default_rng(1)
     trees = [{"kernel": jnp.asarray(rng.standard_normal((1, 16, 16)), jnp.float32)} for _ in range(3)]
-    seen = [Gradients(step, tree, tree, tree, {"nonprivate/loss": 1.0}) for step, tree in enumerate(trees, start=1)]
+    metrics = {"nonprivate/loss": 1.0}
+    seen = [Gradients(step, tree, tree, tree, metrics, tree) for step, tree in enumerate(trees, start=1)]
     given = {"noisy": optax.identity(), "average": optax.ema(gradient_cosines.DECAY)}
     *_, last = gradient_cosines.compare(iter(seen), given)
     moment = sum(0.9**age * 0.1 * tree["kernel"] for age, tree in enumerate(reversed(trees)))
