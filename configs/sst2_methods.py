@@ -49,6 +49,6 @@ def get_config() -> ConfigDict:
         "truncate_rank": {"denoise": {"method": "truncate_rank"}},
         "low_pass": {"denoise": {"method": "low_pass"}},
         "kalman": {"denoise": {"method": "kalman"}},
-        "muon": {"denoise": {"enabled": False}, "optimizer": {"name": "muon"}},
+        "muon": {"denoise": {"enabled": False}, "optimizer": {"name": "muon", "learning_rate": 4e-3}},
     }
     return config.lock()
