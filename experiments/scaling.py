@@ -34,8 +34,11 @@ from experiments.scaling_model import (
     step_seconds,
 )
 
-MESHES = ((1, 8, 1), (8, 8, 1), (32, 8, 1), (1, 64, 1), (1, 256, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4))
-"""(data, fsdp, tensor): weak scaling of three layouts, with the same work on every device."""
+MESHES = (
+    (1, 8, 1), (1, 64, 1), (1, 256, 1), (8, 8, 1), (32, 8, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4),
+    (2, 1, 4), (16, 1, 4), (64, 1, 4),
+)  # fmt: skip
+"""(data, fsdp, tensor): weak scaling of four layouts, with the same work on every device."""
 
 SMALL = Decoder(256, 4, 256, 128, 768, 512)
 """The shapes of `experiments.scaling_programs.CONFIG`."""
@@ -53,7 +56,7 @@ def compile_missing(folder: Path, meshes: Iterable[Sequence[int]], variants: Ite
     Args:
       folder: of the records.
       meshes: (data, fsdp, tensor) each.
-      variants: of `experiments.scaling_programs.VARIANTS`.
+      variants: of `experiments.scaling_programs.compiled_step`.
 
     Raises:
       RuntimeError: a program could not be compiled.
@@ -68,11 +71,12 @@ def compile_missing(folder: Path, meshes: Iterable[Sequence[int]], variants: Ite
                 print(f"{path.stem}: {record['matrix_flops']:.4g} operations", file=sys.stderr, flush=True)
 
 
-def compiled(data: int, fsdp: int, tensor: int, variant: str) -> dict[str, Any]:
+def compiled(data: int, fsdp: int, tensor: int, variant: str, problem: str = "small") -> dict[str, Any]:
     """The record of one program, compiled in a process of its own that has so many virtual devices."""
     given = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={data * fsdp * tensor}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{given} --xla_backend_optimization_level=0"}
-    command = [sys.executable, "-m", "experiments.scaling_programs", str(data), str(fsdp), str(tensor), variant]
+    arguments = [*map(str, (data, fsdp, tensor)), variant, problem]
+    command = [sys.executable, "-m", "experiments.scaling_programs", *arguments]
     finished = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False
     )

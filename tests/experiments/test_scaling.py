@@ -94,9 +94,8 @@ def test_the_small_model_is_the_one_that_is_compiled() -> None:
         config.num_kv_heads * config.head_dim, config.intermediate_size, config.vocab_size,
     )  # fmt: skip
     assert model == scaling.SMALL
-    assert (scaling.TOKENS, scaling.EXAMPLES_PER_PART) == (
-        scaling_programs.TOKENS, scaling_programs.EXAMPLES_PER_PART
-    )  # fmt: skip
+    problem = scaling_programs.PROBLEMS["small"]
+    assert (scaling.TOKENS, scaling.EXAMPLES_PER_PART) == (problem.tokens, problem.examples_per_part)
     shapes = jax.eval_shape(lambda: init_params(CausalLanguageModel(config), jax.random.key(0)))
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
     scales = (2 * config.num_layers + 1) * config.hidden_size

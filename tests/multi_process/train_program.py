@@ -83,7 +83,11 @@ def build(ballast: int) -> tuple[TrainLoop, Any]:
         initial["ballast"] = rng.standard_normal(ballast, np.float32)
     params, frozen = split_params(initial, "hidden|out")
     state, shardings = init_state(transforms, params, frozen, mesh, RULES)
-    step = make_train_step(MECHANISM, lambda p, b: label_losses(logits(p, b), b["label"]), transforms)
+
+    def losses(params, batch):
+        return label_losses(logits(params, batch), batch["label"])
+
+    step = make_train_step(MECHANISM, losses, transforms, layout=shardings.params)
     recorded = arrays | {"input_ids": arrays["input_ids"].view(Recorded)}
     loop = TrainLoop(
         train_step=jit_train_step(step, mesh, shardings),
