@@ -25,7 +25,7 @@ from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import causal_lm_loss
 from dp_rmt.training.partitioning import batch_parts, by_matrix, jit_train_step, make_mesh
 from dp_rmt.training.sharding_rules import state_shardings
-from dp_rmt.training.train_state import TrainState, Transforms, merge_params
+from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import TrainStep, make_train_step
 from experiments.profile_models import MODELS
 from experiments.scaling_hlo import cost_of

@@ -95,7 +95,7 @@ def test_the_small_model_is_the_one_that_is_compiled() -> None:
     )  # fmt: skip
     assert model == scaling.SMALL
     problem = scaling_programs.PROBLEMS["small"]
-    assert (scaling.TOKENS, scaling.EXAMPLES_PER_PART) == (problem.tokens, problem.examples_per_part)
+    assert (problem.tokens, problem.examples_per_part) == (scaling.TOKENS, scaling.EXAMPLES_PER_PART)
     shapes = jax.eval_shape(lambda: init_params(CausalLanguageModel(config), jax.random.key(0)))
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
     scales = (2 * config.num_layers + 1) * config.hidden_size

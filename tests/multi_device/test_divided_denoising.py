@@ -14,7 +14,9 @@ def results(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> 
     return run_on_devices("denoise_divided.py", 1, 4)
 
 
-@pytest.mark.parametrize(("kind", "where"), [("gram", ""), ("subspace", ""), ("moment", ""), ("subspace", "divided_leaves/")])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("gram", ""), ("subspace", ""), ("moment", ""), ("subspace", "divided_leaves/")]
+)
 def test_four_devices_give_the_result_of_one(kind: str, where: str, results: dict[int, dict[str, np.ndarray]]) -> None:
     names = [name for name in results[1] if name.startswith(f"{kind}/")]
     assert {name.split("/")[1] for name in names} == {"0", "1", "2"}
