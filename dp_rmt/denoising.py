@@ -164,12 +164,13 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
     mesh, axes = sharding.mesh, sharding.spec[0]
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     devices = math.prod(mesh.shape[name] for name in names)
-    by_matrix, whole = PartitionSpec(names), PartitionSpec()
     rows, cols = (name if mesh.shape.get(name, 1) > 1 else None for name in ("fsdp", "tensor"))
+    whole, by_part = PartitionSpec(), PartitionSpec(None, rows, cols)
     # From parts of all matrices, as the parameters are divided, to some matrices as a whole, one axis of the mesh after
-    # the other: those are exchanges. What XLA finds for both at once has all matrices on every device in between.
-    by_part = PartitionSpec(None, rows, cols)
-    between = PartitionSpec(tuple(name for name in names if name != cols), None, cols)
+    # the other: those are exchanges. What XLA finds for all at once has all matrices on every device in between.
+    by_copy = PartitionSpec(tuple(name for name in names if name not in (rows, cols)), rows, cols)
+    without_cols = PartitionSpec(tuple(name for name in names if name != cols), None, cols)
+    by_matrix = PartitionSpec(names)
 
     def through(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
         for spec in specs:
@@ -178,17 +179,21 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
 
     def divided(matrices, noise_std, start, step):
         count = len(matrices)
-        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped; both where each
-        # device does so with its own parts.
-        fill = -count % devices
-        filled_up = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], fill, axis=0)]) if fill else x  # noqa: E731
+        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped. Each device does so
+        # with its own parts: there are as many copies as devices.
+        index = jnp.minimum(jnp.arange(-(-count // devices) * devices), count - 1)
+        is_full = count % devices == 0
+
+        def filled_up(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+            return through(x if is_full else x[through(index, PartitionSpec(spec[0]))], spec)
+
         part = jax.shard_map(
             denoise, mesh=mesh, in_specs=(by_matrix, whole, by_matrix, whole), out_specs=by_matrix, check_vma=False
         )
-        moved = through(filled_up(through(matrices, by_part)), by_part, between, by_matrix)
-        starts = jax.tree.map(lambda x: through(filled_up(x), whole), start)
+        moved = through(filled_up(through(matrices, by_part), by_copy), without_cols, by_matrix)
+        starts = jax.tree.map(lambda x: filled_up(through(x, whole), by_matrix), start)
         denoised, *others = part(moved, noise_std, starts, step)
-        denoised = through(through(denoised, by_matrix, between, by_part)[:count], by_part)
+        denoised = through(through(denoised, without_cols, by_copy)[:count], by_part)
         return denoised, *jax.tree.map(lambda x: through(x[:count], whole), others)
 
     return divided

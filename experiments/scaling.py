@@ -25,6 +25,7 @@ from experiments.scaling_hardware import CHIPS, MODELS, Decoder
 from experiments.scaling_model import (
     FLOAT32,
     Layout,
+    exchange_bytes,
     fastest_layout,
     gather_bytes,
     gradient_bytes,
@@ -85,7 +86,9 @@ def compiled(data: int, fsdp: int, tensor: int, variant: str, problem: str = "sm
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) -> dict[str, float]:
+def counted(
+    data: int, fsdp: int, *, private: bool = True, remat: bool = False, denoised: bool = False
+) -> dict[str, float]:
     """What the model says of the small decoder's program, without tensor parallelism.
 
     XLA for the CPU sums a gradient over all devices and then takes a part of it, where those for TPU and GPU scatter
@@ -96,6 +99,7 @@ def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) 
       fsdp: devices that divide the parameters.
       private: with the norms of ghost clipping.
       remat: with `nn.remat`.
+      denoised: with what the denoiser exchanges; its products of small matrices are not counted.
 
     Returns:
       Products and bytes sent by one device.
@@ -111,7 +115,7 @@ def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) 
     vectors = 2 * FLOAT32 * tokens * SMALL.hidden  # forward and backward, each token's to where its columns are
     table = FLOAT32 * SMALL.vocab * SMALL.hidden
     sent += among * vectors if data == 1 else among * vectors / 2 + 2 * everyone * table
-    return {"matrix_flops": flops, "sent_bytes": sent}
+    return {"matrix_flops": flops, "sent_bytes": sent + denoised * everyone * exchange_bytes(SMALL, data * fsdp)}
 
 
 def compiled_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -125,10 +129,13 @@ def compiled_table(records: Sequence[Mapping[str, Any]]) -> str:
         cells = [record["variant"], str(record["devices"]), f"{mesh['data']} x {mesh['fsdp']} x {mesh['tensor']}"]
         model: Mapping[str, float] = {}
         kind, _, remat = record["variant"].partition("_")
-        if mesh["tensor"] == 1 and kind != "denoised":
-            model = counted(mesh["data"], mesh["fsdp"], private=kind == "noisy", remat=bool(remat))
+        is_denoised = kind == "denoised"
+        if mesh["tensor"] == 1:
+            private = kind != "plain"
+            model = counted(mesh["data"], mesh["fsdp"], private=private, remat=bool(remat), denoised=is_denoised)
         for name, unit in (("matrix_flops", 1e9), ("sent_bytes", 1e6)):
-            cells += [f"{record[name] / unit:.3f}", f"{model[name] / unit:.3f}" if model else "–"]
+            is_counted = model and not (is_denoised and name == "matrix_flops")
+            cells += [f"{record[name] / unit:.3f}", f"{model[name] / unit:.3f}" if is_counted else "–"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -2,11 +2,11 @@
 
     python -m experiments.scaling_memory
 
-compiles Qwen3-4B's step (bfloat16 computation, float32 parameters, gradient and moments, layers computed again, one
-example of 512 tokens on each device at once) for 8 and 16 virtual CPU devices that divide its parameters, and keeps
-what the compiler says that one device needs as JSON in experiments/results/scaling/; what is there is not compiled
-again. Then it prints the table of docs/scaling.md. Nothing is run, and there are no weights. A program takes half a
-minute to two minutes of one core.
+compiles Qwen3-4B's step (bfloat16 computation, float32 parameters, gradient and moments, layers computed again, four
+microbatches with one example of 512 tokens on each device) for 8 and 16 virtual CPU devices that divide its parameters,
+and keeps what the compiler says that one device needs as JSON in experiments/results/scaling/; what is there is not
+compiled again. Then it prints the table of docs/scaling.md. Nothing is run, and there are no weights. A program takes
+half a minute to two minutes of one core.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from experiments.scaling import compiled
 from experiments.scaling_hardware import CHIPS
 
 DEVICES = (8, 16)
-PROBLEMS = ("qwen3_4b", "qwen3_4b_accumulated")
-"""One microbatch, and four, whose gradients are added up."""
+PROBLEM = "qwen3_4b"
 VARIANTS = ("plain_remat", "denoised_remat", "denoised_remat_ghost")
 GIGABYTE = 1e9
 
@@ -37,30 +36,26 @@ def memory_table(records: Sequence[Mapping[str, Any]]) -> str:
       records: of `experiments.scaling_programs`, those of the plain steps among them.
 
     Returns:
-      The table; "times plain" compares with the plain step of the same devices and microbatches.
+      The table; "times plain" compares with the plain step of as many devices.
     """
-    plain = {(r["problem"], r["devices"]): r["needed_bytes"] for r in records if r["variant"] == "plain_remat"}
+    plain = {r["devices"]: r["needed_bytes"] for r in records if r["variant"] == "plain_remat"}
     lines = [
-        "| devices | microbatches | step | arguments | temporary | GB a device | times plain | fits |",
-        "|--:|--:|---|--:|--:|--:|--:|---|",
+        "| devices | step | arguments | temporary | GB a device | times plain | fits |",
+        "|--:|---|--:|--:|--:|--:|---|",
     ]
     for r in records:
         names = r["variant"].split("_")
-        microbatches = r["examples"] // r["devices"]
         step = names[0] + ("" if names[0] == "plain" else ", ghost" if "ghost" in names else ", book-keeping")
         sizes = [f"{r[name] / GIGABYTE:.2f}" for name in ("argument_bytes", "temp_bytes", "needed_bytes")]
-        ratio = r["needed_bytes"] / plain[r["problem"], r["devices"]]
+        ratio = r["needed_bytes"] / plain[r["devices"]]
         fits = ", ".join(chip.name for chip in CHIPS.values() if r["needed_bytes"] <= chip.hbm_bytes)
-        lines.append(f"| {r['devices']} | {microbatches} | {step} | {' | '.join(sizes)} | {ratio:.2f} | {fits} |")
+        lines.append(f"| {r['devices']} | {step} | {' | '.join(sizes)} | {ratio:.2f} | {fits} |")
     return "\n".join(lines)
 
 
 def record_files(folder: Path) -> list[Path]:
     """Where the records are, in the order of the table."""
-    return [
-        folder / f"memory-{problem}-{devices}-{variant}.json"
-        for devices in DEVICES for problem in PROBLEMS for variant in VARIANTS
-    ]  # fmt: skip
+    return [folder / f"{PROBLEM}-{devices}-{variant}.json" for devices in DEVICES for variant in VARIANTS]
 
 
 def main(argv: list[str]) -> None:
@@ -70,8 +65,8 @@ def main(argv: list[str]) -> None:
     try:
         for path in files:
             if not path.exists():
-                _, problem, devices, variant = path.stem.split("-")
-                record = compiled(1, int(devices), 1, variant, problem)
+                _, devices, variant = path.stem.split("-")
+                record = compiled(1, int(devices), 1, variant, PROBLEM)
                 write_atomically(path, json.dumps(record, indent=1) + "\n")
                 print(f"{path.stem}: {record['needed_bytes'] / GIGABYTE:.2f} GB", file=sys.stderr, flush=True)
     except RuntimeError as error:

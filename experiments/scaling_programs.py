@@ -54,8 +54,7 @@ CONFIG = DecoderConfig(
 _QWEN3_4B: Any = dataclasses.replace(MODELS["qwen3_4b"], dtype=jnp.dtype(jnp.bfloat16))
 PROBLEMS = {
     "small": Problem(CONFIG, 64, 2),
-    "qwen3_4b": Problem(_QWEN3_4B, 512, 1),
-    "qwen3_4b_accumulated": Problem(_QWEN3_4B, 512, 1, microbatches=4),
+    "qwen3_4b": Problem(_QWEN3_4B, 512, 1, microbatches=4),
     # The same structure for a test: parameters outweigh activations, and its matrices are small enough to compile soon.
     "shrunken": Problem(
         dataclasses.replace(
