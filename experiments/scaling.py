@@ -130,7 +130,7 @@ def compiled_table(records: Sequence[Mapping[str, Any]]) -> str:
         model: Mapping[str, float] = {}
         kind, _, remat = record["variant"].partition("_")
         is_denoised = kind == "denoised"
-        if mesh["tensor"] == 1:
+        if mesh["tensor"] == 1 and not (is_denoised and mesh["data"] > 1):
             private = kind != "plain"
             model = counted(mesh["data"], mesh["fsdp"], private=private, remat=bool(remat), denoised=is_denoised)
         for name, unit in (("matrix_flops", 1e9), ("sent_bytes", 1e6)):
