@@ -81,13 +81,15 @@ class _Mechanism:
         _validate_num_steps(num_steps)
         if not 0 < delta < 1:
             raise ValueError(f"delta must be in (0, 1), got {delta}; usual: less than 1 / (data size).")
-        if self.noise_multiplier == 0:
-            return math.inf
-        if self.accountant == "pld":
-            return float(_privacy_loss(self, pld_bin).self_compose(num_steps).get_epsilon_for_delta(delta))
-        orders = rdp_privacy_accountant.RdpAccountant().orders
-        divergences = num_steps * _renyi_divergences(self)
-        return float(rdp_privacy_accountant.compute_epsilon(orders, divergences, delta)[0])
+        return math.inf if self.noise_multiplier == 0 else _epsilon(self, num_steps, delta, pld_bin)
+
+
+@functools.lru_cache(maxsize=256)  # the arms of an experiment, and a resumed run, ask the same questions
+def _epsilon(step: _Mechanism, num_steps: int, delta: float, pld_bin: float) -> float:
+    if step.accountant == "pld":
+        return float(_privacy_loss(step, pld_bin).self_compose(num_steps).get_epsilon_for_delta(delta))
+    orders = rdp_privacy_accountant.RdpAccountant().orders
+    return float(rdp_privacy_accountant.compute_epsilon(orders, num_steps * _renyi_divergences(step), delta)[0])
 
 
 def _validate_num_steps(num_steps: int) -> None:

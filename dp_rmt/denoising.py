@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -160,25 +161,39 @@ def check_noise_std(noise_std: float | optax.Schedule) -> None:
 
 def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
     """The same function of whole batches, each device of the sharding's first axis denoising a part."""
-    axes, mesh = sharding.spec[0], sharding.mesh
+    mesh, axes = sharding.mesh, sharding.spec[0]
     names = (axes,) if isinstance(axes, str) else tuple(axes)
-    devices = 1
-    for name in names:
-        devices *= mesh.shape[name]
-    parts, whole = PartitionSpec(axes), PartitionSpec()
-    params_are_copied = all(mesh.shape.get(name, 1) == 1 for name in ("fsdp", "tensor"))
+    devices = math.prod(mesh.shape[name] for name in names)
+    rows, cols = (name if mesh.shape.get(name, 1) > 1 else None for name in ("fsdp", "tensor"))
+    whole, by_part = PartitionSpec(), PartitionSpec(None, rows, cols)
+    # From parts of all matrices, as the parameters are divided, to some matrices as a whole, one axis of the mesh after
+    # the other: those are exchanges. What XLA finds for all at once has all matrices on every device in between.
+    by_copy = PartitionSpec(tuple(name for name in names if name not in (rows, cols)), rows, cols)
+    without_cols = PartitionSpec(tuple(name for name in names if name != cols), None, cols)
+    by_matrix = PartitionSpec(names)
+
+    def through(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
+        for spec in specs:
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return x
 
     def divided(matrices, noise_std, start, step):
         count = len(matrices)
-        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped.
+        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped. Each device does so
+        # with its own parts: there are as many copies as devices.
         index = jnp.minimum(jnp.arange(-(-count // devices) * devices), count - 1)
+        is_full = count % devices == 0
+
+        def filled_up(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+            return through(x if is_full else x[through(index, PartitionSpec(spec[0]))], spec)
+
         part = jax.shard_map(
-            denoise, mesh=mesh, in_specs=(parts, whole, parts, whole), out_specs=parts, check_vma=False
+            denoise, mesh=mesh, in_specs=(by_matrix, whole, by_matrix, whole), out_specs=by_matrix, check_vma=False
         )
-        denoised, *others = part(matrices[index], noise_std, jax.tree.map(lambda x: x[index], start), step)
-        # Without the copies before they are gathered: there are as many as devices.
-        denoised, *others = jax.tree.map(lambda x: x[:count], (denoised, *others))
-        gather = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))  # noqa: E731
-        return gather(denoised) if params_are_copied else denoised, *gather(others)
+        moved = through(filled_up(through(matrices, by_part), by_copy), without_cols, by_matrix)
+        starts = jax.tree.map(lambda x: filled_up(through(x, whole), by_matrix), start)
+        denoised, *others = part(moved, noise_std, starts, step)
+        denoised = through(through(denoised, without_cols, by_copy)[:count], by_part)
+        return denoised, *jax.tree.map(lambda x: through(x[:count], whole), others)
 
     return divided

@@ -124,16 +124,17 @@ def build_run(
         transforms = observe(transforms)
     params, frozen = split_params(task.params, task.trainable)
     _log_sizes(params, frozen)
+    state, shardings = init_state(transforms, params, frozen, mesh)
     train_step = make_train_step(
         mechanism,
         task.losses,
         transforms,
         nonprivate_metrics=config.privacy.nonprivate_metrics,
+        layout=shardings.params,
     )
     evaluators = {
         name: task.evaluator(arrays, config.train.eval_batch_size) for name, arrays in task.evaluations.items()
     }
-    state, shardings = init_state(transforms, params, frozen, mesh)
     loop = TrainLoop(
         train_step=jit_train_step(train_step, mesh, shardings),
         mechanism=mechanism,

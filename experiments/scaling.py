@@ -25,6 +25,7 @@ from experiments.scaling_hardware import CHIPS, MODELS, Decoder
 from experiments.scaling_model import (
     FLOAT32,
     Layout,
+    exchange_bytes,
     fastest_layout,
     gather_bytes,
     gradient_bytes,
@@ -34,8 +35,11 @@ from experiments.scaling_model import (
     step_seconds,
 )
 
-MESHES = ((1, 8, 1), (8, 8, 1), (32, 8, 1), (1, 64, 1), (1, 256, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4))
-"""(data, fsdp, tensor): weak scaling of three layouts, with the same work on every device."""
+MESHES = (
+    (1, 8, 1), (1, 64, 1), (1, 256, 1), (8, 8, 1), (32, 8, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4),
+    (2, 1, 4), (16, 1, 4), (64, 1, 4),
+)  # fmt: skip
+"""(data, fsdp, tensor): weak scaling of four layouts, with the same work on every device."""
 
 SMALL = Decoder(256, 4, 256, 128, 768, 512)
 """The shapes of `experiments.scaling_programs.CONFIG`."""
@@ -53,7 +57,7 @@ def compile_missing(folder: Path, meshes: Iterable[Sequence[int]], variants: Ite
     Args:
       folder: of the records.
       meshes: (data, fsdp, tensor) each.
-      variants: of `experiments.scaling_programs.VARIANTS`.
+      variants: of `experiments.scaling_programs.compiled_step`.
 
     Raises:
       RuntimeError: a program could not be compiled.
@@ -68,11 +72,12 @@ def compile_missing(folder: Path, meshes: Iterable[Sequence[int]], variants: Ite
                 print(f"{path.stem}: {record['matrix_flops']:.4g} operations", file=sys.stderr, flush=True)
 
 
-def compiled(data: int, fsdp: int, tensor: int, variant: str) -> dict[str, Any]:
+def compiled(data: int, fsdp: int, tensor: int, variant: str, problem: str = "small") -> dict[str, Any]:
     """The record of one program, compiled in a process of its own that has so many virtual devices."""
     given = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={data * fsdp * tensor}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{given} --xla_backend_optimization_level=0"}
-    command = [sys.executable, "-m", "experiments.scaling_programs", str(data), str(fsdp), str(tensor), variant]
+    arguments = [*map(str, (data, fsdp, tensor)), variant, problem]
+    command = [sys.executable, "-m", "experiments.scaling_programs", *arguments]
     finished = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False
     )
@@ -81,7 +86,9 @@ def compiled(data: int, fsdp: int, tensor: int, variant: str) -> dict[str, Any]:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) -> dict[str, float]:
+def counted(
+    data: int, fsdp: int, *, private: bool = True, remat: bool = False, denoised: bool = False
+) -> dict[str, float]:
     """What the model says of the small decoder's program, without tensor parallelism.
 
     XLA for the CPU sums a gradient over all devices and then takes a part of it, where those for TPU and GPU scatter
@@ -92,6 +99,7 @@ def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) 
       fsdp: devices that divide the parameters.
       private: with the norms of ghost clipping.
       remat: with `nn.remat`.
+      denoised: with what the denoiser exchanges; its products of small matrices are not counted.
 
     Returns:
       Products and bytes sent by one device.
@@ -107,7 +115,7 @@ def counted(data: int, fsdp: int, *, private: bool = True, remat: bool = False) 
     vectors = 2 * FLOAT32 * tokens * SMALL.hidden  # forward and backward, each token's to where its columns are
     table = FLOAT32 * SMALL.vocab * SMALL.hidden
     sent += among * vectors if data == 1 else among * vectors / 2 + 2 * everyone * table
-    return {"matrix_flops": flops, "sent_bytes": sent}
+    return {"matrix_flops": flops, "sent_bytes": sent + denoised * everyone * exchange_bytes(SMALL, data * fsdp)}
 
 
 def compiled_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -121,10 +129,13 @@ def compiled_table(records: Sequence[Mapping[str, Any]]) -> str:
         cells = [record["variant"], str(record["devices"]), f"{mesh['data']} x {mesh['fsdp']} x {mesh['tensor']}"]
         model: Mapping[str, float] = {}
         kind, _, remat = record["variant"].partition("_")
-        if mesh["tensor"] == 1 and kind != "denoised":
-            model = counted(mesh["data"], mesh["fsdp"], private=kind == "noisy", remat=bool(remat))
+        is_denoised = kind == "denoised"
+        if mesh["tensor"] == 1 and not (is_denoised and mesh["data"] > 1):
+            private = kind != "plain"
+            model = counted(mesh["data"], mesh["fsdp"], private=private, remat=bool(remat), denoised=is_denoised)
         for name, unit in (("matrix_flops", 1e9), ("sent_bytes", 1e6)):
-            cells += [f"{record[name] / unit:.3f}", f"{model[name] / unit:.3f}" if model else "–"]
+            is_counted = model and not (is_denoised and name == "matrix_flops")
+            cells += [f"{record[name] / unit:.3f}", f"{model[name] / unit:.3f}" if is_counted else "–"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

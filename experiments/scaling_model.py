@@ -62,14 +62,19 @@ def denoise_flops(model: Decoder, devices: int) -> float:
     Of a matrix with sides m <= n: ``2 m^2 n`` of ``Y Y^T``, ``m^3 / 3`` of the certificate's Cholesky factor, and
     ``4 m n r`` to restore r = 32 directions. The Krylov space in between is of order ``m^2 100``.
     """
-    groups: dict[tuple[int, int], int] = {}
-    for count, inputs, outputs in model.kernels.values():
-        groups[inputs, outputs] = groups.get((inputs, outputs), 0) + count
     total = 0.0
-    for sides, count in groups.items():
+    for sides, count in _matrices_by_shape(model).items():
         m, n = sorted(sides)
         total += math.ceil(count / devices) * (2.0 * m * m * n + m**3 / 3 + 4.0 * m * n * 32 + 2.0 * m * m * 100)
     return total
+
+
+def _matrices_by_shape(model: Decoder) -> dict[tuple[int, int], int]:
+    """(inputs, outputs) -> how many; those of a shape are denoised as one batch."""
+    groups: dict[tuple[int, int], int] = {}
+    for count, inputs, outputs in model.kernels.values():
+        groups[inputs, outputs] = groups.get((inputs, outputs), 0) + count
+    return groups
 
 
 # ---- Bytes ----------------------------------------------------------------------------------------------------------
@@ -119,6 +124,16 @@ def gather_bytes(model: Decoder, layout: Layout) -> float:
 def gradient_bytes(model: Decoder) -> float:
     """Of the gradient of the matrices, which is summed over the devices in float32."""
     return float(FLOAT32 * (model.layer_parameters + model.hidden * model.vocab))
+
+
+def exchange_bytes(model: Decoder, devices: int) -> float:
+    """What a device gets of others for denoising, and again after it, in float32.
+
+    First its whole matrices, of each shape ``ceil(count / devices)``, for its parts of all; then its parts back.
+    """
+    return 2.0 * FLOAT32 * sum(
+        math.ceil(count / devices) * inputs * outputs for (inputs, outputs), count in _matrices_by_shape(model).items()
+    )  # fmt: skip
 
 
 def embedding_bytes(model: Decoder, layout: Layout, activations: int = BFLOAT16) -> float:
@@ -173,7 +188,7 @@ def step_seconds(model: Decoder, chip: Chip, layout: Layout) -> dict[str, float]
     """The least time of each part of a private step, and of the whole.
 
     Forward and backward take the longest of products, memory and network, which overlap; noise, denoiser and update
-    follow one after the other. The denoiser sums up every denoised matrix, on every device, in float32.
+    follow one after the other. The denoiser exchanges parts of all matrices for whole ones, and back.
 
     Args:
       model: its shapes.
@@ -201,29 +216,30 @@ def step_seconds(model: Decoder, chip: Chip, layout: Layout) -> dict[str, float]
     update = traffic["update"] / chip.hbm_bandwidth
     noise = noise_vector_ops(model) / layout.fsdp / chip.vector_ops
     decompose = denoise_flops(model, layout.devices) / chip.float32_flops
-    collect = 2 * share * gradient_bytes(model) / bandwidth
+    exchange = share * exchange_bytes(model, layout.devices) / bandwidth
     passes = max(products(private=True) + norms, memory, network)
     plain = max(products(private=False), memory, network_seconds(dataclasses.replace(layout, remat=False)))
     return {
         "products": products(private=True), "norms": norms, "memory": memory, "network": network, "update": update,
-        "noise": noise, "denoise": decompose, "denoise network": collect,
-        "total": passes + update + noise + decompose + collect, "plain": plain + update,
+        "noise": noise, "denoise": decompose, "denoise network": exchange,
+        "total": passes + update + noise + decompose + exchange, "plain": plain + update,
     }  # fmt: skip
 
 
 def fastest_layout(model: Decoder, chip: Chip, devices: int, examples: int, length: int) -> Layout | None:
     """The layout of the fastest step that fits in nine tenths of memory; all devices divide the parameters.
 
-    None where nothing fits. A layer's gathered parameters, twice, and its gradient are counted as whole; what the
-    denoiser collects is not (docs/scaling.md).
+    None where nothing fits. A layer's gathered parameters, twice, and its gradient are counted as whole. The denoiser,
+    after them, has four copies of the matrices of one shape that are its own: as parts and whole, before and after.
     """
     per_device = max(1, examples // devices)
+    denoised = 4 * FLOAT32 * max(math.ceil(n / devices) * i * o for (i, o), n in _matrices_by_shape(model).items())
 
     def fits(layout: Layout) -> bool:
         one_layer = model.layer_parameters / model.layers * (2 * layout.gathered + FLOAT32)
         head = model.hidden * model.vocab * (layout.gathered + FLOAT32)
-        needed = state_bytes(model, layout) + activation_bytes(model, layout) + one_layer + head
-        return needed <= 0.9 * chip.hbm_bytes
+        passes = activation_bytes(model, layout) + one_layer + head
+        return state_bytes(model, layout) + max(passes, denoised) <= 0.9 * chip.hbm_bytes
 
     layouts = [
         Layout(1, devices, examples, length, at_once, remat=remat)

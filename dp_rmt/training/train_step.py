@@ -27,6 +27,7 @@ def make_train_step(
     *,
     axis_name: str | None = None,
     nonprivate_metrics: bool = True,
+    layout: Params | None = None,
 ) -> TrainStep:
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
@@ -41,6 +42,8 @@ def make_train_step(
       transforms: what follows the clipped gradient.
       axis_name: of pmap; None under jit.
       nonprivate_metrics: also report ``nonprivate/...`` metrics, which are computed from raw private values.
+      layout: shardings of the trained parameters where a mesh divides them. Gradient and noise are divided alike; left
+        to itself the compiler may follow the denoiser, and have both whole on every device.
 
     Returns:
       The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
@@ -64,7 +67,9 @@ def make_train_step(
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
 
+        grads = _placed(grads, layout)
         noisy, noise = transforms.noise.update(grads, state.noise)
+        noisy = _placed(noisy, layout)
         denoised, denoise = transforms.denoise.update(noisy, state.denoise)
         updates, optimizer = transforms.optimizer.update(denoised, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -83,6 +88,10 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _placed(tree: Params, layout: Params | None) -> Params:
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout)
 
 
 def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:

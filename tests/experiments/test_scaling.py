@@ -15,7 +15,7 @@ import pytest
 
 import experiments
 from dp_rmt.models import CausalLanguageModel, init_params
-from experiments import scaling, scaling_model, scaling_programs
+from experiments import scaling, scaling_memory, scaling_model, scaling_programs
 from experiments.scaling_hardware import CHIPS, MODELS, Decoder
 from experiments.scaling_hlo import Cost, cost_of
 from experiments.scaling_model import Layout
@@ -94,9 +94,8 @@ def test_the_small_model_is_the_one_that_is_compiled() -> None:
         config.num_kv_heads * config.head_dim, config.intermediate_size, config.vocab_size,
     )  # fmt: skip
     assert model == scaling.SMALL
-    assert (scaling.TOKENS, scaling.EXAMPLES_PER_PART) == (
-        scaling_programs.TOKENS, scaling_programs.EXAMPLES_PER_PART
-    )  # fmt: skip
+    problem = scaling_programs.PROBLEMS["small"]
+    assert (problem.tokens, problem.examples_per_part) == (scaling.TOKENS, scaling.EXAMPLES_PER_PART)
     shapes = jax.eval_shape(lambda: init_params(CausalLanguageModel(config), jax.random.key(0)))
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
     scales = (2 * config.num_layers + 1) * config.hidden_size
@@ -122,19 +121,59 @@ def test_eight_devices_send_the_counted_bytes() -> None:
     assert record["sent_bytes"] == pytest.approx(model["sent_bytes"], rel=0.01)
 
 
+@pytest.mark.slow
+def test_a_private_step_needs_little_more_memory_than_a_plain_one() -> None:
+    """Of a decoder with the structure of the 4B one. With gradient and noise whole on every device: four times."""
+    plain, *private = (
+        scaling.compiled(1, 8, 1, variant, "shrunken")
+        for variant in ("plain_remat", "denoised_remat", "denoised_remat_ghost")
+    )
+    for record in private:
+        assert record["temp_bytes"] + record["argument_bytes"] < 1.3 * (plain["temp_bytes"] + plain["argument_bytes"])
+
+
+def test_a_4b_decoder_fits_where_it_does_without_privacy() -> None:
+    """From the records, also with ghost clipping, which takes up to a ninth more."""
+    table = {path.stem: json.loads(path.read_text()) for path in scaling_memory.record_files(RESULTS)}
+    for devices in scaling_memory.DEVICES:
+        plain, private, ghost = (table[f"qwen3_4b-{devices}-{name}"] for name in scaling_memory.VARIANTS)
+        assert private["needed_bytes"] < 1.05 * plain["needed_bytes"]
+        assert ghost["needed_bytes"] < 1.12 * plain["needed_bytes"]
+        for chip in CHIPS.values():
+            if plain["needed_bytes"] <= chip.hbm_bytes:
+                assert max(private["needed_bytes"], ghost["needed_bytes"]) <= chip.hbm_bytes
+
+
 def of(variant: str, *, tensor: bool = False) -> list[dict[str, Any]]:
     return [r for r in RECORDS if r["variant"] == variant and (r["mesh"]["tensor"] > 1) == tensor]
 
 
-@pytest.mark.parametrize("variant", ["plain", "noisy"])
+@pytest.mark.parametrize("variant", ["plain", "noisy", "denoised"])
 def test_the_records_agree_with_the_model_on_8_64_and_256_devices(variant: str) -> None:
+    """Where there are copies, the denoiser's bytes are not counted, nor are its small products anywhere.
+
+    Nor what `output` and `down` exchange once more, being divided by their outputs: 3% of all on 8 devices.
+    """
     records = of(variant)
     assert {record["devices"] for record in records} == {8, 64, 256}
     for record in records:
-        model = scaling.counted(record["mesh"]["data"], record["mesh"]["fsdp"], private=variant == "noisy")
-        assert record["matrix_flops"] == pytest.approx(model["matrix_flops"], rel=1e-4)
-        assert record["sent_bytes"] == pytest.approx(model["sent_bytes"], rel=0.02)
+        denoised, data = variant == "denoised", record["mesh"]["data"]
+        model = scaling.counted(data, record["mesh"]["fsdp"], private=variant != "plain", denoised=denoised)
+        if not denoised:
+            assert record["matrix_flops"] == pytest.approx(model["matrix_flops"], rel=1e-4)
+        if not denoised or data == 1:
+            assert record["sent_bytes"] == pytest.approx(model["sent_bytes"], rel=0.04 if denoised else 0.02)
         assert record["unknown_loops"] == 0
+
+
+@pytest.mark.parametrize("variant", ["plain", "noisy", "denoised"])
+def test_meshes_with_tensor_scale_too(variant: str) -> None:
+    """Products of a device are the same on 8, 64 and 256; what it sends approaches a limit, like (N - 1) / N."""
+    for data in (False, True):
+        records = {r["devices"]: r for r in of(variant, tensor=True) if (r["mesh"]["data"] > 1) == data}
+        assert set(records) == {8, 64, 256}
+        assert len({record["matrix_flops"] for record in records.values()}) == 1
+        assert records[256]["sent_bytes"] < 1.1 * records[64]["sent_bytes"]
 
 
 def test_the_records_of_recomputed_layers_agree_too() -> None:
@@ -159,7 +198,9 @@ def test_what_divides_the_parameters_divides_the_state() -> None:
 
 def test_the_page_has_the_tables_of_the_records() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text()
-    for table in (scaling.compiled_table(RECORDS), scaling.seconds_table()[0]):
+    of_memory = [json.loads(path.read_text()) for path in scaling_memory.record_files(RESULTS)]
+    tables = (scaling.compiled_table(RECORDS), scaling.seconds_table()[0], scaling_memory.memory_table(of_memory))
+    for table in tables:
         for line in table.splitlines():
             assert line in page, line
     for chip in CHIPS.values():

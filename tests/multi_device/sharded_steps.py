@@ -50,9 +50,12 @@ def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     denoise = MECHANISM.denoiser(svd="subspace", sharding=by_matrix(mesh) if mesh.size > 1 else None)
     transforms = Transforms(MECHANISM.noise(noise_key(4)), denoise, optax.adamw(0.05, eps=1e-3))
     logits = classifier_logits(MODULE)
-    step = make_train_step(MECHANISM, lambda p, b: label_losses(logits(p, b), b["label"]), transforms)
     state, shardings = init_state(transforms, params, frozen, mesh)
 
+    def losses(params, batch):
+        return label_losses(logits(params, batch), batch["label"])
+
+    step = make_train_step(MECHANISM, losses, transforms, layout=shardings.params)
     add_noise = jax.jit(lambda p, s: transforms.noise.update(p, s)[0], out_shardings=shardings.params)
     noise = jax.block_until_ready(add_noise(jax.tree.map(jnp.zeros_like, state.params), state.noise))
     compiled = jit_train_step(step, mesh, shardings).lower(state, sample(0)).compile()

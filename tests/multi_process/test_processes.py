@@ -1,7 +1,8 @@
 """Several processes make the run of one: the same samples, noise and parameters, and one end for all of them.
 
-Parameters are divided over the processes, so that none has them whole. Results differ by the order of float32 sums
-over the examples; Adam with eps = 1e-3 passes on less than 1e-5 of the parameters (see tests/multi_device).
+Parameters are divided over the processes, so that none has them whole, unless a test says otherwise. Results differ by
+the order of float32 sums over the examples; Adam with eps = 1e-3 passes on less than 1e-5 of the parameters (see
+tests/multi_device).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def rows(folder, count):
     return [set(json.loads((folder / f"rows{number}.json").read_text())) for number in range(count)]
 
 
-def test_two_processes_stop_together_and_one_goes_on(cache, alone, tmp_path):
-    """SIGTERM reaches one; both save the same step and exit. The run is continued by a single process."""
+def test_two_processes_stop_together_and_four_go_on(cache, alone, tmp_path):
+    """SIGTERM reaches one; both save the same step and exit. The run is continued by other numbers of processes."""
 
     def signalled(number):
         return {"seconds_per_step": 0.2, **({"signal_at": 2, "signal_name": "SIGTERM"} if number else {})}
@@ -53,9 +54,12 @@ def test_two_processes_stop_together_and_one_goes_on(cache, alone, tmp_path):
     assert ours[0] | ours[1] == rows(alone, 1)[0]
     assert not ours[0] & ours[1]
     assert all(ours)
-    ((status, output),) = RUN.finish([RUN.start(cache, tmp_path)])
-    assert status == 0, output
-    assert "training from step 0" not in output
+    for status, output in RUN.finish(RUN.start_several(cache, tmp_path, 4)):
+        assert status == 0, output
+        assert "training from step 0" not in output
+    ours = rows(tmp_path, 4)
+    assert set.union(*ours) == rows(alone, 1)[0]
+    assert sum(map(len, ours)) == len(rows(alone, 1)[0])
     extra = {"step", "eval/dev/accuracy", "eval/dev/loss"}
     assert not any(line.keys() <= extra and line["step"] % 4 for line in read_metrics(tmp_path / "metrics.jsonl"))
     assert_same_run(tmp_path, alone)
@@ -83,16 +87,21 @@ def test_the_first_that_dies_ends_the_other(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_where_two_were_killed(cache, alone, tmp_path):
+def test_one_process_goes_on_where_two_were_killed(cache, alone, tmp_path):
     for status, _ in RUN.finish(RUN.start_several(cache, tmp_path, 2, lambda number: {"signal_at": 7})):
         assert status in (-9, 1)
-    results = RUN.finish(RUN.start_several(cache, tmp_path, 4))
-    for status, output in results:
+    ((status, output),) = RUN.finish([RUN.start(cache, tmp_path)])
+    assert status == 0, output
+    assert "training from step 4" in output or "training from step 6" in output
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divided", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_division_among_processes_gives_the_run_of_one(count, divided, cache, alone, tmp_path):
+    for status, output in RUN.finish(RUN.start_several(cache, tmp_path, count, lambda number: {"divided": divided})):
         assert status == 0, output
-        assert "training from step 4" in output or "training from step 6" in output
-    ours = rows(tmp_path, 4)
-    assert set.union(*ours) == rows(alone, 1)[0]
-    assert sum(map(len, ours)) == len(rows(alone, 1)[0])
     assert_same_run(tmp_path, alone)
 
 

@@ -40,7 +40,11 @@ MECHANISM = DPSGD(
     num_examples=NUM_EXAMPLES, expected_batch_size=8.0, num_steps=NUM_STEPS, noise_multiplier=0.7, l2_clip_norm=0.5,
     max_batch_size=20, batch_multiple_of=4, microbatch_size=4, accountant="rdp",
 )  # fmt: skip
-RULES = [("embedding|hidden/kernel", PartitionSpec("fsdp", None)), ("out/|ballast", PartitionSpec())]
+RULES = [
+    ("embedding", PartitionSpec("fsdp", None)),
+    ("hidden/kernel", PartitionSpec("fsdp", "tensor")),
+    ("out/|ballast", PartitionSpec()),
+]
 
 
 class Recorded(np.ndarray):
@@ -67,8 +71,8 @@ def logits(params, batch):
     return jnp.tanh(hidden @ params["hidden"]["kernel"]) @ params["out"]["kernel"] + params["out"]["bias"]
 
 
-def build(ballast: int) -> tuple[TrainLoop, Any]:
-    arrays, mesh = make_arrays(), make_mesh(data=1, fsdp=-1)
+def build(ballast: int, divided: str) -> tuple[TrainLoop, Any]:
+    arrays, mesh = make_arrays(), make_mesh(**{"data": 1, divided: -1})
     schedule = optax.linear_schedule(0.1, 0.0, NUM_STEPS)
     transforms = Transforms(
         MECHANISM.noise(noise_key(11)), MECHANISM.denoiser(svd="gram"), optax.adamw(schedule, eps=1e-3)
@@ -83,7 +87,11 @@ def build(ballast: int) -> tuple[TrainLoop, Any]:
         initial["ballast"] = rng.standard_normal(ballast, np.float32)
     params, frozen = split_params(initial, "hidden|out")
     state, shardings = init_state(transforms, params, frozen, mesh, RULES)
-    step = make_train_step(MECHANISM, lambda p, b: label_losses(logits(p, b), b["label"]), transforms)
+
+    def losses(params, batch):
+        return label_losses(logits(params, batch), batch["label"])
+
+    step = make_train_step(MECHANISM, losses, transforms, layout=shardings.params)
     recorded = arrays | {"input_ids": arrays["input_ids"].view(Recorded)}
     loop = TrainLoop(
         train_step=jit_train_step(step, mesh, shardings),
@@ -111,12 +119,14 @@ def main(
     signal_at: int | None = None,
     signal_name: str = "SIGKILL",
     ballast: int = 0,
+    divided: str = "fsdp",
 ) -> None:
-    """Trains; `signal_at` sends the process a signal before a step, `ballast` makes the state so many floats larger."""
+    """Trains; `signal_at` sends the process a signal before a step, `ballast` makes the state so many floats larger,
+    `divided` is the axis of the mesh that the devices are on."""
     processes.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat)
     train.EPSILON_POINTS = 1
     with processes.ending_together():
-        loop, state = build(ballast)
+        loop, state = build(ballast, divided)
         counted = iter(range(int(1e9)))
         compiled = loop.train_step
 
