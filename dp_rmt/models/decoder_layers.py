@@ -56,24 +56,32 @@ def attend(
     scale: float,
     softcap: float | None,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V over the keys that the mask shows, each of K heads of keys for N / K heads of queries.
+    """softmax(scale Q K^T) V over the keys that the mask shows, each of K heads of keys for G = N / K heads of queries.
 
-    With a soft cap c the scores s are c tanh(s / c). Scores and softmax are float32 inside.
+    With a soft cap c the scores s are c tanh(s / c). Scores and softmax are float32 inside, or wider.
+
+    The heads come before the tokens in all products, so that none of the large arrays, (B, K, G, T, S), is ever
+    transposed: `jax.nn.dot_product_attention`, which has G last, takes 1.6 times as long on a CPU.
 
     Returns:
         (B, T, N, H) in the dtype of the values.
     """
-    if softcap is None:
-        return jax.nn.dot_product_attention(
-            query_BxTxNxH, key_BxSxKxH, value_BxSxKxH, mask=mask_Bx1xTxS, scale=scale
-        )
     batch, tokens, heads, width = query_BxTxNxH.shape
-    grouped = query_BxTxNxH.reshape(batch, tokens, key_BxSxKxH.shape[2], -1, width)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key_BxSxKxH, preferred_element_type=jnp.float32)
-    scores = softcap * jnp.tanh(scores * scale / softcap)
-    weights = jax.nn.softmax(jnp.where(mask_Bx1xTxS[:, :, None], scores, jnp.finfo(scores.dtype).min))
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value_BxSxKxH.dtype), value_BxSxKxH)
-    return mixed.reshape(batch, tokens, heads, width)
+    groups = heads // key_BxSxKxH.shape[2]
+    query_BxKxGxTxH = query_BxTxNxH.reshape(batch, tokens, -1, groups, width).transpose(0, 2, 3, 1, 4)
+    key_BxKxSxH, value_BxKxSxH = (x.transpose(0, 2, 1, 3) for x in (key_BxSxKxH, value_BxSxKxH))
+    # Else the backward pass of bfloat16 would multiply in float32.
+    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query_BxTxNxH.dtype == jnp.bfloat16 else None
+    wide = jnp.promote_types(query_BxTxNxH.dtype, jnp.float32)
+    scores = scale * jnp.einsum(
+        "bkgth,bksh->bkgts", query_BxKxGxTxH, key_BxKxSxH, precision=precision, preferred_element_type=wide
+    )
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    hidden_Bx1x1xTxS = jnp.where(mask_Bx1xTxS, 0, jnp.finfo(wide).min)[:, None].astype(wide)
+    weights = jax.nn.softmax(scores + hidden_Bx1x1xTxS).astype(value_BxSxKxH.dtype)
+    mixed_BxKxGxTxH = jnp.einsum("bkgts,bksh->bkgth", weights, value_BxKxSxH)
+    return mixed_BxKxGxTxH.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, width)
 
 
 class CausalSelfAttention(nn.Module):

@@ -21,8 +21,18 @@ from dp_rmt.models.peft_names import shortest_endings
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 12, "initializer_range": 0.3}  # fmt: skip
+_LLAMA: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-3, "hidden_act": "silu"}
+_GEMMA: dict[str, Any] = {
+    **_LLAMA, "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 9, "sliding_window": 4,
+    "final_logit_softcapping": 4.0,
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-3, "hidden_act": "silu"},
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 4},
+    "qwen2": {**{key: _LLAMA[key] for key in _LLAMA if key != "head_dim"}, "use_sliding_window": False},
+    "qwen3": {**_LLAMA, "tie_word_embeddings": True},
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 3.0},
+    "gemma3_text": {**_GEMMA, "rope_local_base_freq": 20.0, "sliding_window_pattern": 2},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "n_inner": 24, "layer_norm_epsilon": 1e-5,
              "activation_function": "gelu_new"},
     "gpt_neox": {"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
@@ -30,7 +40,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
 }  # fmt: skip
 TARGETS = {
-    "llama": ("query", "value", "down"),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), ("query", "value", "down")
+    ),
     "gpt2": ("query", "value", "output", "up"),
     "gpt_neox": ("query", "key", "value", "down"),
     "bert": ("query", "value", "output"),
