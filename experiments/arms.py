@@ -119,6 +119,20 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     processes.wait_for_all("results are written")
 
 
+def trained_params(arm: Arm) -> Params:
+    """All parameters after the last update that was saved.
+
+    Raises:
+      FileNotFoundError: the arm has not been trained.
+    """
+    checkpoints = _open_checkpoints(arm)
+    restored = checkpoints.restore(arm.run.state)
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
+    return published_params(restored[0])
+
+
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     """Writes ``report.html`` over all arms and returns what it shows."""
     runs = {
