@@ -34,6 +34,7 @@ def _data() -> ConfigDict:
     data.max_length = 64  # tokens; longer texts are cut
     data.length_groups = (16, 32)  # shorter shapes that a batch is split into, beside max_length
     data.max_train_examples = placeholder(int)  # the first so many rows; None: all
+    data.skip_lines = 0  # the first so many lines of each dialogue of "customersim"
     data.max_eval_documents = placeholder(int)  # of each evaluation split; None: all
     # What is sensitive in documents: any of "attributes" (CustomerSim's database), "spans" (files), "numbers", "codes",
     # "emails", "dates", "presidio".

@@ -5,11 +5,22 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from dp_rmt.data import load_documents, tokenize_documents
+from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
 from dp_rmt.models import DecoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
 from experiments.task import Task, adapted, check_length, group_lengths, resolve_model_path
+
+
+def read_documents_of(data: ConfigDict) -> DocumentSet:
+    """The documents that `config.data` names."""
+    return load_documents(
+        data.task,
+        path=data.path,
+        sensitive=data.sensitive,
+        max_train_examples=data.max_train_examples,
+        skip_lines=data.skip_lines,
+    )
 
 
 def load_document_task(config: ConfigDict) -> Task:
@@ -25,9 +36,7 @@ def load_document_task(config: ConfigDict) -> Task:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
     data, model = config.data, config.model
-    documents = load_documents(
-        data.task, path=data.path, sensitive=data.sensitive, max_train_examples=data.max_train_examples
-    )
+    documents = read_documents_of(data)
     folder = resolve_model_path(model.path)
     module, params = load_pretrained(
         folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat

@@ -6,8 +6,8 @@
 
 Trains what is not done yet and writes a record for each run: privacy (fall of the loss on sensitive tokens of training
 data, its control on test data, membership, canary exposure), utility (loss on the other tokens of test data) and cost.
-Interrupted runs resume from their checkpoints. `--rates` trains each arm of --arms at these learning rates instead, for
-the first seed, and prints the loss on dev.
+Interrupted runs resume from their checkpoints. `--rates` trains each arm at these learning rates instead, at the first
+epsilon with the first seed, and prints the loss on dev.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.data import Document, load_documents
+from dp_rmt.data import Document
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.privacy_statement import read_privacy
 from dp_rmt.types import Params
 from experiments import arms, assemble, command_line, machine
 from experiments import memorisation_measures as measures
+from experiments.document_task import read_documents_of
 from experiments.gradient_stream import write_record
 from experiments.settings import arm_configs
 from experiments.task import Arrays, Task
@@ -39,96 +41,135 @@ from experiments.workdir import as_json, claim_workdir
 DEV_DOCUMENTS = 100
 """Of dev, looked at before and after each run."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The arms; use configs/customersim_stories260k.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
-_RESULTS = flags.DEFINE_string("results", "experiments/results/customersim", "Folder of the records.")
-_ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config.")
-_EPSILONS = flags.DEFINE_multi_float("epsilons", [8.0, 3.0], "Of the private arms.")
-_SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
-_RATES = flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")
-_SECRETS = flags.DEFINE_integer("secrets", 5000, "Random secrets that a canary is compared with.", lower_bound=100)
+
+class Study:
+    """Arms that share their data; tokenised data and the losses of the base model are kept between runs."""
+
+    def __init__(self, config: ConfigDict, *, workdir: Path, num_secrets: int) -> None:
+        """Reads the documents, so that what is wrong with them is found first.
+
+        Args:
+          config: with arms, as of `configs.customersim_stories260k`.
+          workdir: gets a folder for each run.
+          num_secrets: random secrets that a canary is compared with.
+        """
+        self.arms, self._workdir, self._num_secrets = arm_configs(config), workdir, num_secrets
+        first = next(iter(self.arms.values()))
+        if any(settings.data != first.data for settings in self.arms.values()):
+            raise ValueError("config.arms: the arms of this study share their data; leave 'data' out of them")
+        self._canaries: list[Document] = [row for row in read_documents_of(first.data).train if row.is_canary]
+        self._tasks = functools.lru_cache(maxsize=1)(_load)
+        self._base: dict[str, np.ndarray] = {}
+
+    def train(self, label: str, config: ConfigDict) -> arms.Arm:
+        """Trains to the end, or goes on where an earlier call stopped."""
+        workdir = self._workdir / label
+        claim_workdir(workdir, config)
+        task = self._tasks(_Shared(config))
+        dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
+        run = assemble.build_run(config, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
+        arm = arms.Arm(label, config, workdir, task, run)
+        arms.train(arm)
+        return arm
+
+    def record(self, arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
+        """All that is measured of a trained arm."""
+        task, config = arm.task, arm.config
+        params, losses = arms.trained_params(arm), _compiled(task.module)
+        arrays = {"train": task.train, "test": task.evaluations["test"]}
+        tuned = _losses(losses, params, arrays, config)
+        self._base = self._base or _losses(losses, task.params, arrays, config)  # new low-rank updates are zero
+        canaries = self._canaries
+        return {
+            "arm": name,
+            "seed": seed,
+            "config": _without_folders(config),
+            "privacy": read_privacy(arm.workdir),
+            "steps": arm.run.loop.mechanism.num_steps,
+            "examples": {
+                "train": task.num_examples - len(canaries), "canaries": len(canaries), "test": len(tuned["test"])
+            },
+            "nonprivate": measures.privacy_of(self._base, tuned, arrays, num_canaries=len(canaries)),
+            "canaries": measures.canary_exposure(
+                losses, params, canaries, task.tokenizer, num_secrets=self._num_secrets, batch_size=500
+            ),
+            "utility": measures.utility_of(tuned["test"], arrays["test"]),
+            "utility_base": measures.utility_of(self._base["test"], arrays["test"]),
+            "cost": measures.cost_of_step(arm.run) | {"seconds_per_step": _seconds(arm)},
+            "machine": machine.description(),
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """A config of which data, model and seed alone tell it from others."""
+
+    config: ConfigDict
+
+    def _key(self) -> str:
+        return str((self.config.data, self.config.model, self.config.seed))
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shared) and self._key() == other._key()
+
+
+def run_config(settings: ConfigDict, epsilon: float, seed: int) -> ConfigDict:
+    """The config of one run: the seed also that of sampling and noise, since the data is public."""
+    config = ConfigDict(settings)
+    config.seed = config.privacy.sampling_seed = config.privacy.noise_seed = seed
+    if math.isfinite(config.privacy.epsilon):
+        config.privacy.epsilon = epsilon
+    return config
+
+
+def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Sequence[int]) -> None:
+    """Every arm, seed and epsilon that has no record yet; arms without noise once for all epsilons."""
+    for epsilon in epsilons:
+        for seed in seeds:
+            for name, settings in study.arms.items():
+                is_private = math.isfinite(settings.privacy.epsilon)
+                path = results / f"{name}{f'_eps{epsilon:g}' * is_private}_seed{seed}.json"
+                if path.exists():
+                    continue
+                arm = study.train(path.stem, run_config(settings, epsilon, seed))
+                write_record(path, study.record(arm, name, seed))
+                print(f"{path.stem}: loss on dev {_dev_losses(arm)}", flush=True)
+
+
+def try_rates(study: Study, rates: Sequence[float], *, epsilon: float, seed: int) -> None:
+    """Prints the loss on dev of every arm at every learning rate."""
+    for name, settings in study.arms.items():
+        for rate in rates:
+            config = run_config(settings, epsilon, seed)
+            config.optimizer.learning_rate = rate
+            arm = study.train(f"{name}_eps{config.privacy.epsilon:g}_seed{seed}_lr{rate:g}", config)
+            print(f"{name}, rate {rate:g}: loss on dev {_dev_losses(arm)}", flush=True)
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is missing."""
+    """Runs what is missing; mistakes in the input end it with one clear line."""
     del argv
+    values = flags.FLAGS
+    config, workdir = values.config.copy_and_resolve_references().unlock(), Path(values.workdir)
+    if values.arms:
+        config.arms = {name: config.arms[name] for name in values.arms}
+    # A step is compiled once for all seeds, and once more to be measured.
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
-        chosen = {name: settings for name, settings in arm_configs(_CONFIG.value).items() if _is_wanted(name)}
-        jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value).absolute() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-        for epsilon in _EPSILONS.value:
-            for seed in _SEEDS.value:
-                for name, settings in chosen.items():
-                    _run(name, settings, epsilon, seed)
+        study = Study(config.lock(), workdir=workdir, num_secrets=values.secrets)
+        if values.rates:
+            try_rates(study, values.rates, epsilon=values.epsilons[0], seed=values.seeds[0])
+        else:
+            run_all(study, Path(values.results), epsilons=values.epsilons, seeds=values.seeds)
     except (ValueError, OSError, ImportError) as error:
         command_line.stop(error)
 
 
-def _is_wanted(name: str) -> bool:
-    return _ARMS.value is None or name in _ARMS.value
-
-
-def _run(name: str, settings: ConfigDict, epsilon: float, seed: int) -> None:
-    """One run and its record, unless it is there; an arm without noise has no second epsilon."""
-    is_private = math.isfinite(settings.privacy.epsilon)
-    if not is_private and epsilon != _EPSILONS.value[0]:
-        return
-    label = f"{name}{f'_eps{epsilon:g}' * is_private}_seed{seed}"
-    config = ConfigDict(settings)
-    config.seed = config.privacy.sampling_seed = config.privacy.noise_seed = seed
-    if is_private:
-        config.privacy.epsilon = epsilon
-    if _RATES.value:
-        if (epsilon, seed) == (_EPSILONS.value[0], _SEEDS.value[0]):
-            for rate in _RATES.value:
-                config.optimizer.learning_rate = rate
-                arm = _trained(f"{label}_lr{rate:g}", config)
-                print(f"{label}, rate {rate:g}: loss on dev {_dev_losses(arm)}", flush=True)
-        return
-    path = Path(_RESULTS.value) / f"{label}.json"
-    if not path.exists():
-        arm = _trained(label, config)
-        write_record(path, _record(arm, name, seed))
-        print(f"{label}: loss on dev {_dev_losses(arm)}", flush=True)
-
-
-def _trained(label: str, config: ConfigDict) -> arms.Arm:
-    workdir = Path(_WORKDIR.value) / label
-    claim_workdir(workdir, config)
-    task = _task(str((config.data, config.model, config.seed)), config)
-    dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
-    run = assemble.build_run(config, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
-    arm = arms.Arm(label, config, workdir, task, run)
-    arms.train(arm)
-    return arm
-
-
-def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
-    """All that is measured of a trained arm."""
-    task, config = arm.task, arm.config
-    params, losses = arms.trained_params(arm), _token_losses(task.module)
-    arrays = {"train": task.train, "test": task.evaluations["test"]}
-    tuned = _losses(losses, params, arrays, config)
-    shared = str((config.data, config.model.path))
-    if shared not in _BASE:  # new low-rank updates are zero, so it is the same for all arms
-        _BASE[shared] = _losses(losses, task.params, arrays, config)
-    base, canaries = _BASE[shared], _canaries(config)
-    return {
-        "arm": name,
-        "seed": seed,
-        "config": _without_folders(config),
-        "privacy": read_privacy(arm.workdir),
-        "steps": arm.run.loop.mechanism.num_steps,
-        "examples": {"train": len(base["train"]) - len(canaries), "canaries": len(canaries), "test": len(base["test"])},
-        "nonprivate": measures.privacy_of(base, tuned, arrays, num_canaries=len(canaries)),
-        "canaries": measures.canary_exposure(
-            losses, params, canaries, task.tokenizer, num_secrets=_SECRETS.value, batch_size=500
-        ),
-        "utility": measures.utility_of(tuned["test"], arrays["test"]),
-        "utility_base": measures.utility_of(base["test"], arrays["test"]),
-        "cost": measures.cost_of_step(arm.run) | {"seconds_per_step": _seconds(arm)},
-        "machine": machine.description(),
-    }
+def _load(shared: _Shared) -> Task:
+    return assemble.load_task(shared.config)
 
 
 def _losses(losses: Losses, params: Params, arrays: dict[str, Arrays], config: ConfigDict) -> dict[str, np.ndarray]:
@@ -137,25 +178,8 @@ def _losses(losses: Losses, params: Params, arrays: dict[str, Arrays], config: C
 
 
 @functools.lru_cache(maxsize=1)
-def _token_losses(module: Any) -> Any:
+def _compiled(module: Any) -> Any:
     return jax.jit(token_losses(module))
-
-
-def _task(key: str, config: ConfigDict) -> Task:
-    if key not in _TASKS:
-        _TASKS.clear()
-        _TASKS[key] = assemble.load_task(config)
-    return _TASKS[key]
-
-
-_TASKS: dict[str, Task] = {}
-_BASE: dict[str, dict[str, np.ndarray]] = {}
-
-
-def _canaries(config: ConfigDict) -> list[Document]:
-    data = config.data
-    documents = load_documents(data.task, path=data.path, sensitive=data.sensitive, max_train_examples=1)
-    return [document for document in documents.train if document.is_canary]
 
 
 def _without_folders(config: ConfigDict) -> dict[str, Any]:
@@ -171,11 +195,19 @@ def _dev_losses(arm: arms.Arm) -> list[float]:
 
 
 def _seconds(arm: arms.Arm) -> float:
-    """Of the quicker half of the steps, since other jobs share the machine."""
+    """Median of the quicker half of the steps, since other jobs may share the machine."""
     seconds = sorted(line["seconds"] for line in read_metrics(arm.workdir / "metrics.jsonl") if "seconds" in line)
     return round(statistics.median(seconds[: max(1, len(seconds) // 2)]), 3)
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The arms; use configs/customersim_stories260k.py.")
+    flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
+    flags.DEFINE_string("results", "experiments/results/customersim", "Folder of the records.")
+    flags.DEFINE_list("arms", None, "Only these arms of the config.")
+    flags.DEFINE_multi_float("epsilons", [8.0], "Of the private arms.")
+    flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
+    flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")
+    flags.DEFINE_integer("secrets", 5000, "Random secrets that a canary is compared with.", lower_bound=100)
     flags.mark_flag_as_required("config")
     command_line.run(main)

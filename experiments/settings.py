@@ -68,6 +68,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed",
+    "data.skip_lines",
     "train.microbatch_size",
     "privacy.sampling_seed",
     "privacy.noise_seed",

@@ -50,6 +50,7 @@ def load_documents(
     path: str | os.PathLike[str] | None,
     sensitive: Sequence[str],
     max_train_examples: int | None = None,
+    skip_lines: int = 0,
 ) -> DocumentSet:
     """Reads the documents of a task and finds what is sensitive in them.
 
@@ -59,6 +60,7 @@ def load_documents(
         path: the folder.
         sensitive: names of `SENSITIVE`; their spans are united. Empty: nothing is marked.
         max_train_examples: the first so many documents, and all canaries; None for all.
+        skip_lines: of each dialogue of CustomerSim, see `read_customersim`.
 
     Returns:
         The documents.
@@ -78,7 +80,7 @@ def load_documents(
     if other in sensitive:
         raise ValueError(f"config.data.sensitive: {other!r} does not go with the task {task!r}.")
     if task == "customersim":
-        splits, source = read_customersim(folder), str(folder / ARCHIVE)
+        splits, source = read_customersim(folder, skip_lines=skip_lines), str(folder / ARCHIVE)
     else:
         splits, source = _own(folder, with_spans="spans" in sensitive), str(folder / "train.jsonl")
     train = splits["train"]
