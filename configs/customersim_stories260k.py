@@ -3,10 +3,9 @@
 Model: stories260K (Karpathy's llama2.c, MIT) as a Hugging Face folder: --config.model.path=DIR.
 Data: the folder with simdial.tar.gz and database_20000.csv of github.com/wyshi/lm_privacy (MIT; Apache-2.0).
 
-Source: arXiv 2502.13313, with the arms of configs/customersim_recipe.py. 400 dialogues and the ten canary files. So
-that the study fits an hour of one core, a dialogue is read without its first two lines (greetings and question) and up
-to 128 tokens: what is lost is most tracking numbers and the good-byes. Learning rates were chosen coarsely, see
-experiments/README.md.
+Source: arXiv 2502.13313, with the arms of configs/customersim_recipe.py. 200 dialogues and the ten canary files. So
+that the study fits half an hour of one core, a dialogue is read without its first two lines (greetings and question)
+and up to 128 tokens: what is lost is most tracking numbers and the good-byes. Learning rates: experiments/README.md.
 Expected: the table in experiments/README.md. Cost: see there.
 Command: python -m experiments.memorisation_study --config=configs/customersim_stories260k.py --config.data.path=DIR
     --config.model.path=DIR
@@ -18,12 +17,12 @@ from ml_collections import ConfigDict
 from configs.customersim_recipe import memorisation
 
 RATES = {
-    "full": 1e-2,
+    "full": 5e-3,
     "lora": 1e-2,
-    "full_noisy": 1e-2,
-    "full_denoised": 1e-2,
+    "full_noisy": 5e-3,
+    "full_denoised": 2.5e-3,
     "lora_noisy": 1e-2,
-    "lora_denoised": 1e-2,
+    "lora_denoised": 5e-3,
 }
 
 
@@ -31,14 +30,14 @@ def get_config() -> ConfigDict:
     """All arms at epsilon 8; --config.privacy.epsilon=3 for the private ones at another."""
     config = memorisation(
         RATES,
-        private={"privacy": {"expected_batch_size": 64}, "train": {"num_steps": 30}},
-        not_private={"privacy": {"expected_batch_size": 32}, "train": {"num_steps": 100}},
+        private={"privacy": {"expected_batch_size": 64}, "train": {"num_steps": 20}},
+        not_private={"privacy": {"expected_batch_size": 16}, "train": {"num_steps": 100}},
     )
     config.name = "customersim_stories260k"
     config.data.skip_lines = 2
     config.data.max_length = 128
-    config.data.max_train_examples = 400
-    config.data.max_eval_documents = 400
+    config.data.max_train_examples = 200
+    config.data.max_eval_documents = 200
     config.train.microbatch_size = 16
     config.train.eval_every = 1000
     config.train.eval_batch_size = 50

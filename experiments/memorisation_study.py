@@ -45,15 +45,22 @@ DEV_DOCUMENTS = 100
 class Study:
     """Arms that share their data; tokenised data and the losses of the base model are kept between runs."""
 
-    def __init__(self, config: ConfigDict, *, workdir: Path, num_secrets: int) -> None:
+    def __init__(
+        self, config: ConfigDict, *, workdir: Path, num_secrets: int, names: Sequence[str] | None = None
+    ) -> None:
         """Reads the documents, so that what is wrong with them is found first.
 
         Args:
           config: with arms, as of `configs.customersim_stories260k`.
           workdir: gets a folder for each run.
           num_secrets: random secrets that a canary is compared with.
+          names: arms to train, in this order; None for all.
         """
-        self.arms, self._workdir, self._num_secrets = arm_configs(config), workdir, num_secrets
+        every = arm_configs(config)
+        if unknown := set(names or ()) - set(every):
+            raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(every)}")
+        self.arms = {name: every[name] for name in names or every}
+        self._workdir, self._num_secrets = workdir, num_secrets
         first = next(iter(self.arms.values()))
         if any(settings.data != first.data for settings in self.arms.values()):
             raise ValueError("config.arms: the arms of this study share their data; leave 'data' out of them")
@@ -153,13 +160,11 @@ def main(argv: list[str]) -> None:
     """Runs what is missing; mistakes in the input end it with one clear line."""
     del argv
     values = flags.FLAGS
-    config, workdir = values.config.copy_and_resolve_references().unlock(), Path(values.workdir)
-    if values.arms:
-        config.arms = {name: config.arms[name] for name in values.arms}
+    workdir = Path(values.workdir)
     # A step is compiled once for all seeds, and once more to be measured.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
-        study = Study(config.lock(), workdir=workdir, num_secrets=values.secrets)
+        study = Study(values.config, workdir=workdir, num_secrets=values.secrets, names=values.arms)
         if values.rates:
             try_rates(study, values.rates, epsilon=values.epsilons[0], seed=values.seeds[0])
         else:
@@ -204,7 +209,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The arms; use configs/customersim_stories260k.py.")
     flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
     flags.DEFINE_string("results", "experiments/results/customersim", "Folder of the records.")
-    flags.DEFINE_list("arms", None, "Only these arms of the config.")
+    flags.DEFINE_list("arms", None, "Only these arms of the config, in this order.")
     flags.DEFINE_multi_float("epsilons", [8.0], "Of the private arms.")
     flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
     flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")

@@ -112,9 +112,7 @@ def test_a_model_that_memorises_shows_it_and_a_private_one_does_not(config, tmp_
 
 
 def test_rates_are_tried_without_records(config, tmp_path: Path, capsys) -> None:
-    with config.unlocked():
-        config.arms = {"lora_4_noisy": config.arms.lora_4_noisy}
-    study = memorisation_study.Study(config, workdir=tmp_path, num_secrets=200)
+    study = memorisation_study.Study(config, workdir=tmp_path, num_secrets=200, names=["lora_4_noisy"])
     memorisation_study.try_rates(study, [1e-3, 1e-2], epsilon=0.5, seed=0)
     lines = [line for line in capsys.readouterr().out.splitlines() if "loss on dev" in line]
     assert [line.split(":")[0] for line in lines] == ["lora_4_noisy, rate 0.001", "lora_4_noisy, rate 0.01"]
@@ -160,5 +158,7 @@ def test_arms_share_their_data_and_records_must_be_there(config: ConfigDict, tmp
         config.arms.full["data"] = {"max_length": 12}
     with pytest.raises(ValueError, match="the arms of this study share their data"):
         memorisation_study.Study(config, workdir=tmp_path, num_secrets=200)
+    with pytest.raises(ValueError, match="--arms: 'lora' is none of the config's arms, full, lora_4_noisy"):
+        memorisation_study.Study(config, workdir=tmp_path, num_secrets=200, names=["full", "lora"])
     with pytest.raises(SystemExit, match="holds no records"):
         memorisation_table.read_records(tmp_path)
