@@ -111,6 +111,7 @@ def test_a_model_that_memorises_shows_it_and_a_private_one_does_not(config, tmp_
     assert (tmp_path / "images" / "a.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_rates_are_tried_without_records(config, tmp_path: Path, capsys) -> None:
     study = memorisation_study.Study(config, workdir=tmp_path, num_secrets=200, names=["lora_4_noisy"])
     memorisation_study.try_rates(study, [1e-3, 1e-2], epsilon=0.5, seed=0)
