@@ -93,7 +93,7 @@ class PrivacyStatement:
                 f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of "
                 "privacy.json"
             )
-        values = {name: record.get(name) for name in names}
+        values: dict[str, Any] = {name: record.get(name) for name in names}
         if values["audit"] is not None:
             values["audit"] = AuditBound.from_json(values["audit"])
         infinite = {"l2_clip_norm": math.inf} if values["l2_clip_norm"] is None else {}
