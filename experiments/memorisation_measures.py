@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,22 +135,42 @@ def canary_exposure(
 
 
 def cost_of_step(run: Run) -> dict[str, Any]:
-    """FLOPs and memory of the compiled step on a batch of the largest size, no step is taken."""
-    mechanism = run.loop.mechanism
-    size = mechanism.truncation.max_batch_size
-    groups = run.loop.groups(np.arange(size, dtype=np.int32) % mechanism.num_examples)
-    traced: Any = run.loop.train_step
-    traced = traced.trace(run.state, groups)
+    """FLOPs, memory and time of the compiled step; four steps are taken, and forgotten.
+
+    Args:
+      run: ready to train; its own state is used up where steps reuse its memory.
+
+    Returns:
+      ``matrix_flops`` of a step on a batch of the expected size, ``xla_flops`` as XLA counts them (the bodies of loops
+      over layers and microbatches once), bytes, and ``seconds_per_step``: of processor time on a CPU, which other jobs
+      disturb less, else of time.
+    """
+    mechanism, loop = run.loop.mechanism, run.loop
+    sampling = mechanism.sampling(run.sampling_seed)
+    batches = [loop.groups(sampling.indices(step)) for step in range(4)]
+    step: Any = loop.train_step
+    traced = step.trace(run.state, batches[0])
     compiled = traced.lower().compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    # The loop over the microbatches that are not empty is the only one whose length the program does not tell.
+    once, twice = (matrix_flops(traced.jaxpr, while_trips=trips) for trips in (1, 2))
+    microbatches = mechanism.expected_batch_size / (mechanism.microbatch_size or mechanism.expected_batch_size)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    state, seconds = run.state, []
+    for groups in batches:
+        start = clock()
+        state, _ = step(state, groups)
+        jax.block_until_ready(state.params)
+        seconds.append(clock() - start)
     return {
-        "examples": size,
-        "matrix_flops": matrix_flops(traced.jaxpr),
-        "matrix_flops_per_example": round(matrix_flops(traced.jaxpr) / size),
-        "xla_flops_loop_bodies_once": cost.get("flops"),
+        "expected_batch_size": mechanism.expected_batch_size,
+        "matrix_flops": round(once + (microbatches - 1) * (twice - once)),
+        "xla_flops": cost.get("flops"),
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+        "trained_parameters": trained,
+        "seconds_per_step": round(statistics.median(seconds[1:]), 4),
     }
 
 

@@ -6,7 +6,8 @@
 
 Trains what is not done yet and writes a record for each run: privacy (fall of the loss on sensitive tokens of training
 data, its control on test data, membership, canary exposure), utility (loss on the other tokens of test data) and cost.
-Interrupted runs resume from their checkpoints. `--rates` trains each arm at these learning rates instead, at the first
+Interrupted runs resume from their checkpoints. `--costs` measures anew what a step of each arm costs, and puts it into
+the records that are there. `--rates` trains each arm at these learning rates instead, at the first
 epsilon with the first seed, and prints the loss on dev.
 """
 
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,17 @@ class Study:
         self._tasks = functools.lru_cache(maxsize=1)(_load)
         self._base: dict[str, np.ndarray] = {}
 
-    def train(self, label: str, config: ConfigDict) -> arms.Arm:
-        """Trains to the end, or goes on where an earlier call stopped."""
-        workdir = self._workdir / label
-        claim_workdir(workdir, config)
+    def arm(self, label: str, config: ConfigDict) -> arms.Arm:
+        """Ready to train."""
         task = self._tasks(_Shared(config))
         dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
         run = assemble.build_run(config, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
-        arm = arms.Arm(label, config, workdir, task, run)
+        return arms.Arm(label, config, self._workdir / label, task, run)
+
+    def train(self, label: str, config: ConfigDict) -> arms.Arm:
+        """Trains to the end, or goes on where an earlier call stopped."""
+        claim_workdir(self._workdir / label, config)
+        arm = self.arm(label, config)
         arms.train(arm)
         return arm
 
@@ -102,7 +106,7 @@ class Study:
             ),
             "utility": measures.utility_of(tuned["test"], arrays["test"]),
             "utility_base": measures.utility_of(self._base["test"], arrays["test"]),
-            "cost": measures.cost_of_step(arm.run) | {"seconds_per_step": _seconds(arm)},
+            "cost": measures.cost_of_step(arm.run),
             "machine": machine.description(),
         }  # fmt: skip
 
@@ -137,13 +141,23 @@ def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Se
     for epsilon in epsilons:
         for seed in seeds:
             for name, settings in study.arms.items():
-                is_private = math.isfinite(settings.privacy.epsilon)
-                path = results / f"{name}{f'_eps{epsilon:g}' * is_private}_seed{seed}.json"
+                path = results / f"{_label(name, settings, epsilon, seed)}.json"
                 if path.exists():
                     continue
                 arm = study.train(path.stem, run_config(settings, epsilon, seed))
                 write_record(path, study.record(arm, name, seed))
                 print(f"{path.stem}: loss on dev {_dev_losses(arm)}", flush=True)
+
+
+def measure_costs(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Sequence[int]) -> None:
+    """What a step costs, once for every arm, into its records."""
+    for name, settings in study.arms.items():
+        labels = [_label(name, settings, epsilon, seed) for epsilon in epsilons for seed in seeds]
+        paths = [path for label in dict.fromkeys(labels) if (path := results / f"{label}.json").exists()]
+        if paths:
+            cost = measures.cost_of_step(study.arm(name, run_config(settings, epsilons[0], seeds[0])).run)
+        for path in paths:
+            write_record(path, json.loads(path.read_text("utf-8")) | {"cost": cost, "machine": machine.description()})
 
 
 def try_rates(study: Study, rates: Sequence[float], *, epsilon: float, seed: int) -> None:
@@ -168,9 +182,14 @@ def main(argv: list[str]) -> None:
         if values.rates:
             try_rates(study, values.rates, epsilon=values.epsilons[0], seed=values.seeds[0])
         else:
-            run_all(study, Path(values.results), epsilons=values.epsilons, seeds=values.seeds)
+            work = measure_costs if values.costs else run_all
+            work(study, Path(values.results), epsilons=values.epsilons, seeds=values.seeds)
     except (ValueError, OSError, ImportError) as error:
         command_line.stop(error)
+
+
+def _label(name: str, settings: ConfigDict, epsilon: float, seed: int) -> str:
+    return f"{name}{f'_eps{epsilon:g}' * math.isfinite(settings.privacy.epsilon)}_seed{seed}"
 
 
 def _load(shared: _Shared) -> Task:
@@ -199,12 +218,6 @@ def _dev_losses(arm: arms.Arm) -> list[float]:
     return [round(line["eval/dev/loss"], 4) for line in lines if "eval/dev/loss" in line]
 
 
-def _seconds(arm: arms.Arm) -> float:
-    """Median of the quicker half of the steps, since other jobs may share the machine."""
-    seconds = sorted(line["seconds"] for line in read_metrics(arm.workdir / "metrics.jsonl") if "seconds" in line)
-    return round(statistics.median(seconds[: max(1, len(seconds) // 2)]), 3)
-
-
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The arms; use configs/customersim_stories260k.py.")
     flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
@@ -213,6 +226,7 @@ if __name__ == "__main__":
     flags.DEFINE_multi_float("epsilons", [8.0], "Of the private arms.")
     flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
     flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")
+    flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
     flags.DEFINE_integer("secrets", 5000, "Random secrets that a canary is compared with.", lower_bound=100)
     flags.mark_flag_as_required("config")
     command_line.run(main)

@@ -94,10 +94,21 @@ def test_a_model_that_memorises_shows_it_and_a_private_one_does_not(config, tmp_
     assert full["utility"][0] < full["utility_base"][0]
     assert full["utility_base"] == private["utility_base"]
     assert full["cost"]["trained_parameters"] > private["cost"]["trained_parameters"]
-    assert full["cost"]["matrix_flops"] > 0 < full["cost"]["temp_bytes"]
+    # A multiply-add forward and twice that backward, or more, for each token and parameter.
+    assert full["cost"]["matrix_flops"] > 6 * 12 * 10 * (full["cost"]["trained_parameters"] - 32 * 16)
+    assert full["cost"]["temp_bytes"] > 0
     assert (full["privacy"]["target_epsilon"], private["privacy"]["target_epsilon"]) == (None, 0.5)
     assert str(tmp_path) not in json.dumps(records)
     assert "loss on dev" in capsys.readouterr().out
+
+    broken = full | {"cost": {}}
+    (tmp_path / "results" / "full_seed0.json").write_text(json.dumps(broken))
+    study = memorisation_study.Study(config, workdir=tmp_path / "runs", num_secrets=200, names=["full"])
+    memorisation_study.measure_costs(study, tmp_path / "results", epsilons=[0.5], seeds=[0, 1])
+    mended = json.loads((tmp_path / "results" / "full_seed0.json").read_text())
+    assert mended["cost"]["matrix_flops"] == full["cost"]["matrix_flops"]
+    assert mended["cost"].keys() == full["cost"].keys()
+    records["full_seed0"] = mended
 
     modified = [path.stat().st_mtime_ns for path in sorted((tmp_path / "results").iterdir())]
     assert run(config, tmp_path) == records  # nothing is done twice
