@@ -50,6 +50,7 @@ setup(
         "peers-torch": ["opacus==1.6.0", "torch==2.13.0"],
         # METEOR and the official tokenizer of ROUGE-L and CIDEr; needs Java, too.
         "meteor": ["pycocoevalcap>=1.2"],
+        "presidio": ["presidio-analyzer>=2.2"],  # data.sensitive="presidio"; needs a spaCy model, too
         "slurm": ["submitit>=1.5"],  # experiments/sweep.py --executor=submitit
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

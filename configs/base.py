@@ -27,13 +27,18 @@ def get_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.task = "sst2"  # of GLUE; or "e2e", "dart", "jsonl" for text
+    data.task = "sst2"  # of GLUE; "e2e", "dart", "jsonl": text from a source; "customersim", "documents": text as it is
     data.path = placeholder(str)  # folder with the data's own files; None: from the hub
     data.train_split = "train"  # "dev" where DART's train file is not to be had; of text alone
     data.cache_dir = "~/.cache/dp_rmt"  # of tokenised data
     data.max_length = 64  # tokens; longer texts are cut
     data.length_groups = (16, 32)  # shorter shapes that a batch is split into, beside max_length
     data.max_train_examples = placeholder(int)  # the first so many rows; None: all
+    data.skip_lines = 0  # the first so many lines of each dialogue of "customersim"
+    data.max_eval_documents = placeholder(int)  # of each evaluation split; None: all
+    # What is sensitive in documents: any of "attributes" (CustomerSim's database), "spans" (files), "numbers", "codes",
+    # "emails", "dates", "presidio".
+    data.sensitive = ()
     return data
 
 

@@ -19,6 +19,7 @@ from dp_rmt.training import processes
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
+from dp_rmt.training.privacy_audit import read_audit
 from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.report import Run as ReportedRun
 from dp_rmt.training.report import write_report
@@ -119,6 +120,20 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     processes.wait_for_all("results are written")
 
 
+def trained_params(arm: Arm) -> Params:
+    """All parameters after the last update that was saved.
+
+    Raises:
+      FileNotFoundError: the arm has not been trained.
+    """
+    checkpoints = _open_checkpoints(arm)
+    restored = checkpoints.restore(arm.run.state)
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
+    return published_params(restored[0])
+
+
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     """Writes ``report.html`` over all arms and returns what it shows."""
     runs = {
@@ -209,5 +224,6 @@ def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
         seeds_from="given in the config" if seeds_given else "os entropy",
         nonprivate_metrics=privacy.nonprivate_metrics,
         evaluation_data=(*arm.task.evaluations, *((arm.task.prompts.split,) if arm.task.prompts else ())),
+        audit=read_audit(arm.workdir),
         **numbers,
     )

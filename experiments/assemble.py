@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from dp_rmt import matrix_view
 from dp_rmt.batch_selection import fresh_seed
-from dp_rmt.data import TABLE_TO_TEXT_TASKS, fingerprint
+from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.partitioning import batch_parts, init_state, jit_train_step, make_mesh
 from dp_rmt.training.processes import of_first
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
+from experiments.document_task import load_document_task
 from experiments.glue_task import load_glue_task
 from experiments.microbatches import with_microbatch_size
 from experiments.task import Task
@@ -59,6 +60,8 @@ def load_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
+    if config.data.task in DOCUMENT_TASKS:
+        return load_document_task(config)
     return load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
 
 

@@ -2,6 +2,8 @@
 
     python -m experiments.audit              the code as it is, at every epsilon of --epsilons
     python -m experiments.audit --mutations  and with every mistake of `experiments.audit_problems.MUTATIONS`
+    python -m experiments.audit --workdir=RUN --runs=2000    with the noise, sampling and updates of a run; its
+                                             privacy.md then has the bound
 
 Three audits: many runs with one canary in or out (Clopper-Pearson), one run with many canaries (Steinke et al. 2023) of
 a linear model whose canaries are worst cases, one run of an MLP with random labels, by white-box and by loss scores.
@@ -23,7 +25,9 @@ from absl import app, flags
 
 from dp_rmt.auditing.canaries import coin_flips
 from dp_rmt.training.metrics import write_atomically
-from experiments import machine
+from dp_rmt.training.privacy_audit import AuditBound, write_audit
+from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from experiments import command_line, machine
 from experiments.audit_problems import (
     CLIP_NORM,
     MUTATIONS,
@@ -39,6 +43,8 @@ from experiments.audit_runs import OneRun, one_run_bound, repeated_bound
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""
 
+EXAMPLES = 20
+"""Of repeated runs."""
 MLP_EXAMPLES, MLP_WIDTH, MLP_HIDDEN = 500, 512, 8
 SHARE, MLP_SHARE = 0.45, 0.1
 """Of the canaries, guessed at either end. Worst cases are sure all together; of others only the extremes tell."""
@@ -46,7 +52,8 @@ SHARE, MLP_SHARE = 0.45, 0.1
 
 def repeated_mechanism(epsilon: float, delta: float, mutation: str = "none") -> Audited:
     """Twenty examples, each sampled with probability 1/2 in each of 8 steps."""
-    settings: Any = {"num_examples": 20, "expected_batch_size": 10.0, "num_steps": 8, "max_batch_size": 20}
+    settings: Any = {"num_examples": EXAMPLES, "expected_batch_size": EXAMPLES / 2, "num_steps": 8}
+    settings["max_batch_size"] = EXAMPLES
     return _calibrated(epsilon, delta, mutation, settings)
 
 
@@ -118,6 +125,44 @@ def audit(
     return rows
 
 
+def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
+    """Audits the code with a run's noise multiplier, sampling and updates, and puts the bound into its statement.
+
+    The run itself is not attacked: its canaries would have to be in its data. Repeated runs of twenty examples are.
+
+    Args:
+      workdir: of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.
+      num_runs: with, and so many without, the canary; the bound cannot exceed about ln of it.
+      seed: of sampling and noise.
+      confidence: of the bound.
+
+    Returns:
+      The bound.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: it is not private, or its statement is broken.
+    """
+    statement = PrivacyStatement.from_json(read_privacy(workdir))
+    if not statement.is_private or statement.delta is None:
+        raise ValueError(f"{workdir}: this run is not private, so there is no guarantee to audit")
+    mechanism = Audited(
+        num_examples=EXAMPLES, expected_batch_size=EXAMPLES * statement.sampling_probability,
+        num_steps=statement.num_steps, noise_multiplier=statement.noise_multiplier, l2_clip_norm=CLIP_NORM,
+        max_batch_size=EXAMPLES,
+    )  # fmt: skip
+    found = repeated_bound(mechanism, num_runs=num_runs, delta=statement.delta, seed=seed, confidence=confidence)
+    bound = AuditBound(
+        epsilon=found["epsilon"], delta=statement.delta, confidence=confidence, is_this_run=False,
+        subject=f"{2 * num_runs:,} repeated runs of {EXAMPLES} examples, one a worst-case canary that is in or out",
+        noise_multiplier=statement.noise_multiplier, sampling_probability=statement.sampling_probability,
+        num_steps=statement.num_steps,
+    )  # fmt: skip
+    write_audit(workdir, bound)
+    write_privacy(workdir, dataclasses.replace(statement, audit=bound))
+    return bound
+
+
 def failures(rows: list[dict[str, Any]]) -> list[str]:
     """What the audits should have said and did not: the right code above its epsilon, or a mistake that none shows."""
     found = [f"{row['audit']}: {row['epsilon']:.2f} > {row['proven']}" for row in rows
@@ -147,6 +192,13 @@ def main(argv: list[str]) -> None:
     """Makes the records and prints their tables."""
     del argv
     values = flags.FLAGS
+    if values.workdir:
+        try:
+            bound = audit_workdir(Path(values.workdir), num_runs=values.runs, seed=values.seed)
+        except (ValueError, OSError) as error:
+            command_line.stop(error)
+        print(f"epsilon is at least {bound.epsilon:.3g} at delta {bound.delta:.3g}: see {values.workdir}/privacy.md")
+        return
     folder, problems = Path(values.results), []
     for epsilon in map(float, values.epsilons):
         rows = audit(
@@ -186,6 +238,7 @@ def _timed(mechanism: Audited, audit: str, claim: dict[str, float], bound: Any) 
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "a run whose settings are audited, instead of --epsilons")
     flags.DEFINE_bool("mutations", False, "also audit the code with mistakes in it")
     flags.DEFINE_list("epsilons", ["3", "8"], "proven epsilons")
     flags.DEFINE_float("delta", 1e-5, "of the guarantee; of one run at most 0.01 / canaries", 0.0, 1.0)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from dp_rmt.data import GLUE_TASKS, TABLE_TO_TEXT_TASKS
+from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoised_adam import SecondMoment
 from dp_rmt.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
 from dp_rmt.mechanism import ClippingMethod
@@ -17,8 +17,9 @@ from dp_rmt.models.tuning import PATTERNS
 from experiments.texts import decoding
 from experiments.transforms import STRUCTURES
 
+_CAUSAL = (*TABLE_TO_TEXT_TASKS, *DOCUMENT_TASKS)
 _CHOICES = {
-    "data.task": (*GLUE_TASKS, *TABLE_TO_TEXT_TASKS),
+    "data.task": (*GLUE_TASKS, *_CAUSAL),
     "model.head": ("classification", "infilling", "causal_lm"),
     "model.tuning": tuple(PATTERNS),
     "data.train_split": ("train", "dev"),
@@ -60,12 +61,14 @@ _POSITIVE = (
     "train.eval_batch_size",
     "train.checkpoint_every",
     "data.max_train_examples",
+    "data.max_eval_documents",
     "model.lora.alpha",
     "generation.max_prompts",
     "generation.batch_size",
 )
 _NOT_NEGATIVE = (
     "seed",
+    "data.skip_lines",
     "train.microbatch_size",
     "privacy.sampling_seed",
     "privacy.noise_seed",
@@ -143,11 +146,13 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
         yield "give exactly one of config.train.epochs and config.train.num_steps"
     if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
-    if (config.data.task in TABLE_TO_TEXT_TASKS) != (config.model.head == "causal_lm"):
+    if (config.data.task in _CAUSAL) != (config.model.head == "causal_lm"):
         yield (
             f"config.data.task={config.data.task!r} and config.model.head={config.model.head!r} do not go together: "
-            f"{', '.join(TABLE_TO_TEXT_TASKS)} need 'causal_lm', the others one of the encoder's heads"
+            f"{', '.join(_CAUSAL)} need 'causal_lm', the others one of the encoder's heads"
         )
+    if unknown := sorted(set(config.data.sensitive) - set(SENSITIVE)):
+        yield f"config.data.sensitive: {unknown[0]!r} is unknown; choose from {', '.join(SENSITIVE)}"
     if config.model.tuning != "full" and config.model.trainable != ".*":
         yield (
             f"config.model.trainable={config.model.trainable!r} belongs to config.model.tuning='full'; "

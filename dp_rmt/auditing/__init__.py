@@ -1,5 +1,5 @@
-"""Privacy, measured: lower bounds on epsilon, canaries, membership inference, exposure (docs/design/0007-*.md)."""
+"""Privacy, measured: bounds on epsilon, canaries, membership, exposure, memorisation (docs/design/0007-*.md)."""
 
-from dp_rmt.auditing import canaries, exposure, lower_bounds, membership
+from dp_rmt.auditing import canaries, exposure, lower_bounds, membership, memorisation
 
-__all__ = ["canaries", "exposure", "lower_bounds", "membership"]
+__all__ = ["canaries", "exposure", "lower_bounds", "membership", "memorisation"]

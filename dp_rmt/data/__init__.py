@@ -2,6 +2,8 @@
 
 from dp_rmt.data.batches import evaluation_batches, gather_batch
 from dp_rmt.data.completions import decode_completions, tokenize_completions, tokenize_prompts
+from dp_rmt.data.document_tasks import DOCUMENT_TASKS, SENSITIVE, DocumentSet, load_documents
+from dp_rmt.data.documents import Document, tokenize_documents
 from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask, Infilling
@@ -15,8 +17,12 @@ from dp_rmt.data.tokenize import tokenize_cached, tokenize_classification
 from dp_rmt.data.word_tokenizer import build_word_tokenizer
 
 __all__ = [
+    "DOCUMENT_TASKS",
     "GLUE_TASKS",
+    "SENSITIVE",
     "TABLE_TO_TEXT_TASKS",
+    "Document",
+    "DocumentSet",
     "Examples",
     "GlueData",
     "GlueTask",
@@ -33,6 +39,7 @@ __all__ = [
     "get_task",
     "glue_scores",
     "label_word_ids",
+    "load_documents",
     "load_glue",
     "load_table_to_text",
     "read_tsv",
@@ -40,6 +47,7 @@ __all__ = [
     "tokenize_cached",
     "tokenize_classification",
     "tokenize_completions",
+    "tokenize_documents",
     "tokenize_prompts",
     "write_corpus",
 ]

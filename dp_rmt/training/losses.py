@@ -14,7 +14,7 @@ from dp_rmt.types import Batch, Params
 Logits = Callable[[Params, Batch], jax.Array]
 """``(params, batch) -> (B, num_labels)``; one column for regression."""
 Losses = Callable[[Params, Batch], jax.Array]
-"""``(params, batch) -> (B,)``, one loss for each example."""
+"""``(params, batch) -> (B,)``, one loss for each example (or each token, where said so)."""
 
 
 def classifier_logits(module: Any) -> Logits:
@@ -70,6 +70,21 @@ def completion_losses(module: Any) -> Losses:
     return losses
 
 
+def token_losses(module: Any) -> Losses:
+    """Every token's own -log p(token | the tokens before it), for measurements; batches as of `completion_losses`.
+
+    Returns:
+      ``(params, batch) -> (B, L)`` float32; 0 for the first token and where ``loss_mask`` is 0.
+    """
+
+    def losses(params: Params, batch: Batch) -> jax.Array:
+        logits = module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        found, is_target = _next_token_losses(logits, batch["input_ids"], batch["loss_mask"])
+        return jnp.pad(jnp.where(is_target, found, 0), ((0, 0), (1, 0)))
+
+    return losses
+
+
 def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array) -> jax.Array:
     """Per example, the mean of -log p(token | the tokens before it) over that example's own targets.
 
@@ -90,15 +105,22 @@ def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_
     >>> causal_lm_loss(logits, jnp.array([[0, 1, 1]]), jnp.array([[1, 1, 0]])).round(3)  # -log 0.5
     Array([0.693], dtype=float32)
     """
-    logits = logits_BxLxV[:, :-1].astype(jnp.promote_types(logits_BxLxV.dtype, jnp.float32))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, input_ids_BxL[:, 1:])
-    is_target = loss_mask_BxL[:, 1:] != 0
+    losses, is_target = _next_token_losses(logits_BxLxV, input_ids_BxL, loss_mask_BxL)
     return jnp.where(is_target, losses, 0).sum(axis=-1) / jnp.maximum(is_target.sum(axis=-1), 1)
 
 
 def predictions(logits_BxC: jax.Array) -> jax.Array:
     """Predicted class of each example, or the score itself for regression."""
     return logits_BxC[:, 0] if logits_BxC.shape[-1] == 1 else jnp.argmax(logits_BxC, axis=-1)
+
+
+def _next_token_losses(
+    logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """-log p of the second to the last token, and which of them are targets, each (B, L - 1)."""
+    logits = logits_BxLxV[:, :-1].astype(jnp.promote_types(logits_BxLxV.dtype, jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, input_ids_BxL[:, 1:])
+    return losses, loss_mask_BxL[:, 1:] != 0
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

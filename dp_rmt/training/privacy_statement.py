@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_rmt.training.metrics import write_atomically
+from dp_rmt.training.privacy_audit import AuditBound
 from dp_rmt.training.privacy_text import align, number, sections
 
 
@@ -39,6 +40,7 @@ class PrivacyStatement:
       seeds_from: where the seeds of sampling and noise come from.
       nonprivate_metrics: whether raw values (loss, norms, ...) were written to the metrics file.
       evaluation_data: names of the data sets that the run was evaluated on.
+      audit: lower bound on epsilon from an attack; None if no audit was run.
     """
 
     epsilon: float | None
@@ -58,6 +60,7 @@ class PrivacyStatement:
     seeds_from: Literal["os entropy", "given in the config"]
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
+    audit: AuditBound | None = None
 
     def __post_init__(self) -> None:
         if self.seeds_from not in ("os entropy", "given in the config"):
@@ -85,12 +88,14 @@ class PrivacyStatement:
           ValueError: a field is missing.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if missing := names - record.keys():
+        if missing := names - record.keys() - {"audit"}:  # statements were written before there were audits
             raise ValueError(
                 f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of "
                 "privacy.json"
             )
-        values = {name: record[name] for name in names}
+        values: dict[str, Any] = {name: record.get(name) for name in names}
+        if values["audit"] is not None:
+            values["audit"] = AuditBound.from_json(values["audit"])
         infinite = {"l2_clip_norm": math.inf} if values["l2_clip_norm"] is None else {}
         return cls(**(values | infinite))
 
@@ -182,6 +187,7 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
         ("ε by Rényi divergences (RDP)", statement.epsilon_rdp),
         ("ε aimed at", statement.target_epsilon),
         ("δ", statement.delta),
+        ("ε, lower bound by an audit", statement.audit.epsilon if statement.audit else None),
     ]
     common: list[tuple[str, Any]] = [
         ("noise multiplier", statement.noise_multiplier),

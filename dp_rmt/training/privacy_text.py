@@ -16,10 +16,12 @@ Section = tuple[str, list[str]]
 
 def sections(statement: PrivacyStatement) -> list[Section]:
     """The text of the statement, heading by heading."""
+    audit = [("What an audit measured", _audit(statement))] if statement.audit is not None else []
     if not statement.is_private:
-        return [("This run is NOT private", _not_private(statement))]
+        return [("This run is NOT private", _not_private(statement)), *audit]
     return [
         ("The guarantee", _guarantee(statement)),
+        *audit,
         ("What it rests on", _conditions(statement)),
         ("What may be released", _release(statement)),
         ("What is not covered", _not_covered(statement)),
@@ -62,6 +64,33 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         text += f"""
         **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing an example
         outright; choose δ well below one over the number of examples.
+        """
+    return _paragraphs(text)
+
+
+def _audit(statement: PrivacyStatement) -> list[str]:
+    audit = statement.audit
+    assert audit is not None
+    text = f"""
+        An attack on {audit.subject} shows **ε ≥ {number(audit.epsilon)}** at δ = {number(audit.delta)}, with
+        {100 * audit.confidence:g}% confidence. A lower bound is no guarantee: it says what this attack could
+        show, and that no larger mistake was found.
+    """
+    if not audit.is_this_run:
+        text += f"""
+        **Not this run was attacked**, but the same code on a small problem with a noise multiplier of
+        {number(audit.noise_multiplier)}, sampling probability {number(audit.sampling_probability)} and
+        {audit.num_steps:,} updates. Mistakes in what is particular to this run (its model, its data) do not
+        show there.
+        """
+    mine = statement.noise_multiplier, statement.sampling_probability, statement.num_steps
+    if not all(map(math.isclose, mine, (audit.noise_multiplier, audit.sampling_probability, audit.num_steps))):
+        text += """
+        **These are not the settings of this run as it stands**: repeat the audit.
+        """
+    elif statement.is_private and audit.epsilon > float(statement.epsilon or 0.0):
+        text += """
+        **The bound is above the proven ε: the code or the proof is wrong. Do not rely on the guarantee.**
         """
     return _paragraphs(text)
 

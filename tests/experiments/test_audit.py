@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dp_rmt.auditing import canaries
+from dp_rmt.training.privacy_audit import read_audit
+from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from experiments import audit
 from experiments.audit_problems import MUTATIONS, Audited, canary_losses, canary_params
 from experiments.audit_runs import OneRun
@@ -71,3 +73,34 @@ def test_the_command_says_what_is_not_as_it_must_be():
     shown = audit.table({"proven": 3.0, "rows": rows})
     assert "| none |  | 3.50! |  |" in shown
     assert "| padding counted | test padding reaches nothing | 2.00 | 5.00! |" in shown
+
+
+@pytest.fixture
+def run_statement() -> PrivacyStatement:
+    mechanism = audit.repeated_mechanism(PROVEN, DELTA)
+    return PrivacyStatement(
+        epsilon=PROVEN, target_epsilon=PROVEN, delta=DELTA, epsilon_pld=PROVEN, epsilon_rdp=None,
+        noise_multiplier=mechanism.noise_multiplier, l2_clip_norm=0.1, clip="flat", sampling_probability=0.5,
+        expected_batch_size=500.0, max_batch_size=600, num_steps=8, num_examples=1000, noise_std=1.0,
+        seeds_from="os entropy", nonprivate_metrics=False,
+    )  # fmt: skip
+
+
+def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):
+    write_privacy(tmp_path, run_statement)
+    bound = audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+    same = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1)  # its mechanism is what the run states
+    assert 0 < bound.epsilon == pytest.approx(same["epsilon"])
+    assert read_audit(tmp_path) == bound
+    assert PrivacyStatement.from_json(read_privacy(tmp_path)) == dataclasses.replace(run_statement, audit=bound)
+    page = (tmp_path / "privacy.md").read_text()
+    assert "An attack on 1,200 repeated runs of 20 examples" in page
+    assert "repeat the audit" not in page
+
+
+def test_only_private_runs_have_something_to_audit(tmp_path, run_statement):
+    with pytest.raises(FileNotFoundError, match="this folder holds no run that has begun"):
+        audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+    write_privacy(tmp_path, dataclasses.replace(run_statement, epsilon=None))
+    with pytest.raises(ValueError, match="this run is not private"):
+        audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)

@@ -16,7 +16,8 @@ from experiments import arms, assemble
 from experiments.settings import arm_configs
 
 FOLDER = Path(base.__file__).parent
-NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "glue_recipe", "text_recipe"})
+SHARED = {"__init__", "base", "glue_recipe", "text_recipe", "customersim_recipe"}
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 GLUE = {"sst2": 67_349, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
 """Training examples of GLUE (Wang et al. 2019)."""
 
@@ -75,6 +76,26 @@ def test_text_configs_follow_the_recipe(
 def test_what_stands_after_the_colon_is_a_tuning() -> None:
     with pytest.raises(ValueError, match=r"e2e_gpt2\.py:lorra: after the colon stands 'full' or 'lora'"):
         importlib.import_module("configs.e2e_gpt2").get_config("lorra")
+
+
+@pytest.mark.parametrize("name", ["customersim", "customersim_stories260k"])
+def test_every_arm_of_the_study_of_memorisation(name: str) -> None:
+    configs = arm_configs(importlib.import_module(f"configs.{name}").get_config())
+    private = {arm for arm, config in configs.items() if math.isfinite(config.privacy.epsilon)}
+    assert private == {"full_noisy", "full_denoised", "lora_8_noisy", "lora_8_denoised"}
+    assert set(configs) - private == {"full", "lora_2", "lora_8", "lora_32"}
+    for arm, config in configs.items():
+        assert config.denoise.enabled == arm.endswith("denoised")
+        assert config.model.tuning == arm.partition("_")[0]
+        if arm.startswith("lora"):
+            assert config.model.lora.rank == int(arm.split("_")[1]) == config.model.lora.alpha / 2
+
+
+def test_what_stands_after_the_colon_is_a_model() -> None:
+    get_config = importlib.import_module("configs.customersim").get_config
+    assert get_config("qwen3_0_6b").model.path == "Qwen/Qwen3-0.6B-Base"
+    with pytest.raises(ValueError, match=r"customersim\.py:gpt5: after the colon stands one of pythia_160m"):
+        get_config("gpt5")
 
 
 def test_the_noise_of_the_published_sst2_run() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from dp_rmt.training.privacy_audit import AuditBound, read_audit, write_audit
 from dp_rmt.training.privacy_statement import (
     PrivacyStatement,
     markdown,
@@ -162,3 +163,46 @@ def test_attack_power_bounds_the_best_test_against_gaussian_noise(noise_multipli
         bounds.append(attack_power(epsilon=epsilon, delta=float(delta), false_positive_rate=rate))
     assert min(bounds) >= best - 1e-12
     assert min(bounds) <= 1.5 * best  # a vacuous bound would pass the first line
+
+
+BOUND = AuditBound(
+    epsilon=1.25, delta=1e-5, confidence=0.95, subject="400 repeated runs", is_this_run=False, noise_multiplier=0.7718,
+    sampling_probability=0.0148, num_steps=202,
+)  # fmt: skip
+
+
+def test_an_audit_says_what_was_attacked_and_what_it_showed():
+    assert "What an audit measured" not in text()
+    page = text(audit=BOUND)
+    for part in (
+        "An attack on 400 repeated runs shows **ε ≥ 1.25** at δ = 1e-5, with 95% confidence",
+        "**Not this run was attacked**",
+        "noise multiplier of 0.7718, sampling probability 0.0148 and 202 updates",
+        "| ε, lower bound by an audit | 1.25 |",
+    ):
+        assert part in page
+    assert "repeat the audit" not in page
+    assert "the code or the proof is wrong" not in page
+    assert "Not this run" not in text(audit=dataclasses.replace(BOUND, is_this_run=True))
+
+
+def test_an_audit_of_other_settings_or_above_the_guarantee_is_told():
+    assert "**These are not the settings of this run as it stands**" in text(audit=BOUND, num_steps=100)
+    refuted = text(audit=dataclasses.replace(BOUND, epsilon=2.6))
+    assert "**The bound is above the proven ε: the code or the proof is wrong." in refuted
+
+
+def test_audits_are_kept_beside_the_run(tmp_path):
+    assert read_audit(tmp_path) is None
+    write_audit(tmp_path, BOUND)
+    assert read_audit(tmp_path) == BOUND
+    write_privacy(tmp_path, dataclasses.replace(STATEMENT, audit=BOUND))
+    record = read_privacy(tmp_path)
+    assert record["audit"]["epsilon"] == 1.25
+    assert PrivacyStatement.from_json(record).audit == BOUND
+    del record["audit"]  # of a run before there were audits
+    assert PrivacyStatement.from_json(record) == STATEMENT
+    for content in ("{", "[]", json.dumps({"epsilon": 1.0})):
+        (tmp_path / "audit.json").write_text(content)
+        with pytest.raises(ValueError, match=r"audit.json: .*Repeat the audit"):
+            read_audit(tmp_path)
