@@ -85,7 +85,7 @@ def _cells(epsilon: float, arm: str, runs: list[Record]) -> list[str]:
 
 
 def figure(records: list[Record], path: Path) -> None:
-    """Privacy against utility, a panel for memorised tokens and one for the canary; area of a mark: FLOPs of the run."""
+    """Privacy against utility, a panel for memorised tokens, one for the canary; area of a mark: FLOPs of the run."""
     panels: list[tuple[str, Callable[[Record], float]]] = [
         ("memorised: sensitive loss drop,\ntrain minus test (nats per token)", memorised),
         ("exposure of the canary (bits, extrapolated)", lambda record: exposure(record, "sampled")),
