@@ -100,13 +100,15 @@ def figure(records: list[Record], path: Path) -> None:
                 size = 400 * cost[epsilon, arm] / max(cost.values())
                 axis.errorbar(x.mean(), y.mean(), xerr=_std(x), yerr=_std(y), color=GREY, lw=0.8, zorder=1)
                 axis.scatter(x.mean(), y.mean(), s=size, marker=_MARKERS[_family(arm)], color=_colour(arm), alpha=0.75)
-                place = {"xytext": (13, -3)} if np.isinf(epsilon) else {"xytext": (0, 13), "ha": "center"}
+                beside = {"xytext": (13, -3)}
+                above = {"xytext": (0, 13 if _family(arm) == "full" else -21), "ha": "center"}
+                place: dict[str, Any] = beside if np.isinf(epsilon) else above
                 axis.annotate(
                     _label(epsilon, arm), (x.mean(), y.mean()), **place, textcoords="offset points", fontsize=8
                 )
             axis.axvline(records[0]["utility_base"][0], color=GREY, lw=0.8, ls=":")
             axis.margins(y=0.12)
-            axis.set_xlabel("loss on other tokens of test data (nats); dotted: base model")
+            axis.set_xlabel("loss on other test tokens (nats); dotted: base")
             axis.set_ylabel(label)
         title = "Area of a mark: FLOPs of the whole run. Black: not private; orange: noisy; blue: denoised"
         drawn.suptitle(title, fontsize=9)
