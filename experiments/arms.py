@@ -23,7 +23,7 @@ from dp_rmt.training.privacy_audit import read_audit
 from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.report import Run as ReportedRun
 from dp_rmt.training.report import write_report
-from dp_rmt.training.train_state import published_params
+from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.types import Params
 from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
@@ -120,8 +120,8 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     processes.wait_for_all("results are written")
 
 
-def trained_params(arm: Arm) -> Params:
-    """All parameters after the last update that was saved.
+def trained_state(arm: Arm) -> TrainState:
+    """The state after the last update that was saved.
 
     Raises:
       FileNotFoundError: the arm has not been trained.
@@ -131,7 +131,7 @@ def trained_params(arm: Arm) -> Params:
     checkpoints.close()
     if restored is None:
         raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
-    return published_params(restored[0])
+    return restored[0]
 
 
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:

@@ -13,6 +13,7 @@ import numpy as np
 from dp_rmt.auditing import exposure, membership, memorisation
 from dp_rmt.data import Document, evaluation_batches, tokenize_documents
 from dp_rmt.training.losses import Losses
+from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 from experiments.assemble import Run
 from experiments.gradient_stream import five_digits
@@ -134,11 +135,12 @@ def canary_exposure(
     return found
 
 
-def cost_of_step(run: Run) -> dict[str, Any]:
+def cost_of_step(run: Run, state: TrainState) -> dict[str, Any]:
     """FLOPs, memory and time of the compiled step; four steps are taken, and forgotten.
 
     Args:
-      run: ready to train; its own state is used up where steps reuse its memory.
+      run: whose step it is.
+      state: to begin with; used up, since steps reuse its memory.
 
     Returns:
       ``matrix_flops`` of a step on a batch of the expected size, ``xla_flops`` as XLA counts them (the bodies of loops
@@ -149,15 +151,15 @@ def cost_of_step(run: Run) -> dict[str, Any]:
     sampling = mechanism.sampling(run.sampling_seed)
     batches = [loop.groups(sampling.indices(step)) for step in range(4)]
     step: Any = loop.train_step
-    traced = step.trace(run.state, batches[0])
+    traced = step.trace(state, batches[0])
     compiled = traced.lower().compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     # The loop over the microbatches that are not empty is the only one whose length the program does not tell.
     once, twice = (matrix_flops(traced.jaxpr, while_trips=trips) for trips in (1, 2))
     microbatches = mechanism.expected_batch_size / (mechanism.microbatch_size or mechanism.expected_batch_size)
-    trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    state, seconds = run.state, []
+    seconds = []
     for groups in batches:
         start = clock()
         state, _ = step(state, groups)

@@ -30,6 +30,7 @@ from dp_rmt.data import Document
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.privacy_statement import read_privacy
+from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
 from experiments import arms, assemble, command_line, machine
 from experiments import memorisation_measures as measures
@@ -86,7 +87,8 @@ class Study:
     def record(self, arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         """All that is measured of a trained arm."""
         task, config = arm.task, arm.config
-        params, losses = arms.trained_params(arm), _compiled(task.module)
+        state, losses = arms.trained_state(arm), _compiled(task.module)
+        params = published_params(state)
         arrays = {"train": task.train, "test": task.evaluations["test"]}
         tuned = _losses(losses, params, arrays, config)
         self._base = self._base or _losses(losses, task.params, arrays, config)  # new low-rank updates are zero
@@ -106,7 +108,7 @@ class Study:
             ),
             "utility": measures.utility_of(tuned["test"], arrays["test"]),
             "utility_base": measures.utility_of(self._base["test"], arrays["test"]),
-            "cost": measures.cost_of_step(arm.run),
+            "cost": measures.cost_of_step(arm.run, state),  # uses the state up
             "machine": machine.description(),
         }  # fmt: skip
 
@@ -155,7 +157,8 @@ def measure_costs(study: Study, results: Path, *, epsilons: Sequence[float], see
         labels = [_label(name, settings, epsilon, seed) for epsilon in epsilons for seed in seeds]
         paths = [path for label in dict.fromkeys(labels) if (path := results / f"{label}.json").exists()]
         if paths:
-            cost = measures.cost_of_step(study.arm(name, run_config(settings, epsilons[0], seeds[0])).run)
+            run = study.arm(name, run_config(settings, epsilons[0], seeds[0])).run
+            cost = measures.cost_of_step(run, run.state)
         for path in paths:
             write_record(path, json.loads(path.read_text("utf-8")) | {"cost": cost, "machine": machine.description()})
 

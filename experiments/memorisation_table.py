@@ -21,7 +21,7 @@ from experiments.spectrum_figure import BLACK, BLUE, GREY, ORANGE, STYLE
 Record = dict[str, Any]
 _COLUMNS = (
     "epsilon", "arm", "learning rate", "seeds", "sensitive loss drop, train", "the same, test", "memorised",
-    "worst record, train / test", "canary bits (ranked)", "membership AUC, relative loss", "TPR at 1% FPR",
+    "worst record, train / test", "canary bits (ranked)", "membership AUC: loss / relative / Min-K%", "TPR at 1% FPR",
     "other loss, test", "GFLOP per example", "s per example", "temp MB",
 )  # fmt: skip
 _MARKERS = {"full": "o", "lora": "s"}
@@ -61,36 +61,36 @@ def _cells(epsilon: float, arm: str, runs: list[Record]) -> list[str]:
         spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
         return f"{values.mean():.{digits}f}{spread}"
 
-    def relative(run: Record) -> dict[str, list[float]]:
-        return run["nonprivate"]["membership"]["relative_loss"]
+    def attacks(key: str) -> str:
+        names = ("loss", "relative_loss", "min_k")
+        found = [[run["nonprivate"]["membership"][name][key][0] for run in runs] for name in names]
+        return " / ".join(f"{np.mean(values):.2f}" for values in found)
 
     def worst(split: str) -> str:
         return mean(lambda run: run["nonprivate"][f"sensitive_drop_{split}_worst"], 2)
 
     cost = runs[0]["cost"]
-    flops, seconds = (cost[name] / cost["expected_batch_size"] for name in ("matrix_flops", "seconds_per_step"))
+    flops, seconds = cost["matrix_flops"] / cost["expected_batch_size"], cost["seconds_per_step"]
     return [
         f"{epsilon:g}", arm, f"{runs[0]['config']['optimizer']['learning_rate']:g}", str(len(runs)),
         mean(lambda run: run["nonprivate"]["sensitive_drop_train"][0]),
         mean(lambda run: run["nonprivate"]["sensitive_drop_test"][0]), mean(memorised),
         f"{worst('train')} / {worst('test')}",
         f"{mean(lambda run: exposure(run, 'sampled'), 1)} ({mean(lambda run: exposure(run, 'ranked'), 1)})",
-        mean(lambda run: relative(run)["auc"][0]), mean(lambda run: relative(run)["tpr_at_0.01"][0]),
+        attacks("auc"), attacks("tpr_at_0.01"),
         mean(lambda run: run["utility"][0]), f"{flops / 1e9:.3f}",
-        f"{seconds:.4f}", f"{cost['temp_bytes'] / 1e6:.0f}",
+        "not measured" if seconds is None else f"{seconds / cost['expected_batch_size']:.4f}",
+        f"{cost['temp_bytes'] / 1e6:.0f}",
     ]  # fmt: skip
 
 
 def figure(records: list[Record], path: Path) -> None:
-    """Privacy against utility, a panel each for memorised tokens and canary, with the cost as the size of a mark."""
+    """Privacy against utility, a panel for memorised tokens, one for the canary; area of a mark: FLOPs of the run."""
     panels: list[tuple[str, Callable[[Record], float]]] = [
         ("memorised: sensitive loss drop,\ntrain minus test (nats per token)", memorised),
-        ("exposure of the canary (bits)", lambda record: exposure(record, "sampled")),
+        ("exposure of the canary (bits, extrapolated)", lambda record: exposure(record, "sampled")),
     ]
-    cost = {
-        key: np.median([run["cost"]["seconds_per_step"] * run["steps"] for run in runs])
-        for key, runs in groups(records).items()
-    }
+    cost = {key: runs[0]["cost"]["matrix_flops"] * runs[0]["steps"] for key, runs in groups(records).items()}
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(10, 4.6), layout="constrained")
         axes = drawn.subplots(1, 2, sharex=True)
@@ -100,13 +100,17 @@ def figure(records: list[Record], path: Path) -> None:
                 size = 400 * cost[epsilon, arm] / max(cost.values())
                 axis.errorbar(x.mean(), y.mean(), xerr=_std(x), yerr=_std(y), color=GREY, lw=0.8, zorder=1)
                 axis.scatter(x.mean(), y.mean(), s=size, marker=_MARKERS[_family(arm)], color=_colour(arm), alpha=0.75)
+                beside = {"xytext": (13, -3)}
+                above = {"xytext": (0, 13 if _family(arm) == "full" else -21), "ha": "center"}
+                place: dict[str, Any] = beside if np.isinf(epsilon) else above
                 axis.annotate(
-                    _label(epsilon, arm), (x.mean(), y.mean()), xytext=(7, 5), textcoords="offset points", fontsize=8
+                    _label(epsilon, arm), (x.mean(), y.mean()), **place, textcoords="offset points", fontsize=8
                 )
             axis.axvline(records[0]["utility_base"][0], color=GREY, lw=0.8, ls=":")
-            axis.set_xlabel("loss on other tokens of test data (nats): better to the left")
+            axis.margins(y=0.12)
+            axis.set_xlabel("loss on other test tokens (nats); dotted: base")
             axis.set_ylabel(label)
-        title = "Area of a mark: time of the whole run. Black: not private; orange: noisy; blue: denoised"
+        title = "Area of a mark: FLOPs of the whole run. Black: not private; orange: noisy; blue: denoised"
         drawn.suptitle(title, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=130)

@@ -58,7 +58,7 @@ def config(make_config: Callable[..., ConfigDict], folder: Path, llama: Path) ->
     changes = {
         "data.task": "documents", "data.path": str(folder), "data.sensitive": ("numbers",), "data.max_length": 16,
         "model.path": str(llama), "model.head": "causal_lm", "model.trainable": ".*", "model.lora.rank": 4,
-        "train.eval_every": 100, "privacy.expected_batch_size": 12,
+        "train.eval_every": 100, "train.checkpoint_every": 100, "privacy.expected_batch_size": 12,
     }  # fmt: skip
     config = make_config(changes).unlock()
     config.arms = {
