@@ -230,6 +230,6 @@ if __name__ == "__main__":
     flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
     flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")
     flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
-    flags.DEFINE_integer("secrets", 5000, "Random secrets that a canary is compared with.", lower_bound=100)
+    flags.DEFINE_integer("secrets", 2000, "Random secrets that a canary is compared with.", lower_bound=100)
     flags.mark_flag_as_required("config")
     command_line.run(main)
