@@ -38,10 +38,9 @@ def get_config(task: str = "e2e") -> ConfigDict:
     config.privacy.expected_batch_size = 256
     config.privacy.l2_clip_norm = 1.0
     config.train.num_steps = 60
-    config.train.microbatch_size = 8  # a group's last microbatch is padding by half: of 256 rows 12 are, 48 with 32
     config.train.eval_every = 60  # an evaluation takes as long as some 10 steps
     config.train.checkpoint_every = 10
-    config.train.eval_batch_size = 8
+    config.train.eval_batch_size = 32
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120 if task == "e2e" else 88  # DART's longest prompt leaves no more of the 512
     config.generation.batch_size = 64
