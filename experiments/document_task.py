@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 from ml_collections import ConfigDict
 
 from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
-from dp_rmt.models import DecoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Task, adapted, check_length, group_lengths, resolve_model_path
+from experiments.task import Task, group_lengths, load_decoder
 
 
 def read_documents_of(data: ConfigDict) -> DocumentSet:
@@ -35,16 +33,9 @@ def load_document_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data, model = config.data, config.model
+    data = config.data
     documents = read_documents_of(data)
-    folder = resolve_model_path(model.path)
-    module, params = load_pretrained(
-        folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
-    )
-    assert isinstance(module.config, DecoderConfig)
-    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
-    check_length(data.max_length, module.config.max_position_embeddings, folder)
-    module, params, trainable = adapted(config, module, params)
+    module, params, trainable, tokenizer = load_decoder(config)
     splits = {"train": documents.train}
     splits |= {name: rows[slice(data.max_eval_documents)] for name, rows in documents.evaluations.items()}
     arrays = {name: tokenize_documents(rows, tokenizer, max_length=data.max_length) for name, rows in splits.items()}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dp_rmt.models import LoRAConfig
+from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.losses import Losses
 from dp_rmt.types import Params
@@ -86,6 +86,28 @@ def check_length(max_length: int, limit: int, folder: str) -> None:
             f"config.data.max_length={max_length} is more than the {limit} tokens that the model in {folder} allows; "
             "lower it"
         )
+
+
+def load_decoder(config: ConfigDict) -> tuple[Any, dict[str, Any], str, Any]:
+    """A pre-trained decoder as `config.model` wants it, and its tokenizer, once the data is known to be readable.
+
+    Args:
+      config: data, model and seed of `configs.base`.
+
+    Returns:
+      ``(module, params, trainable, tokenizer)``.
+
+    Raises:
+      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
+    """
+    model, folder = config.model, resolve_model_path(config.model.path)
+    module, params = load_pretrained(
+        folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
+    )
+    assert isinstance(module.config, DecoderConfig)
+    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
+    check_length(config.data.max_length, module.config.max_position_embeddings, folder)
+    return *adapted(config, module, params), tokenizer
 
 
 def adapted(config: ConfigDict, module: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from dp_rmt.data import TextPairs, load_table_to_text, tokenize_completions, tokenize_prompts
-from dp_rmt.models import DecoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Prompts, Task, adapted, check_length, group_lengths, resolve_model_path
+from experiments.task import Prompts, Task, group_lengths, load_decoder
 
 
 def load_text_task(config: ConfigDict) -> Task:
@@ -26,18 +24,11 @@ def load_text_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data, model = config.data, config.model
+    data = config.data
     texts = load_table_to_text(
         data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
     )
-    folder = resolve_model_path(model.path)
-    module, params = load_pretrained(
-        folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
-    )
-    assert isinstance(module.config, DecoderConfig)
-    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
-    check_length(data.max_length, module.config.max_position_embeddings, folder)
-    module, params, trainable = adapted(config, module, params)
+    module, params, trainable, tokenizer = load_decoder(config)
 
     def tokenize(pairs: TextPairs):
         return tokenize_completions(
