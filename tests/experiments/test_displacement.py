@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dp_rmt.random_matrix import marchenko_pastur
+from dp_rmt.training.train_state import published_params
 from experiments import displacement
 from experiments.gradient_stream import GradientStream
 
@@ -49,10 +51,14 @@ def test_the_part_above_is_the_signal_where_it_shows_and_the_parts_add_up() -> N
 
 
 def test_a_run_is_scored_as_a_whole_and_in_parts(make_config: Callable[..., Any]) -> None:
-    stream = GradientStream.build(
-        make_config({"denoise.enabled": False, "optimizer.learning_rate": 1e-2}), arm="small", seed=0, num_steps=2
-    )
+    config = make_config({"denoise.enabled": False, "optimizer.learning_rate": 1e-2})
+    stream, again = (GradientStream.build(config, arm="small", seed=0, num_steps=2) for _ in range(2))
     (row,) = displacement.record_run(stream, {2})
     assert row["step"] == 2
+    start = jax.tree.map(np.array, published_params(again.run.state))
+    *_, last = again.steps()
+    split = displacement.split_displacement(last.params, start)
+    (evaluate,) = again.run.loop.evaluators.values()
+    for part, params in (("whole", last.params), ("above", split.above), ("below", split.below)):
+        assert row[part]["dev/loss"] == pytest.approx(evaluate(params)["loss"], rel=1e-4)
     assert row["above"]["dev/loss"] != row["whole"]["dev/loss"]
-    assert (row["below"] == row["whole"]) == (row["kept_rank"] == 0)
