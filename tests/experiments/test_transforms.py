@@ -28,8 +28,8 @@ MECHANISM = DPSGD(
 )
 # What an arm keeps in its state, beside the optimizer's own.
 STATES: dict[str, type] = {
-    "paper": DenoiseState, "partial": DenoiseState, "tracy_widom": DenoiseState, "stein": DenoiseState, "hard_threshold": DenoiseState,
-    "stream": DenoiseState, "stream_moment_adam": DenoisedAdamState,
+    "paper": DenoiseState, "partial": DenoiseState, "tracy_widom": DenoiseState, "stein": DenoiseState,
+    "hard_threshold": DenoiseState, "stream": DenoiseState, "stream_moment_adam": DenoisedAdamState,
     "moment": DenoisedAdamState, "moment_stein": DenoisedAdamState,
     "moment_adam": DenoisedAdamState, "low_pass": LowPassState, "kalman": KalmanState,
 }  # fmt: skip
