@@ -65,6 +65,20 @@ def load_task(config: ConfigDict) -> Task:
     return load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
 
 
+class TaskLoader:
+    """`load_task` that keeps its last task, for runs in a row that differ in neither data, model nor seed."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Task] | None = None
+
+    def __call__(self, config: ConfigDict) -> Task:
+        """The task of a config; errors as of `load_task`."""
+        key = str((config.data, config.model, config.seed))
+        if self._last is None or self._last[0] != key:
+            self._last = key, load_task(config)
+        return self._last[1]
+
+
 def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1) -> tuple[DPSGD, float]:
     """The DP-SGD of a config on so many training examples, and its delta.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
-from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Task, group_lengths, load_decoder
+from experiments.task import Task, group_lengths, load_decoder, loss_evaluator
 
 
 def read_documents_of(data: ConfigDict) -> DocumentSet:
@@ -49,7 +48,5 @@ def load_document_task(config: ConfigDict) -> Task:
         params=params,
         trainable=trainable,
         losses=losses,
-        evaluator=lambda arrays, batch_size: make_loss_evaluator(
-            losses, arrays, lengths=lengths, batch_size=batch_size
-        ),
+        evaluator=loss_evaluator(losses, lengths),
     )

@@ -37,7 +37,7 @@ from experiments import memorisation_measures as measures
 from experiments.document_task import read_documents_of
 from experiments.gradient_stream import write_record
 from experiments.settings import arm_configs
-from experiments.task import Arrays, Task
+from experiments.task import Arrays
 from experiments.workdir import as_json, claim_workdir
 
 DEV_DOCUMENTS = 100
@@ -67,12 +67,12 @@ class Study:
         if any(settings.data != first.data for settings in self.arms.values()):
             raise ValueError("config.arms: the arms of this study share their data; leave 'data' out of them")
         self._canaries: list[Document] = [row for row in read_documents_of(first.data).train if row.is_canary]
-        self._tasks = functools.lru_cache(maxsize=1)(_load)
+        self._load_task = assemble.TaskLoader()
         self._base: dict[str, np.ndarray] = {}
 
     def arm(self, label: str, config: ConfigDict) -> arms.Arm:
         """Ready to train."""
-        task = self._tasks(_Shared(config))
+        task = self._load_task(config)
         dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
         run = assemble.build_run(config, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
         return arms.Arm(label, config, self._workdir / label, task, run)
@@ -111,22 +111,6 @@ class Study:
             "cost": measures.cost_of_step(arm.run, state),  # uses the state up
             "machine": machine.description(),
         }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """A config of which data, model and seed alone tell it from others."""
-
-    config: ConfigDict
-
-    def _key(self) -> str:
-        return str((self.config.data, self.config.model, self.config.seed))
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shared) and self._key() == other._key()
 
 
 def run_config(settings: ConfigDict, epsilon: float, seed: int) -> ConfigDict:
@@ -193,10 +177,6 @@ def main(argv: list[str]) -> None:
 
 def _label(name: str, settings: ConfigDict, epsilon: float, seed: int) -> str:
     return f"{name}{f'_eps{epsilon:g}' * math.isfinite(settings.privacy.epsilon)}_seed{seed}"
-
-
-def _load(shared: _Shared) -> Task:
-    return assemble.load_task(shared.config)
 
 
 def _losses(losses: Losses, params: Params, arrays: dict[str, Arrays], config: ConfigDict) -> dict[str, np.ndarray]:

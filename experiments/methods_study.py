@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.training.metrics import read_metrics, write_atomically
 from experiments import arms, assemble, command_line
+from experiments.rate_search import best_rate
 from experiments.settings import arm_configs
 from experiments.workdir import as_json, claim_workdir
 
@@ -50,13 +51,9 @@ def _best_rate(name: str, batch_size: int) -> float:
     """The learning rate with the best accuracy at --selection_steps, not at the end of those tried."""
     centre = arm_configs(_CONFIG.value)[name].optimizer.learning_rate
     epsilon, seed, until = _EPSILONS.value[0], _SEEDS.value[0], _SELECTION_STEPS.value
-    scores: dict[float, float] = {}
-    wanted = [centre * factor for factor in sorted(_FACTORS.value)]
-    while wanted:
-        for rate in wanted:
-            scores[rate] = _train(name, batch_size, epsilon, rate, seed, until=until)
-        best = max(scores, key=lambda rate: scores[rate])
-        wanted = [best * 2] * (best == max(scores)) + [best / 2] * (best == min(scores))
+    best, scores = best_rate(
+        lambda rate: _train(name, batch_size, epsilon, rate, seed, until=until), centre, _FACTORS.value
+    )
     print(f"{name}, batch {batch_size}: accuracy at step {until} {scores}; chosen {best:g}", flush=True)
     return best
 

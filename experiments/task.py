@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
+from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import Losses
 from dp_rmt.types import Params
 
@@ -86,6 +87,11 @@ def check_length(max_length: int, limit: int, folder: str) -> None:
             f"config.data.max_length={max_length} is more than the {limit} tokens that the model in {folder} allows; "
             "lower it"
         )
+
+
+def loss_evaluator(losses: Losses, lengths: tuple[int, ...]) -> Callable[[Arrays, int], Evaluator]:
+    """The evaluator of a task whose score is its mean loss."""
+    return lambda arrays, batch_size: make_loss_evaluator(losses, arrays, lengths=lengths, batch_size=batch_size)
 
 
 def load_decoder(config: ConfigDict) -> tuple[Any, dict[str, Any], str, Any]:

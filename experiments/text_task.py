@@ -7,9 +7,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dp_rmt.data import TextPairs, load_table_to_text, tokenize_completions, tokenize_prompts
-from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Prompts, Task, group_lengths, load_decoder
+from experiments.task import Prompts, Task, group_lengths, load_decoder, loss_evaluator
 
 
 def load_text_task(config: ConfigDict) -> Task:
@@ -56,8 +55,6 @@ def load_text_task(config: ConfigDict) -> Task:
         params=params,
         trainable=trainable,
         losses=losses,
-        evaluator=lambda arrays, batch_size: make_loss_evaluator(
-            losses, arrays, lengths=lengths, batch_size=batch_size
-        ),
+        evaluator=loss_evaluator(losses, lengths),
         prompts=Prompts(written, chosen.sources, prompts, chosen.references),
     )

@@ -18,7 +18,14 @@ from ml_collections import ConfigDict
 import experiments
 from configs import base
 from dp_rmt.data import build_word_tokenizer, generate_reviews, write_corpus
-from dp_rmt.models import EncoderConfig, MaskedLanguageModel, init_params, save_pretrained
+from dp_rmt.models import (
+    CausalLanguageModel,
+    DecoderConfig,
+    EncoderConfig,
+    MaskedLanguageModel,
+    init_params,
+    save_pretrained,
+)
 
 NUM_TRAIN, NUM_DEV, MAX_LENGTH = 120, 30, 24
 
@@ -85,6 +92,25 @@ def _make_model(folder: Path, *, architecture: str = "bert", max_length: int = M
 @pytest.fixture(scope="session")
 def model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def make_llama() -> Callable[..., Path]:
+    """``(folder, words, max_length=) -> folder`` of a random Llama."""
+    return _make_llama
+
+
+def _make_llama(folder: Path, words: str, *, max_length: int) -> Path:
+    """A random decoder and a tokenizer of these words, as a Hugging Face folder."""
+    tokenizer = build_word_tokenizer([words] * 2, folder / "tokenizer")
+    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    config = DecoderConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+        intermediate_size=24, max_position_embeddings=max_length, tie_word_embeddings=True,
+    )  # fmt: skip
+    module = CausalLanguageModel(config)
+    save_pretrained(folder / "model", module, init_params(module, jax.random.key(0)), tokenizer=tokenizer)
+    return folder / "model"
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dp_rmt.data import Document, build_word_tokenizer
-from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params, save_pretrained
+from dp_rmt.data import Document
 from dp_rmt.training.losses import completion_losses, token_losses
 from experiments import assemble, memorisation_study, memorisation_table
 from experiments import memorisation_measures as measures
@@ -39,18 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
+def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = " ".join((*NAMES, "likes , number . id 0 1 2 3 4 5 6 7 8 9"))
-    tokenizer = build_word_tokenizer([words] * 2, folder / "tokenizer")
-    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
-    config = DecoderConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-        intermediate_size=24, max_position_embeddings=32, tie_word_embeddings=True,
-    )  # fmt: skip
-    module = CausalLanguageModel(config)
-    save_pretrained(folder / "model", module, init_params(module, jax.random.key(0)), tokenizer=tokenizer)
-    return folder / "model"
+    return make_llama(tmp_path_factory.mktemp("llama"), words, max_length=32)
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dp_rmt.data import build_word_tokenizer
 from dp_rmt.matrix_view import leaves_by_path
-from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params, load_pretrained, save_pretrained
+from dp_rmt.models import load_pretrained
 from dp_rmt.models.peft_adapter import load_adapter
 from dp_rmt.training.losses import completion_losses
 from dp_rmt.training.metrics import read_metrics
@@ -45,18 +44,9 @@ def e2e(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | ."))
-    tokenizer = build_word_tokenizer([words.lower()] * 2, folder / "tokenizer")
-    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
-    config = DecoderConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-        intermediate_size=24, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    module = CausalLanguageModel(config)
-    save_pretrained(folder / "model", module, init_params(module, jax.random.key(0)), tokenizer=tokenizer)
-    return folder / "model"
+def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | .")).lower()
+    return make_llama(tmp_path_factory.mktemp("llama"), words, max_length=64)
 
 
 @pytest.fixture(autouse=True)
