@@ -41,7 +41,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.12"],
+        "test": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.4", "ruff>=0.12"],
         # The reference that tests compare with. PyPI's torch for Linux brings CUDA libraries; the CPU build
         # is smaller: add --extra-index-url https://download.pytorch.org/whl/cpu
         "oracle": ["torch==2.13.0"],

@@ -54,6 +54,7 @@ def _model() -> ConfigDict:
     model.lora.targets = ("query", "value")
     model.dtype = "float32"  # of activations; parameters, norms and noise are float32 whatever it is
     model.remat = False  # recompute layers in the backward pass: less memory, more time
+    model.flash_attention = False  # decoders on NVIDIA GPUs, with dtype "bfloat16"
     return model
 
 

@@ -24,11 +24,13 @@ MODELS = {
 }
 RATES = {
     "full": 2e-5,
-    "lora": 2e-4,
+    "lora_2": 2e-4,
+    "lora_8": 2e-4,
+    "lora_32": 2e-4,
     "full_noisy": 1e-4,
     "full_denoised": 1e-4,
-    "lora_noisy": 5e-4,
-    "lora_denoised": 5e-4,
+    "lora_8_noisy": 5e-4,
+    "lora_8_denoised": 5e-4,
 }
 
 

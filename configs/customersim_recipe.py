@@ -20,8 +20,7 @@ def memorisation(rates: dict[str, float], private: dict[str, Any], not_private: 
     """All arms on CustomerSim at epsilon 8.
 
     Args:
-      rates: learning rates of "full", "lora", and with noise of "full_noisy", "full_denoised", "lora_noisy",
-        "lora_denoised".
+      rates: learning rate of every arm.
       private: nested keys of all private arms, such as batch and steps.
       not_private: the same of the others.
 
@@ -38,13 +37,13 @@ def memorisation(rates: dict[str, float], private: dict[str, Any], not_private: 
     config.privacy.nonprivate_metrics = False
     arms = {}
     for name, rank in (("full", None), *((f"lora_{rank}", rank) for rank in LORA_RANKS)):
-        arms[name] = _arm(rank, rates["lora" if rank else "full"], not_private)
+        arms[name] = _arm(rank, rates[name], not_private)
         arms[name]["privacy"]["epsilon"] = math.inf
         arms[name]["denoise"] = {"enabled": False}
-    for name, rank in (("full", None), ("lora", PRIVATE_RANK)):
+    for name, rank in (("full", None), (f"lora_{PRIVATE_RANK}", PRIVATE_RANK)):
         for kind in ("noisy", "denoised"):
-            label = f"{name}_{kind}" if rank is None else f"{name}_{rank}_{kind}"
-            arms[label] = _arm(rank, rates[f"{name}_{kind}"], private)
+            label = f"{name}_{kind}"
+            arms[label] = _arm(rank, rates[label], private)
             arms[label]["denoise"] = {"enabled": kind == "denoised"}
     config.arms = arms
     return config

@@ -21,6 +21,16 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.text_recipe import DELTA, PROJECTIONS
 
+RATES = {
+    "full": 2e-3,
+    "full_noisy": 4e-3,
+    "full_denoised": 2e-3,
+    "lora": 5e-3,
+    "lora_noisy": 1e-2,
+    "lora_denoised": 1e-2,
+}
+"""Chosen on E2E at epsilon 8 by `experiments.learning_rates`: experiments/results/learning_rates/e2e.json."""
+
 
 def get_config(task: str = "e2e") -> ConfigDict:
     """All arms at epsilon 8, on "e2e" or "dart"."""
@@ -37,23 +47,21 @@ def get_config(task: str = "e2e") -> ConfigDict:
     config.privacy.delta = DELTA[task]
     config.privacy.expected_batch_size = 256
     config.privacy.l2_clip_norm = 1.0
-    config.train.num_steps = 30
-    config.train.eval_every = 30  # an evaluation takes as long as some 4 steps
+    config.train.num_steps = 20
+    config.train.eval_every = 20  # an evaluation takes as long as some 4 steps
     config.train.checkpoint_every = 10
     config.train.eval_batch_size = 32
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120 if task == "e2e" else 88  # DART's longest prompt leaves no more of the 512
     config.generation.batch_size = 64
-    full = {"optimizer": {"learning_rate": 2e-3}}
-    lora = {"model": {"tuning": "lora"}, "optimizer": {"learning_rate": 5e-3}}
-    not_private = {"privacy": {"epsilon": math.inf}, "denoise": {"enabled": False}}
-    noisy = {"denoise": {"enabled": False}}
+    kinds = {
+        "": {"privacy": {"epsilon": math.inf}, "denoise": {"enabled": False}},
+        "_noisy": {"denoise": {"enabled": False}},
+        "_denoised": {},
+    }
     config.arms = {
-        "full": full | not_private,
-        "full_noisy": full | noisy,
-        "full_denoised": full,
-        "lora": lora | not_private,
-        "lora_noisy": lora | noisy,
-        "lora_denoised": lora,
+        f"{tuning}{kind}": {"model": {"tuning": tuning}, "optimizer": {"learning_rate": RATES[tuning + kind]}} | changes
+        for tuning in ("full", "lora")
+        for kind, changes in kinds.items()
     }
     return config.lock()

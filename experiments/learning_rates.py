@@ -1,7 +1,7 @@
 """The learning rate of every arm of a config, by the training loss of a short run, on PUBLIC data.
 
     python -m experiments.learning_rates --config=configs/e2e_stories260k.py --config.data.path=DIR
-        --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/results/stories260k/rates.json
+        --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/results/learning_rates/e2e.json
 
 For each arm, rates around its own train for the first --steps of the schedule, at the noise of the whole run; while the
 best is the largest or the smallest tried, one further factor of 2 is tried. A rate is as good as its mean training loss

@@ -95,25 +95,42 @@ def figure(records: list[Record], path: Path) -> None:
         drawn = Figure(figsize=(10, 4.6), layout="constrained")
         axes = drawn.subplots(1, 2, sharex=True)
         for axis, (label, value) in zip(axes, panels, strict=True):
+            places = _label_places(records, value)
             for (epsilon, arm), runs in groups(records).items():
                 x, y = (np.array([f(run) for run in runs]) for f in (lambda run: run["utility"][0], value))
                 size = 400 * cost[epsilon, arm] / max(cost.values())
                 axis.errorbar(x.mean(), y.mean(), xerr=_std(x), yerr=_std(y), color=GREY, lw=0.8, zorder=1)
                 axis.scatter(x.mean(), y.mean(), s=size, marker=_MARKERS[_family(arm)], color=_colour(arm), alpha=0.75)
-                beside = {"xytext": (13, -3)}
-                above = {"xytext": (0, 13 if _family(arm) == "full" else -21), "ha": "center"}
-                place: dict[str, Any] = beside if np.isinf(epsilon) else above
                 axis.annotate(
-                    _label(epsilon, arm), (x.mean(), y.mean()), **place, textcoords="offset points", fontsize=8
+                    _label(epsilon, arm),
+                    (x.mean(), y.mean()),
+                    **places[epsilon, arm],
+                    textcoords="offset points",
+                    fontsize=8,
                 )
-            axis.axvline(records[0]["utility_base"][0], color=GREY, lw=0.8, ls=":")
+            base = records[0]["utility_base"][0]
+            axis.axvline(base, color=GREY, lw=0.8, ls=":")
             axis.margins(y=0.12)
+            axis.set_xlim(-0.2 * base, 1.1 * base)  # room for labels on the left
             axis.set_xlabel("loss on other test tokens (nats); dotted: base")
             axis.set_ylabel(label)
         title = "Area of a mark: FLOPs of the whole run. Black: not private; orange: noisy; blue: denoised"
         drawn.suptitle(title, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=130)
+
+
+def _label_places(records: list[Record], value: Callable[[Record], float]) -> dict[tuple[float, str], dict[str, Any]]:
+    """Where the labels stand: arms without privacy are near each other, so that every other one is left of its mark."""
+    found = groups(records)
+    places: dict[tuple[float, str], dict[str, Any]] = {
+        key: {"xytext": (0, 13 if _family(key[1]) == "full" else -21), "ha": "center"} for key in found
+    }
+    together = [key for key in found if np.isinf(key[0])]
+    together.sort(key=lambda key: np.mean([value(run) for run in found[key]]))
+    for rank, key in enumerate(together):
+        places[key] = {"xytext": (13, -3)} if rank % 2 else {"xytext": (-13, -3), "ha": "right"}
+    return places
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -108,7 +108,12 @@ def load_decoder(config: ConfigDict) -> tuple[Any, dict[str, Any], str, Any]:
     """
     model, folder = config.model, resolve_model_path(config.model.path)
     module, params = load_pretrained(
-        folder, head="causal_lm", key=jax.random.key(config.seed), dtype=model.dtype, remat=model.remat
+        folder,
+        head="causal_lm",
+        key=jax.random.key(config.seed),
+        dtype=model.dtype,
+        remat=model.remat,
+        flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, DecoderConfig)
     tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)

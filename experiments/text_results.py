@@ -24,7 +24,7 @@ from experiments.workdir import CONFIG_FILE
 TEXTS = 12
 """Texts of each run in its record."""
 SCORE_NAMES = ("bleu", "nist", "meteor", "rouge_l", "cider")
-_COLUMNS = ("task", "epsilon", "arm", *SCORE_NAMES, "loss at first", "loss at last", "seconds per step")
+_COLUMNS = ("task", "epsilon", "arm", "learning rate", *SCORE_NAMES, "loss at first", "loss at last", "s per step")
 
 Record = dict[str, Any]
 
@@ -82,6 +82,7 @@ def table(records: list[Record]) -> str:
             made["config"]["data"]["task"],
             f"{_epsilon(made):.3g}",
             made["arm"],
+            f"{made['config']['optimizer']['learning_rate']:g}",
             *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
             *((f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}") if losses else ("", "")),
             f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",

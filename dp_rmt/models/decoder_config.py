@@ -40,6 +40,8 @@ class DecoderConfig:
         lora: low-rank updates of some of `PROJECTIONS`; None for none.
         dtype: compute dtype; parameters are float32 whatever it is.
         remat: recompute each layer in the backward pass instead of keeping its activations.
+        flash_attention: cuDNN's fused attention, which keeps no array of (tokens, tokens); for NVIDIA GPUs and a half
+            precision `dtype`.
         architecture: the family, by the `model_type` of its Hugging Face files: one of `decoder_families.FAMILIES`.
         attention_output_bias: the output projection has a bias; None: if `attention_bias`.
         mlp_bias: the dense layers of the feed-forward part have biases.
@@ -82,6 +84,7 @@ class DecoderConfig:
     lora: LoRAConfig | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    flash_attention: bool = False
     architecture: str = "llama"
     attention_output_bias: bool | None = None
     mlp_bias: bool = False
@@ -112,6 +115,7 @@ class DecoderConfig:
                 raise ValueError(f"{field.name} is {value}; give 1 or more")
         self._check_heads()
         self._check_windows()
+        self._check_flash_attention()
         for name, known in (("hidden_act", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not supported; choose one of {', '.join(known)}")
@@ -144,6 +148,15 @@ class DecoderConfig:
                 "give one entry for each layer"
             )
 
+    def _check_flash_attention(self) -> None:
+        if self.flash_attention and self.dtype not in (jnp.bfloat16, jnp.float16):
+            raise ValueError(f"flash_attention is for bfloat16 and float16, but dtype is {self.dtype}; change either")
+        if self.flash_attention and self.attention_softcap is not None:
+            raise ValueError(
+                f"flash_attention has no soft cap, but attention_softcap is {self.attention_softcap} (the model is a "
+                f"{self.architecture}); switch flash_attention off"
+            )
+
     @property
     def output_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
@@ -163,6 +176,7 @@ class DecoderConfig:
         *,
         dtype: Any = jnp.float32,
         remat: bool = False,
+        flash_attention: bool = False,
         lora: LoRAConfig | None = None,
     ) -> DecoderConfig:
         """Reads the content of a Hugging Face `config.json`, old or new.
@@ -171,6 +185,7 @@ class DecoderConfig:
             hf_config: the parsed JSON.
             dtype: compute dtype.
             remat: recompute layers in the backward pass.
+            flash_attention: by cuDNN, on an NVIDIA GPU.
             lora: low-rank updates.
 
         Returns:
@@ -179,7 +194,8 @@ class DecoderConfig:
         Raises:
             ValueError: if the family is unknown, or the file lacks a key or asks for what is not supported.
         """
-        return cls(**decoder_families.fields_from_hf(hf_config), dtype=dtype, remat=remat, lora=lora)
+        chosen: dict[str, Any] = {"dtype": dtype, "remat": remat, "flash_attention": flash_attention, "lora": lora}
+        return cls(**decoder_families.fields_from_hf(hf_config), **chosen)
 
     def to_hf_config(self) -> dict[str, Any]:
         """The keys of a Hugging Face `config.json` that describe the decoder."""

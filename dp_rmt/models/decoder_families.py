@@ -257,7 +257,13 @@ def fields_to_hf(config: Any) -> dict[str, Any]:
         hf_config["layer_types"] = [names[is_sliding] for is_sliding in config.layer_is_sliding]
     if family.window == "last":
         hf_config["use_sliding_window"] = config.sliding_window is not None
-    again = type(config).from_hf_config(hf_config, dtype=config.dtype, remat=config.remat, lora=config.lora)
+    again = type(config).from_hf_config(
+        hf_config,
+        dtype=config.dtype,
+        remat=config.remat,
+        flash_attention=config.flash_attention,
+        lora=config.lora,
+    )
     lost = [field.name for field in dataclasses.fields(config) if not _same(config, again, field.name)]
     if lost:
         name = lost[0]

@@ -36,6 +36,7 @@ def load_pretrained(
     key: jax.Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    flash_attention: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a Hugging Face encoder or decoder; an encoder's head that the file lacks is initialised from `key`.
 
@@ -51,6 +52,7 @@ def load_pretrained(
         key: PRNG key of a fresh head: matrices N(0, 0.02^2), biases 0. Not needed for "causal_lm".
         dtype: compute dtype; parameters are float32 whatever it is.
         remat: recompute layers in the backward pass, to save memory.
+        flash_attention: a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
 
     Returns:
         The module, and its parameters as a nested dict of float32 arrays.
@@ -66,7 +68,8 @@ def load_pretrained(
         raise ValueError(f"num_labels is {num_labels}; a classifier needs 1 (regression) or more")
     folder = resolve_folder(folder_or_hub_name)
     hf_config = read_config(folder)
-    module = _module(folder, hf_config, head, num_labels, dtype=dtype, remat=remat)
+    options = {"dtype": dtype, "remat": remat}
+    module = _module(folder, hf_config, head, num_labels, options, flash_attention=flash_attention)
     architecture = module.config.architecture
     weights = Weights.open(folder, lambda name: hf_names.canonical_name(architecture, name))
     table = hf_names.leaf_names(module)
@@ -86,12 +89,21 @@ def load_pretrained(
 
 
 def _module(
-    folder: Path, hf_config: dict[str, Any], head: str, num_labels: int, *, dtype: Any, remat: bool
+    folder: Path,
+    hf_config: dict[str, Any],
+    head: str,
+    num_labels: int,
+    options: dict[str, Any],
+    *,
+    flash_attention: bool,
 ) -> Model:
     try:
         if head == "causal_lm":
-            return CausalLanguageModel(DecoderConfig.from_hf_config(hf_config, dtype=dtype, remat=remat))
-        config = EncoderConfig.from_hf_config(hf_config, dtype=dtype, remat=remat)
+            decoder = DecoderConfig.from_hf_config(hf_config, **options, flash_attention=flash_attention)
+            return CausalLanguageModel(decoder)
+        if flash_attention:
+            raise ValueError(f"flash_attention is for decoders, but the head is {head!r}; switch it off")
+        config = EncoderConfig.from_hf_config(hf_config, **options)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     return SequenceClassifier(config, num_labels) if head == "classification" else MaskedLanguageModel(config)

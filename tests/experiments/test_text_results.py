@@ -13,7 +13,8 @@ from experiments import text_results
 def leave_a_run(folder: Path, *, epsilon: float | None, bleu: float) -> Path:
     folder.mkdir(parents=True)
     config = {"data": {"task": "e2e", "path": "/home/someone/e2e", "cache_dir": "/home/someone/cache"},
-              "model": {"path": "/home/someone/models/llama"}, "privacy": {"epsilon": epsilon}}  # fmt: skip
+              "model": {"path": "/home/someone/models/llama"}, "privacy": {"epsilon": epsilon},
+              "optimizer": {"learning_rate": 4e-3}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     lines = [
         {"step": 0, "eval/dev/loss": 4.5, "eval/dev/perplexity": 90.0},
@@ -43,8 +44,8 @@ def test_the_table_has_a_row_for_each_record_and_says_what_is_absent(tmp_path: P
         text_results.record(leave_a_run(tmp_path / "full", epsilon=None, bleu=0.5)),
     ]
     lines = text_results.table(records).splitlines()
-    assert lines[2] == "| e2e | inf | full | 0.5000 | 2.0000 | absent | 0.5000 | 0.1000 | 4.500 | 2.250 | 3.0 |"
-    assert lines[3].startswith("| e2e | 3 | noisy | 0.2500 |")
+    assert lines[2] == "| e2e | inf | full | 0.004 | 0.5000 | 2.0000 | absent | 0.5000 | 0.1000 | 4.500 | 2.250 | 3.0 |"
+    assert lines[3].startswith("| e2e | 3 | noisy | 0.004 | 0.2500 |")
     assert len(lines) == 4
 
 

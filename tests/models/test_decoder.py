@@ -190,6 +190,8 @@ def test_longest_sequence() -> None:
         ({"num_layers": 0}, "num_layers is 0; give 1 or more"),
         ({"num_kv_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
         ({"head_dim": 5}, "head_dim 5 is odd; rotary embeddings turn pairs"),
+        ({"flash_attention": True}, "flash_attention is for bfloat16 and float16, but dtype is float32"),
+        ({"flash_attention": True, "dtype": "bfloat16", "attention_softcap": 3.0}, "has no soft cap, but attention_"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; choose one of gelu,"),
         ({"lora": models.LoRAConfig(2, 2.0, ("query", "q_proj"))}, "LoRA targets q_proj are no dense layers of a dec"),
     ],
@@ -197,3 +199,26 @@ def test_longest_sequence() -> None:
 def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(load("llama")[0].config, **changes)
+
+
+@both_heads
+def test_flash_attention_is_the_same_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no cuDNN here: jax.nn's own implementation gets the call that it would get."""
+    module, params = load(name, dtype=jnp.bfloat16)
+    flash = models.CausalLanguageModel(dataclasses.replace(module.config, flash_attention=True))
+    ids, mask, exact = golden(name)
+    with pytest.raises(ValueError, match="flash_attention is cuDNN's, for NVIDIA GPUs, but JAX computes on 'cpu'"):
+        flash.apply({"params": params}, ids, mask)
+
+    calls, attention = [], jax.nn.dot_product_attention
+
+    def without_cudnn(*arrays: jax.Array, implementation: str, **options: Any) -> jax.Array:
+        calls.append(implementation)
+        return attention(*arrays, **options)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
+    logits = flash.apply({"params": params}, ids, mask)
+    assert set(calls) == {"cudnn"}
+    difference = (np.asarray(logits) - exact)[mask == 1]
+    assert np.linalg.norm(difference) / np.linalg.norm(exact[mask == 1]) < 0.03  # as without it
