@@ -108,11 +108,8 @@ def figure(records: list[Record], path: Path) -> None:
                     textcoords="offset points",
                     fontsize=8,
                 )
-            base = records[0]["utility_base"][0]
-            axis.axvline(base, color=GREY, lw=0.8, ls=":")
-            axis.margins(y=0.12)
-            axis.set_xlim(-0.2 * base, 1.1 * base)  # room for labels on the left
-            axis.set_xlabel("loss on other test tokens (nats); dotted: base")
+            axis.margins(x=0.3, y=0.12)  # room for the labels
+            axis.set_xlabel(f"loss on other test tokens (nats); base model: {records[0]['utility_base'][0]:.2f}")
             axis.set_ylabel(label)
         title = "Area of a mark: FLOPs of the whole run. Black: not private; orange: noisy; blue: denoised"
         drawn.suptitle(title, fontsize=9)
@@ -121,10 +118,16 @@ def figure(records: list[Record], path: Path) -> None:
 
 
 def _label_places(records: list[Record], value: Callable[[Record], float]) -> dict[tuple[float, str], dict[str, Any]]:
-    """Where the labels stand: arms without privacy are near each other, so that every other one is left of its mark."""
+    """Where the labels stand: of arms without privacy left and right by turns; of private ones full above, LoRA below,
+    noisy to the left, denoised to the right.
+    """
     found = groups(records)
     places: dict[tuple[float, str], dict[str, Any]] = {
-        key: {"xytext": (0, 13 if _family(key[1]) == "full" else -21), "ha": "center"} for key in found
+        key: {
+            "xytext": (0, 14 if _family(key[1]) == "full" else -20),
+            "ha": "left" if key[1].endswith("denoised") else "right",
+        }
+        for key in found
     }
     together = [key for key in found if np.isinf(key[0])]
     together.sort(key=lambda key: np.mean([value(run) for run in found[key]]))

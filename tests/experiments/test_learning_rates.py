@@ -51,7 +51,7 @@ def test_arms_of_the_record_are_left_alone(config: ConfigDict, tmp_path: Path) -
 
 
 def test_an_unknown_arm_is_named(config: ConfigDict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'other' is none of the config's arms, noisy, higher"):
+    with pytest.raises(ValueError, match="'other' is none of the config's arms, higher, noisy"):
         choose(config, tmp_path, ["other"])
 
 
