@@ -41,7 +41,7 @@ class DecoderConfig:
         dtype: compute dtype; parameters are float32 whatever it is.
         remat: recompute each layer in the backward pass instead of keeping its activations.
         flash_attention: cuDNN's fused attention, which keeps no array of (tokens, tokens); for NVIDIA GPUs and a half
-            precision `dtype`.
+            precision `dtype`. Generation, with its cache, goes without.
         architecture: the family, by the `model_type` of its Hugging Face files: one of `decoder_families.FAMILIES`.
         attention_output_bias: the output projection has a bias; None: if `attention_bias`.
         mlp_bias: the dense layers of the feed-forward part have biases.

@@ -141,7 +141,7 @@ class CausalSelfAttention(nn.Module):
             view.mask_Bx1xTxS,
             scale=scale,
             softcap=config.attention_softcap,
-            flash=config.flash_attention,
+            flash=config.flash_attention and slots is None,  # one query at a time is nothing to fuse
         )
         output = project(config.hidden_size, use_bias=config.output_bias, name="output")
         return output(mixed.reshape(*hidden_BxTxD.shape[:2], -1)), slots
