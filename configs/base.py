@@ -146,7 +146,7 @@ def _generation() -> ConfigDict:
     """Once trained, a decoder writes a text for each row of a split, and is scored."""
     generation = ConfigDict()
     generation.split = "test"  # or "dev"
-    generation.max_prompts = placeholder(int)  # the first so many rows; None: all
+    generation.max_prompts = placeholder(int)  # at most so many rows, evenly spaced; None: all
     generation.method = "beam"  # or "greedy", "sampling"
     generation.max_new_tokens = 100
     generation.no_repeat_ngram_size = 0  # no so many tokens in a row come twice; 0: they may

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dp_rmt.data import TextPairs, load_table_to_text, tokenize_completions, tokenize_prompts
+from dp_rmt.data import TextPairs, TextReferences, load_table_to_text, tokenize_completions, tokenize_prompts
 from dp_rmt.training.losses import completion_losses
 from experiments.task import Prompts, Task, group_lengths, load_decoder, loss_evaluator
 
@@ -42,10 +43,10 @@ def load_text_task(config: ConfigDict) -> Task:
             f"config.generation.split={written!r}: there is no such split with references; choose from "
             f"{', '.join(compared) or 'nothing'}"
         )
-    chosen = compared[written][slice(config.generation.max_prompts)]
+    chosen = _spread(compared[written], config.generation.max_prompts)
     room = module.config.max_position_embeddings - config.generation.max_new_tokens
     prompts = tokenize_prompts(chosen.sources, tokenizer, max_length=room)
-    watched = {name: rows for name, rows in compared.items() if name != written} or compared
+    watched = {name: rows for name, rows in compared.items() if name != written} or {written: chosen}
     return Task(
         train=tokenize(texts.train),
         evaluations={name: tokenize(rows.pairs()) for name, rows in watched.items()},
@@ -58,3 +59,8 @@ def load_text_task(config: ConfigDict) -> Task:
         evaluator=loss_evaluator(losses, lengths),
         prompts=Prompts(written, chosen.sources, prompts, chosen.references),
     )
+
+
+def _spread(rows: TextReferences, most: int | None) -> TextReferences:
+    """At most so many rows, evenly spaced: neighbours are often about the same thing."""
+    return rows[:: math.ceil(len(rows) / most)] if most else rows

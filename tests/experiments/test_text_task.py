@@ -20,6 +20,7 @@ from dp_rmt.models.peft_adapter import load_adapter
 from dp_rmt.training.losses import completion_losses
 from dp_rmt.training.metrics import read_metrics
 from experiments import arms, texts
+from experiments.text_task import load_text_task
 
 NAMES, FOODS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian")
 AREAS = ("riverside", "city centre")
@@ -101,6 +102,19 @@ def test_the_saved_model_has_the_loss_that_was_reported(text_config, tmp_path: P
     last = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/dev/loss" in line][-1]
     losses = completion_losses(module)(params, arm.task.evaluations["dev"])
     assert float(np.mean(losses)) == pytest.approx(last["eval/dev/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [None, 3, 100])
+def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> None:
+    """With dev trained on, the loss is watched on the rows that are written for."""
+    every = load_text_task(text_config()).prompts.sources
+    assert len(every) == len(set(every)) > 9
+    task = load_text_task(text_config({"data.train_split": "dev", "generation.max_prompts": most}))
+    assert task.prompts.sources == every[:: math.ceil(len(every) / most) if most else 1]
+    assert task.num_examples == 12
+    assert task.evaluations.keys() == {"test"}
+    references = [text for texts in task.prompts.references for text in texts]
+    assert len(task.evaluations["test"]["input_ids"]) == len(references)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
