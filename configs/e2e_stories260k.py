@@ -25,7 +25,7 @@ RATES = {
     "full": 2e-3,
     "full_noisy": 4e-3,
     "full_denoised": 2e-3,
-    "lora": 5e-3,
+    "lora": 1e-2,
     "lora_noisy": 1e-2,
     "lora_denoised": 1e-2,
 }
