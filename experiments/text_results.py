@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from dp_rmt.training.metrics import read_metrics, write_atomically
 from dp_rmt.training.privacy_statement import read_privacy
@@ -51,7 +52,7 @@ def record(arm: Path) -> Record:
     Returns:
       A JSON-able record.
     """
-    config, lines = json.loads((arm / CONFIG_FILE).read_text()), read_metrics(arm / "metrics.jsonl")
+    config, lines = _config_of(arm), read_metrics(arm / "metrics.jsonl")
     config["data"] |= {"path": None, "cache_dir": None}
     config["model"] |= {"path": Path(config["model"]["path"]).name}
 
@@ -97,6 +98,14 @@ def _finished(workdir: Path) -> Iterator[Path]:
     if not found:
         print(f"{workdir}: no run in it has been scored yet")
     yield from found
+
+
+def _config_of(arm: Path) -> Record:
+    """The arm's own config; where a work folder has one arm alone, its file holds the changes of the arm apart."""
+    config = ConfigDict(json.loads((arm / CONFIG_FILE).read_text()))
+    for changes in config.get("arms", {}).values():
+        config.update(changes)
+    return config.to_dict()
 
 
 def _epsilon(made: Record) -> float:

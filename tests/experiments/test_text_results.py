@@ -38,6 +38,16 @@ def test_a_record_holds_what_was_measured_and_no_folder_of_the_machine(tmp_path:
     assert made["config"]["model"]["path"] == "llama"
 
 
+def test_a_single_arm_s_changes_are_in_its_record(tmp_path: Path) -> None:
+    folder = leave_a_run(tmp_path / "noisy", epsilon=8.0, bleu=0.25)
+    config = json.loads((folder / "config.json").read_text())
+    config["arms"] = {"noisy": {"optimizer": {"learning_rate": 2e-3}, "model": {"tuning": "lora"}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = text_results.record(folder)["config"]
+    assert made["optimizer"]["learning_rate"] == 2e-3
+    assert made["model"] == {"path": "llama", "tuning": "lora"}
+
+
 def test_the_table_has_a_row_for_each_record_and_says_what_is_absent(tmp_path: Path) -> None:
     records = [
         text_results.record(leave_a_run(tmp_path / "noisy", epsilon=3.0, bleu=0.25)),
