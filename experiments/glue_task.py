@@ -40,6 +40,7 @@ def load_glue_task(config: ConfigDict) -> Task:
         key=jax.random.key(config.seed),
         dtype=model.dtype,
         remat=model.remat,
+        flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, EncoderConfig)
     check_length(data.max_length, module.config.max_sequence_length, folder)

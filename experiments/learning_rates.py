@@ -6,7 +6,8 @@
 For each arm, rates around its own train for the first --steps of the schedule, at the noise of the whole run; while the
 best is the largest or the smallest tried, one further factor of 2 is tried. A rate is as good as its mean training loss
 over the last three of these steps is low. That costs no evaluation, but the loss of a batch is a private value, and
-what is chosen by it too: a config that switches nonprivate metrics off is refused. Interrupted runs go on.
+what is chosen by it too: a config that switches nonprivate metrics off is refused. All rates meet the same samples and
+noise, those of the config's seed. Interrupted runs go on.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def _loss(settings: ConfigDict, rate: float, task: assemble.Task, workdir: Path,
     """Mean training loss over the last of the steps."""
     config = ConfigDict(settings)
     config.optimizer.learning_rate = rate
+    config.privacy.sampling_seed = config.privacy.noise_seed = config.seed  # the data is public
     claim_workdir(workdir, config)
     task = dataclasses.replace(task, evaluations={})
     run = assemble.build_run(config, task, name=workdir.name)

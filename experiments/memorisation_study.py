@@ -8,7 +8,7 @@ Trains what is not done yet and writes a record for each run: privacy (fall of t
 data, its control on test data, membership, canary exposure), utility (loss on the other tokens of test data) and cost.
 Interrupted runs resume from their checkpoints. `--costs` measures anew what a step of each arm costs, and puts it into
 the records that are there. `--rates` trains each arm at these learning rates instead, at the first
-epsilon with the first seed, and prints the loss on dev.
+epsilon with the first seed, and adds the loss on dev to --rates_record, with the best.
 """
 
 from __future__ import annotations
@@ -147,14 +147,19 @@ def measure_costs(study: Study, results: Path, *, epsilons: Sequence[float], see
             write_record(path, json.loads(path.read_text("utf-8")) | {"cost": cost, "machine": machine.description()})
 
 
-def try_rates(study: Study, rates: Sequence[float], *, epsilon: float, seed: int) -> None:
-    """Prints the loss on dev of every arm at every learning rate."""
+def try_rates(study: Study, rates: Sequence[float], record: Path, *, epsilon: float, seed: int) -> None:
+    """Adds the loss on dev of every arm at every learning rate to the record, and says which is the lowest."""
     for name, settings in study.arms.items():
         for rate in rates:
             config = run_config(settings, epsilon, seed)
             config.optimizer.learning_rate = rate
             arm = study.train(f"{name}_eps{config.privacy.epsilon:g}_seed{seed}_lr{rate:g}", config)
-            print(f"{name}, rate {rate:g}: loss on dev {_dev_losses(arm)}", flush=True)
+            found = json.loads(record.read_text("utf-8")) if record.exists() else {}
+            losses = found.get(name, {}).get("loss on dev", {}) | {f"{rate:g}": _dev_losses(arm)[-1]}
+            best = min(losses, key=lambda rate: losses[rate])
+            found[name] = {"best": float(best), "loss on dev": dict(sorted(losses.items(), key=lambda x: float(x[0])))}
+            write_record(record, found)
+            print(f"{name}, rate {rate:g}: loss on dev {losses[f'{rate:g}']}", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -167,7 +172,7 @@ def main(argv: list[str]) -> None:
     try:
         study = Study(values.config, workdir=workdir, num_secrets=values.secrets, names=values.arms)
         if values.rates:
-            try_rates(study, values.rates, epsilon=values.epsilons[0], seed=values.seeds[0])
+            try_rates(study, values.rates, Path(values.rates_record), epsilon=values.epsilons[0], seed=values.seeds[0])
         else:
             work = measure_costs if values.costs else run_all
             work(study, Path(values.results), epsilons=values.epsilons, seeds=values.seeds)
@@ -208,7 +213,10 @@ if __name__ == "__main__":
     flags.DEFINE_list("arms", None, "Only these arms of the config, in this order.")
     flags.DEFINE_multi_float("epsilons", [8.0], "Of the private arms.")
     flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
-    flags.DEFINE_multi_float("rates", [], "Learning rates to try; no records are written.")
+    flags.DEFINE_multi_float("rates", [], "Learning rates to try, instead of the study.")
+    flags.DEFINE_string(
+        "rates_record", "experiments/results/learning_rates/customersim.json", "What --rates finds, beside what it has."
+    )
     flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
     flags.DEFINE_integer("secrets", 2000, "Random secrets that a canary is compared with.", lower_bound=100)
     flags.mark_flag_as_required("config")

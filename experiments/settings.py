@@ -158,6 +158,11 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
             f"config.model.trainable={config.model.trainable!r} belongs to config.model.tuning='full'; "
             f"{config.model.tuning!r} says itself what trains, so leave config.model.trainable out"
         )
+    if config.model.flash_attention and config.train.clipping_method == "vmap":
+        yield (
+            "config.model.flash_attention does not go with config.train.clipping_method='vmap', under which cuDNN's "
+            "kernel cannot be traced; choose another method"
+        )
     try:
         decoding(config.generation)
     except ValueError as error:

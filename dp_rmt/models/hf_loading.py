@@ -68,8 +68,12 @@ def load_pretrained(
         raise ValueError(f"num_labels is {num_labels}; a classifier needs 1 (regression) or more")
     folder = resolve_folder(folder_or_hub_name)
     hf_config = read_config(folder)
-    options = {"dtype": dtype, "remat": remat}
-    module = _module(folder, hf_config, head, num_labels, options, flash_attention=flash_attention)
+    options: dict[str, Any] = {"dtype": dtype, "remat": remat}
+    if head == "causal_lm":
+        options["flash_attention"] = flash_attention
+    elif flash_attention:
+        raise ValueError(f"flash_attention is for decoders, but the head is {head!r}; switch it off")
+    module = _module(folder, hf_config, head, num_labels, options)
     architecture = module.config.architecture
     weights = Weights.open(folder, lambda name: hf_names.canonical_name(architecture, name))
     table = hf_names.leaf_names(module)
@@ -89,20 +93,11 @@ def load_pretrained(
 
 
 def _module(
-    folder: Path,
-    hf_config: dict[str, Any],
-    head: str,
-    num_labels: int,
-    options: dict[str, Any],
-    *,
-    flash_attention: bool,
+    folder: Path, hf_config: dict[str, Any], head: str, num_labels: int, options: dict[str, Any]
 ) -> Model:
     try:
         if head == "causal_lm":
-            decoder = DecoderConfig.from_hf_config(hf_config, **options, flash_attention=flash_attention)
-            return CausalLanguageModel(decoder)
-        if flash_attention:
-            raise ValueError(f"flash_attention is for decoders, but the head is {head!r}; switch it off")
+            return CausalLanguageModel(DecoderConfig.from_hf_config(hf_config, **options))
         config = EncoderConfig.from_hf_config(hf_config, **options)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error

@@ -52,6 +52,11 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"privacy.epsilon": float("inf"), "privacy.clip": "automatic"}, ["epsilon=inf switches clipping off"]),
         ({"denoise.shrinker": "soft"}, ["config.denoise.shrinker must be one of frobenius", "got 'soft'"]),
         ({"denoise.kappa": -1.0}, ["config.denoise.kappa must not be negative, got -1.0"]),
+        (
+            {"model.flash_attention": True, "train.clipping_method": "vmap"},
+            ["config.model.flash_attention does not go with config.train.clipping_method='vmap'"],
+        ),
+        ({"model.flash_attention": True}, ["flash_attention is for decoders", "'classification'"]),
         ({"denoise.kalman_gain": 1.5}, ["config.denoise.kalman_gain must be at most 1", "got 1.5"]),
         (
             {"denoise.enabled": True, "denoise.target": "first_moment", "denoise.method": "low_pass"},

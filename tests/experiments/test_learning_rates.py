@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.learning_rates import choose_rates
+from experiments.rate_search import best_rate
 
 STEPS = 2
 
 
 @pytest.fixture
 def config(make_config: Callable[..., ConfigDict]) -> ConfigDict:
-    config = make_config({"optimizer.learning_rate": 0.05}).unlock()
+    config = make_config({"optimizer.learning_rate": 0.05, "privacy.sampling_seed": None, "privacy.noise_seed": None})
+    config = config.unlock()
     config.arms = {"noisy": {}, "higher": {"optimizer": {"learning_rate": 0.1}}}
     return config.lock()
 
@@ -41,6 +44,25 @@ def test_the_best_has_the_lowest_loss_and_a_worse_one_on_either_side(config: Con
         seen = [line["nonprivate/loss"] for line in map(json.loads, lines) if "nonprivate/loss" in line]
         assert len(seen) == STEPS
         assert loss == pytest.approx(sum(seen) / STEPS, rel=1e-4)
+
+
+def test_a_rate_at_which_a_run_diverges_is_the_worst() -> None:
+    best, scores = best_rate(lambda rate: rate if rate < 5 else math.nan, 1.0, [1.0])
+    assert best == 4.0
+    assert scores == {1.0: 1.0, 0.5: 0.5, 2.0: 2.0, 4.0: 4.0, 8.0: -math.inf}
+    with pytest.raises(ValueError, match="no learning rate of 1, 2 gave a finite score"):
+        best_rate(lambda rate: math.nan, 1.0, [1.0, 2.0])
+
+
+def test_all_rates_meet_the_same_samples_and_noise(config: ConfigDict, tmp_path: Path) -> None:
+    choose(config, tmp_path, ["noisy"])
+    first = [
+        next(line for line in map(json.loads, path.read_text().splitlines()) if line.get("step") == 1)
+        for path in sorted((tmp_path / "runs").glob("*/metrics.jsonl"))
+    ]
+    assert len(first) > 2
+    for key in ("nonprivate/loss", "nonprivate/batch_size", "nonprivate/cosine_noisy"):
+        assert len({line[key] for line in first}) == 1
 
 
 def test_arms_of_the_record_are_left_alone(config: ConfigDict, tmp_path: Path) -> None:

@@ -113,12 +113,17 @@ def test_a_model_that_memorises_shows_it_and_a_private_one_does_not(config, tmp_
 
 
 @pytest.mark.slow
-def test_rates_are_tried_without_records(config, tmp_path: Path, capsys) -> None:
+def test_rates_are_added_to_their_record(config, tmp_path: Path) -> None:
     study = memorisation_study.Study(config, workdir=tmp_path, num_secrets=200, names=["lora_4_noisy"])
-    memorisation_study.try_rates(study, [1e-3, 1e-2], epsilon=0.5, seed=0)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "loss on dev" in line]
-    assert [line.split(":")[0] for line in lines] == ["lora_4_noisy, rate 0.001", "lora_4_noisy, rate 0.01"]
-    assert lines[0] != lines[1].replace("0.01", "0.001")
+    record = tmp_path / "rates.json"
+    record.write_text(json.dumps({"full": {"best": 1.0}, "lora_4_noisy": {"best": 0.5, "loss on dev": {"0.5": 99.0}}}))
+    memorisation_study.try_rates(study, [1e-3, 1e-2], record, epsilon=0.5, seed=0)
+    found = json.loads(record.read_text())
+    assert found["full"] == {"best": 1.0}
+    losses = found["lora_4_noisy"]["loss on dev"]
+    assert list(losses) == ["0.001", "0.01", "0.5"]
+    assert losses["0.001"] != losses["0.01"] < losses["0.5"]
+    assert losses[f"{found['lora_4_noisy']['best']:g}"] == min(losses.values())
 
 
 def test_losses_by_token_are_those_that_training_averages(config: ConfigDict) -> None:

@@ -94,6 +94,22 @@ def test_the_cache_is_in_the_compute_dtype() -> None:
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
 
+def test_generation_goes_without_flash_attention() -> None:
+    """Which would be refused here, where there is no GPU."""
+    module, params = build()
+    ids, mask = prompts()
+    plain, flash = (
+        models.CausalLanguageModel(dataclasses.replace(module.config, dtype="bfloat16", flash_attention=on))
+        for on in (False, True)
+    )
+    expected, found = (
+        apply(m)({"params": params}, ids, mask, models.init_cache(m.config, len(ids), 12))[0] for m in (plain, flash)
+    )
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="flash_attention is cuDNN's"):
+        flash.apply({"params": params}, ids, mask)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     module, params = build()
     with pytest.raises(ValueError, match="a cache of 17 tokens, but this model has positions for 16; shorten the pro"):
