@@ -84,7 +84,7 @@ def choose_rates(
 
         best, scores = best_rate(score, every[name].optimizer.learning_rate, factors)
         losses = {f"{rate:g}": five_digits([-scores[rate]])[0] for rate in sorted(scores)}
-        found[name] = {"best": best, "nonprivate/loss": losses, "steps": steps}
+        found[name] = {"best": float(f"{best:g}"), "nonprivate/loss": losses, "steps": steps}
         write_record(record, found)
 
 
