@@ -49,7 +49,7 @@ folder, config, privacy, mended, fails = pathlib.Path(sys.argv[1]), *sys.argv[2:
 folder.mkdir(parents=True, exist_ok=True)
 with (folder.parent / f"{folder.name}.runs").open("a") as file:
     file.write("x")
-print("started", folder.name)
+print("started", folder.name, flush=True)  # before what goes to stderr
 if fails == "yes" and not pathlib.Path(mended).exists():
     print("ValueError: the disk is full", file=sys.stderr)
     sys.exit(3)
