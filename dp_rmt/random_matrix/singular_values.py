@@ -81,24 +81,27 @@ def scale_spectrum(
       ValueError: if `matrices` has fewer than two axes, or `basis` or `weights` does not fit it.
     """
     matrices = at_least_float32(matrices)
-    wide = _short_side_first(matrices)
-    short_side = wide.shape[-2]
+    short_side = _short_side_first(matrices).shape[-2]
     if basis.shape[-2] != short_side or weights.shape[-1] != basis.shape[-1] or basis.shape[-1] > short_side:
         raise ValueError(
             f"basis {basis.shape} and weights {weights.shape} do not fit matrices {matrices.shape}: they "
             f"must end in ({short_side}, K) and (K,), {short_side} being the shorter side. Take the "
             "basis from short_side_svd of these matrices."
         )
-    outside = jnp.asarray(complement, wide.dtype)[..., None, None]
-    change = weights - outside[..., 0]
+
+    def product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+        # Of a tall matrix in the other order of its axes: to transpose it and the result takes longer than products.
+        if matrices.shape[-2] > matrices.shape[-1]:
+            equation = equation.replace("rl", "lr").replace("sl", "ls").replace("kl", "lk")
+        return jnp.einsum(equation, left, right, precision=_HIGHEST)
+
+    outside = jnp.asarray(complement, matrices.dtype)[..., None, None]
+    change = basis * (weights[..., None, :] - outside)
     if 2 * basis.shape[-1] > short_side:  # the R x R multiplier first: one product with the long side instead of two
-        multiplier = jnp.einsum("...rk,...k,...sk->...rs", basis, change, basis, precision=_HIGHEST)
-        changed = jnp.einsum("...rs,...sl->...rl", multiplier, wide, precision=_HIGHEST)
+        changed = product("...rs,...sl->...rl", product("...rk,...sk->...rs", change, basis), matrices)
     else:
-        inner = jnp.einsum("...rk,...rl->...kl", basis, wide, precision=_HIGHEST)
-        changed = jnp.einsum("...rk,...kl->...rl", basis * change[..., None, :], inner, precision=_HIGHEST)
-    scaled = outside * wide + changed
-    return scaled if wide is matrices else jnp.swapaxes(scaled, -1, -2)
+        changed = product("...rk,...kl->...rl", change, product("...rk,...rl->...kl", basis, matrices))
+    return outside * matrices + changed
 
 
 def _short_side_first(matrices: jax.Array) -> jax.Array:

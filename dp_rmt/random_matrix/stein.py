@@ -84,10 +84,6 @@ def divergence(
             f"values {y.shape}, shrunken {f.shape} and slope {df.shape} must have one shape that ends in at most "
             f"min(rows, cols) = {shorter}, the number of singular values of a {rows} x {cols} matrix."
         )
-    # In units of the largest value, so that squares neither underflow nor overflow: a divergence has no unit.
-    unit = jnp.max(y, axis=-1, keepdims=True)
-    unit = jnp.where(unit > 0, unit, 1.0)
-    y, f, noise_std = y / unit, f / unit, noise_std / unit
     largest = math.sqrt(rows * cols)
     df = jnp.clip(jnp.nan_to_num(df), -largest, largest)
     ratio = jnp.where(f != 0, f / jnp.where(y > 0, y, 1.0), 0.0)
@@ -98,8 +94,9 @@ def divergence(
     above = y > marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=noise_std)
     signal = marchenko_pastur.signal_singular_value(y, rows=rows, cols=cols, noise_std=noise_std)
     in_tail = shorter - jnp.sum(above, axis=-1, keepdims=True)
-    mean_inverse_gap = 1 / jnp.where(above, signal**2 + shorter * jnp.square(noise_std), 1.0)
-    tail = jnp.where(above, 2 * y * f * in_tail * mean_inverse_gap, 0.0)
+    # y f / (l^2 + s^2 min(m, n)) without the squares, which can underflow and overflow.
+    root_mean_gap = jnp.where(above, jnp.hypot(signal, math.sqrt(shorter) * noise_std), 1.0)
+    tail = jnp.where(above, 2 * in_tail * (y / root_mean_gap) * (f / root_mean_gap), 0.0)
     return jnp.sum(jnp.where(above, single + tail, 0.0), axis=-1) + _pairs(y, f, df, ratio, above, largest)
 
 
@@ -107,12 +104,13 @@ def _pairs(
     y: jax.Array, f: jax.Array, df: jax.Array, ratio: jax.Array, included: jax.Array, largest: float
 ) -> jax.Array:
     """`2 sum_(i < j) (y_i f_i - y_j f_j) / (y_i^2 - y_j^2)` over the included components, each quotient bounded."""
-    yi, yj = y[..., :, None], y[..., None, :]
-    gap = yi - yj
+    # In units of the larger value of each pair: squares neither underflow nor overflow, and a divergence has no unit.
+    larger = jnp.maximum(y[..., :, None], y[..., None, :])
+    unit = jnp.where(larger > 0, larger, 1.0)
+    (yi, yj), (fi, fj) = ((x[..., :, None] / unit, x[..., None, :] / unit) for x in (y, f))
     # Closer than this, the difference of the products is rounding; the mean of the two slopes is exact to first order.
-    are_close = jnp.abs(gap) <= math.sqrt(jnp.finfo(y.dtype).eps) * jnp.maximum(yi, yj)
-    products = y * f
-    quotient = (products[..., :, None] - products[..., None, :]) / jnp.where(are_close, 1.0, gap * (yi + yj))
+    are_close = jnp.abs(yi - yj) <= math.sqrt(jnp.finfo(y.dtype).eps)
+    quotient = (yi * fi - yj * fj) / jnp.where(are_close, 1.0, (yi - yj) * (yi + yj))
     limit = (ratio + df) / 4
     quotient = jnp.where(are_close, limit[..., :, None] + limit[..., None, :], quotient)
     quotient = jnp.clip(quotient, -largest, largest)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
@@ -148,6 +148,8 @@ def test_mean_inverse_gap_of_the_law(rows, cols):
     count=st.sampled_from([3, 8]),
     shrinker=st.sampled_from(SHRINKERS),
 )
+@example(ratios=[1.0, 1.5e-23, *[0.0] * 6], noise_std=0.0, count=3, shrinker=SHRINKERS[0])  # where a square underflows
+@example(ratios=[1.0, 1.5e-23, *[0.0] * 6], noise_std=0.0, count=8, shrinker=SHRINKERS[0])
 def test_always_finite_and_never_beyond_the_bound(ratios, noise_std, count, shrinker):
     shape = {"rows": 8, "cols": 12, "noise_std": np.float32(noise_std)}
     edge = np.float32(marchenko_pastur.bulk_edge(**shape)) or np.float32(1.0)
