@@ -70,7 +70,8 @@ def test_other_leaves_follow_their_own_optimizer():
         mine, expected = updates, alone
         for name in path:
             mine, expected = mine[name], expected[name]
-        np.testing.assert_allclose(mine, expected, rtol=1e-6)
+        # An entry is a sum of two of up to 1e-3, which may cancel; both programs round these, each in its own order.
+        np.testing.assert_allclose(mine, expected, rtol=1e-6, atol=1e-3 * np.finfo(np.float32).eps)
 
 
 def test_on_flat_matrices_it_is_muon_of_optax():
