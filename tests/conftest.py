@@ -9,8 +9,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling takes most of the time of these tests, and LLVM's optimisations and the splitting of small programs most of
-# that; without them the last bit of a float32 can differ, nothing else.
+# Compiling takes most of the time of these tests: LLVM's optimisations, the splitting of small programs into parts, and
+# the newer of two ways to emit a fused loop. Without them the last bit of a float32 can differ, nothing else.
 _QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_parallel_codegen_split_count": "1"}
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end at a flag that they no longer have
     _QUICK["--xla_cpu_use_fusion_emitters"] = "false"

@@ -53,6 +53,24 @@ def test_scale_spectrum_replaces_the_singular_values(method, rows, cols):
     np.testing.assert_allclose(kept, matrices, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("kept", [1, 3, 8])  # below and above half of the shorter side: two ways to multiply
+def test_what_the_leading_components_leave_out_is_scaled_by_the_complement(kept, rows, cols):
+    kept = min(kept, rows, cols)
+    matrices = random_matrices(2, rows, cols)
+    left, values, right = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
+    complement, weights = np.array([0.5, 0.0]), np.linspace(2.0, 0.1, kept)
+    all_weights = np.tile(complement[:, None], values.shape[1])
+    all_weights[:, :kept] = weights
+    expected = left * (all_weights * values)[:, None, :] @ right
+    basis = singular_values.short_side_svd(jnp.asarray(matrices)).basis[..., :kept]
+    arguments = jnp.asarray(matrices), basis, jnp.tile(weights, (2, 1))
+    scaled = singular_values.scale_spectrum(*arguments, complement=jnp.asarray(complement, jnp.float32))
+    np.testing.assert_allclose(scaled, expected, atol=2e-5 * values.max())
+    same = singular_values.scale_spectrum(*arguments[:2], jnp.ones((2, kept)), complement=1.0)
+    np.testing.assert_array_equal(same, matrices)
+
+
 def test_gram_agrees_with_exact_on_a_spiked_matrix():
     # What the denoiser asks of it: the components above the edge, under a signal 30 times the edge.
     matrices = random_matrices(1, 32, 128)
