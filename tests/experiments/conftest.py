@@ -145,6 +145,15 @@ class Ended(NamedTuple):
     folder: Path
 
 
+@pytest.fixture
+def statement() -> dict[str, Any]:
+    """What a run's privacy.json says."""
+    return {
+        "is_private": True, "epsilon": 1.5, "delta": 1e-5, "noise_multiplier": 2.0, "sampling_probability": 0.02,
+        "expected_batch_size": 200.0, "max_batch_size": 400, "num_examples": 10_000, "num_steps": 4,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def run_side_by_side(
     compilation_cache_dir: str, tmp_path_factory: pytest.TempPathFactory

@@ -1,11 +1,10 @@
-"""Sweeps: restarted after a failure by a local pool and by submitit; table, plot, commands, cost of a choice."""
+"""Sweeps: restarted after a failure by a local pool and by submitit; table, plot, commands."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-import math
 import os
 import shlex
 import signal
@@ -16,17 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import dp_accounting
-import numpy as np
 import pytest
-from dp_accounting import dp_event
-from dp_accounting.rdp import rdp_privacy_accountant
 from ml_collections import ConfigDict
 
-from dp_rmt import accounting
-from experiments import sweep, sweep_commands, sweep_executors, sweep_privacy, sweep_report
+from experiments import sweep, sweep_commands, sweep_executors, sweep_report
 from experiments.sweep_executors import Job, Slot
-from experiments.sweep_privacy import Repetitions, cost_of_choosing, repeated
 from experiments.workdir import as_json
 
 RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
@@ -60,12 +53,6 @@ score = 0.5 + 10 * json.loads(config)["optimizer"]["learning_rate"] + json.loads
 (folder / "report.html").write_text("done")
 """
 
-STATEMENT: dict[str, Any] = {
-    "is_private": True, "epsilon": 1.5, "delta": 1e-5, "noise_multiplier": 2.0, "sampling_probability": 0.02,
-    "expected_batch_size": 200.0, "max_batch_size": 400, "num_examples": 10_000, "num_steps": 4,
-}  # fmt: skip
-
-
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> sweep.Sweep:
     path = tmp_path / "rates.py"
@@ -73,14 +60,14 @@ def make_sweep(tmp_path: Path) -> sweep.Sweep:
     return sweep.load_sweep(path, tmp_path / "work")
 
 
-def stubs(of: sweep.Sweep, workdir: Path) -> list[Job]:
+def stubs(of: sweep.Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
     for job in of.jobs(workdir, sys.executable):
         config = as_json(of.config(job.name)) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
-        given = (str(job.workdir), json.dumps(config), json.dumps(STATEMENT), str(workdir / "mended"), fails)
+        given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
         jobs.append(dataclasses.replace(job, command=(sys.executable, "-c", STUB, *given)))
     return jobs
 
@@ -104,13 +91,14 @@ def by_submitit(jobs: list[Job], workdir: Path) -> dict[str, str]:
 def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
     executor: Callable[[list[Job], Path], Mapping[str, str]],
     make_sweep: sweep.Sweep,
+    statement: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if executor is by_submitit:
         pytest.importorskip("submitit")
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(sweep.ROOT), *sys.path]))
-    jobs = stubs(make_sweep, tmp_path)
+    jobs = stubs(make_sweep, tmp_path, statement)
     assert not any(sweep.is_finished(job) for job in jobs)
     notes = executor(jobs, tmp_path)
     assert [job.name for job in jobs if not sweep.is_finished(job)] == ["lr0.01_1"]
@@ -225,13 +213,15 @@ def test_submitit_queues_a_job_again_after_it_has_saved(tmp_path: Path, monkeypa
         )
 
 
-def test_a_killed_or_preempted_run_is_not_finished(tmp_path: Path, make_sweep: sweep.Sweep) -> None:
-    (job, *_) = stubs(make_sweep, tmp_path)
+def test_a_killed_or_preempted_run_is_not_finished(
+    tmp_path: Path, make_sweep: sweep.Sweep, statement: dict[str, Any]
+) -> None:
+    (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
     assert sweep.is_finished(job)
-    (job.workdir / "privacy.json").write_text(json.dumps({**STATEMENT, "num_steps": 3}))
+    (job.workdir / "privacy.json").write_text(json.dumps({**statement, "num_steps": 3}))
     assert not sweep.is_finished(job)
-    (job.workdir / "privacy.json").write_text(json.dumps(STATEMENT))
+    (job.workdir / "privacy.json").write_text(json.dumps(statement))
     (job.workdir / "report.html").unlink()
     assert not sweep.is_finished(job)
 
@@ -315,88 +305,6 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
 def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\ntrain 1%\rtrain 2%\rtrain 3%\n\nend\n")
     assert sweep_executors.last_lines(tmp_path / "log", 2) == "train 3%\nend"
-
-
-# ---- The privacy of a choice ---------------------------------------------------------------------------------------
-
-ORDERS = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
-
-
-@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
-@pytest.mark.parametrize("mean", [1.5, 6.0, 40.0])
-def test_repetition_is_bounded_as_dp_accounting_does(mean: float, shape: float) -> None:
-    gaussian = dp_accounting.PoissonSampledDpEvent(0.02, dp_accounting.GaussianDpEvent(1.2))
-    once = dp_accounting.SelfComposedDpEvent(gaussian, 200)
-    best = dp_event.RepeatAndSelectDpEvent(once, mean, shape)
-    expected = rdp_privacy_accountant.RdpAccountant().compose(best)
-    divergences = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(once).rdp)
-    bounds = repeated(divergences, Repetitions(mean, shape))
-    np.testing.assert_allclose(bounds, expected.rdp, rtol=1e-6)
-    epsilon = rdp_privacy_accountant.compute_epsilon(ORDERS, bounds, 1e-5)[0]
-    assert epsilon == pytest.approx(expected.get_epsilon(1e-5), rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
-def test_the_number_of_runs_has_its_distribution(shape: float) -> None:
-    repetitions, rng = Repetitions(6.0, shape), np.random.default_rng(0)
-    drawn = np.array([repetitions.draw(rng) for _ in range(4000)])
-    assert drawn.mean() == pytest.approx(6.0, abs=5 * drawn.std() / math.sqrt(len(drawn)))
-    assert drawn.min() == (0 if math.isinf(shape) else 1)
-    if not math.isinf(shape):  # P[2] / P[1], of the definition
-        ratio = np.sum(drawn == 2) / np.sum(drawn == 1)
-        assert ratio == pytest.approx((1 - repetitions.gamma) * (1 + shape) / 2, rel=0.25)
-
-
-@pytest.mark.parametrize(("mean", "shape"), [(1.0, 1.0), (math.inf, 1.0), (2.0, -0.1), (2.0, math.nan)])
-def test_a_distribution_that_is_none_is_refused(mean: float, shape: float) -> None:
-    with pytest.raises(ValueError, match="the mean must be above 1"):
-        Repetitions(mean, shape)
-
-
-def choices(count: int, seed: int | None = None, **changes: Any) -> list[sweep_privacy.Run]:
-    config = {"privacy": {"noise_seed": seed}}
-    return [sweep_privacy.Run(f"job{n}", {**STATEMENT, **changes}, config) for n in range(count)]
-
-
-def test_a_fixed_number_of_runs_costs_their_composition() -> None:
-    choice = cost_of_choosing(choices(3))
-    settings: dict[str, Any] = {"noise_multiplier": 2.0, "delta": 1e-5, "sampling_probability": 0.02}
-    truncation = accounting.Truncation(10_000, 400)
-    expected = accounting.epsilon(**settings, num_steps=12, truncation=truncation)
-    assert choice.rule == "composition"
-    assert choice.epsilon == pytest.approx(expected, rel=1e-3)
-    assert f"ε = {expected:.4g}"[:6] in choice.text
-    assert "does not apply" in choice.text
-    mixed = cost_of_choosing([*choices(2), *choices(1, noise_multiplier=4.0)])
-    assert mixed.epsilon is not None
-    assert mixed.epsilon < choice.epsilon  # type: ignore[operator]
-
-
-def test_a_random_number_of_runs_costs_repeat_and_select() -> None:
-    repetitions = Repetitions(6.0, 1.0)
-    choice = cost_of_choosing(choices(5, max_batch_size=10_000), repetitions)  # all fit, so this is the mechanism:
-    once = dp_accounting.SelfComposedDpEvent(
-        dp_accounting.PoissonSampledDpEvent(0.02, dp_accounting.GaussianDpEvent(2.0)), 4
-    )
-    best = dp_event.RepeatAndSelectDpEvent(once, 6.0, 1.0)
-    expected = rdp_privacy_accountant.RdpAccountant().compose(best).get_epsilon(1e-5)
-    assert (choice.rule, choice.delta) == ("repeat and select", 1e-5)
-    assert choice.epsilon == pytest.approx(expected, rel=1e-6)
-    assert "geometric, mean 6; it came out as 5" in choice.text
-    truncated = cost_of_choosing(choices(5), repetitions)
-    assert truncated.epsilon is not None
-    assert truncated.epsilon > expected
-    longer = choices(1, num_steps=9)[0]._replace(job="other")
-    unlike = cost_of_choosing([*choices(2), longer], repetitions)
-    assert unlike.rule == "composition"
-    assert "differ in noise" in unlike.text
-
-
-def test_no_bound_is_claimed_for_runs_that_share_noise_or_have_none() -> None:
-    assert cost_of_choosing(choices(2, seed=7)).rule == "none"
-    assert cost_of_choosing([*choices(1), *choices(1, is_private=False, epsilon=None)]).epsilon is None
-    distinct = [*choices(1, seed=7), *choices(1, seed=8)]
-    assert "seeds were given" in cost_of_choosing(distinct).text
 
 
 # ---- The command, for real ------------------------------------------------------------------------------------------
