@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -29,7 +30,7 @@ from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
 from experiments.task import Task, resolve_model_path
 from experiments.texts import samples, write_texts
-from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
+from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
 
 CHECKPOINTS = "checkpoints"
 SAMPLES = 8
@@ -98,10 +99,18 @@ def train(arm: Arm, *, until: int | None = None) -> None:
 
     Raises:
       ValueError: the checkpoint in the workdir belongs to another experiment.
+      BlockingIOError: another process trains there.
     """
     writes = processes.is_first()
     if writes and not (arm.workdir / CONFIG_FILE).exists():
         claim_workdir(arm.workdir, arm.config)
+    with only_writer(arm.workdir) if writes else contextlib.nullcontext():
+        _train(arm, writes, until)
+    processes.wait_for_all("results are written")
+
+
+def _train(arm: Arm, writes: bool, until: int | None) -> None:
+    """What of `train` happens while no other process may touch the folder, reading the checkpoint included."""
     mechanism = arm.run.loop.mechanism
     checkpoints = _open_checkpoints(arm)
     state, seed = arm.run.state, arm.run.sampling_seed
@@ -117,7 +126,6 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     params = processes.to_host(published_params(state))
     if metrics is not None:
         _write_results(arm, int(state.step), params, metrics)
-    processes.wait_for_all("results are written")
 
 
 def trained_state(arm: Arm) -> TrainState:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from ml_collections import ConfigDict
 from dp_rmt.ghost_layers import LAYER_RULES
 from dp_rmt.models.heads import MaskedLanguageModelHead
 from experiments import arms
-from experiments.workdir import claim_workdir
+from experiments.workdir import claim_workdir, only_writer
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -276,3 +280,40 @@ def test_a_folder_or_file_of_something_else_is_left_alone(make_config: MakeConfi
     (tmp_path / "thesis" / "config.json").unlink()
     assert snapshot(tmp_path)[str(chapter)] == before[str(chapter)]
     assert snapshot(tmp_path).keys() == before.keys()
+
+
+HOLD = """
+import pathlib, sys, time
+from experiments.workdir import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_never_train_in_one_folder(make_config: MakeConfig, tmp_path: Path) -> None:
+    (arm,) = arms.prepare(make_config(), tmp_path / "run")
+    before = snapshot(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", HOLD, arm.workdir], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(BlockingIOError, match=r"another process trains in .*/run: wait for its end or stop it"):
+                arms.train(arm)
+            assert snapshot(tmp_path / "run") == before
+        finally:
+            other.kill()
+    with only_writer(arm.workdir):  # a killed process leaves no lock behind
+        pass
+
+
+def test_a_file_system_without_locks_is_trained_on_with_a_warning(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    claim_workdir(tmp_path / "run", make_config())
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_writer(tmp_path / "run"):
+        assert "run: its file system has no locks; never train there from two processes" in caplog.text
