@@ -65,6 +65,6 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
     largest = 1 << (max(share, 1).bit_length() - 1)
     size = of_first(largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget))
     logging.info("microbatches of %d examples for each device", size)
-    filled = ConfigDict(config)
+    filled = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested
     filled.train.microbatch_size = size * jax.device_count()
     return filled

@@ -40,7 +40,7 @@ def prepare(configs: Mapping[str, ConfigDict], folder: Path) -> dict[str, Config
         _generate(settings.synthetic, settings.data.max_length, settings.seed, folder)
     ready = {}
     for name, config in configs.items():
-        ready[name] = ConfigDict(config)
+        ready[name] = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested
         ready[name].data.path = str(folder / DATA_FOLDER)
         ready[name].model.path = str(folder / MODEL_FOLDER)
     return ready

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.ghost_layers import LAYER_RULES
 from dp_rmt.models.heads import MaskedLanguageModelHead
-from experiments import arms
+from experiments import arms, synthetic_task
 from experiments.workdir import claim_workdir, only_writer
 
 MakeConfig = Callable[..., ConfigDict]
@@ -132,6 +132,18 @@ def test_privacy_is_checked_before_the_synthetic_task_is_made(make_config: MakeC
     with config.unlocked():
         config.synthetic = ConfigDict({"num_private_train": 1000})
     assert_refused(config, tmp_path / "run", ValueError, "at most the 1000 training examples, got 1024")
+
+
+def test_the_paths_of_the_synthetic_task_are_not_written_into_the_config(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workdir records the config as it was given; with the paths in it the run could not be resumed."""
+    monkeypatch.setattr(synthetic_task, "_generate", lambda *args: None)
+    config = make_config()
+    before = config.to_json()
+    ready = synthetic_task.prepare({"a": config}, tmp_path)["a"]
+    assert {ready.data.path, ready.model.path} == {str(tmp_path / "data"), str(tmp_path / "encoder")}
+    assert config.to_json() == before
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_the_microbatch_size_is_found_by_compiling(
     config = make_config({"train.microbatch_size": 0, "data.length_groups": ()})
     (arm,) = arms.prepare(config, tmp_path / "run")
     assert arm.run.loop.mechanism.microbatch_size == 4
+    assert arm.config.train.microbatch_size == 0  # what the workdir records, and a resumed run is compared with
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(arm.run.state.params))
     # One example takes 220 kB, beside the five copies of what is trained.
     monkeypatch.setattr("experiments.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
