@@ -28,7 +28,7 @@ from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.types import Params
 from experiments import assemble, synthetic_task
 from experiments.settings import arm_configs
-from experiments.task import Task, resolve_model_path
+from experiments.task import Task
 from experiments.texts import samples, write_texts
 from experiments.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
 
@@ -202,9 +202,9 @@ def _save_model(arm: Arm, params: Params) -> None:
     module, merged = without_lora(task.module, params)
     save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
     if task.module.config.lora is not None:
-        base = resolve_model_path(arm.config.model.path)
+        name = task.base_model  # not the config's: the model of a synthetic task has a path of its own
         save_adapter(
-            arm.workdir / "adapter", task.module, params, base_model_name_or_path=base, trained=task.trainable
+            arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable
         )
 
 

@@ -24,7 +24,7 @@ from dp_rmt.training.train_step import make_train_step
 from experiments.document_task import load_document_task
 from experiments.glue_task import load_glue_task
 from experiments.microbatches import with_microbatch_size
-from experiments.task import Task
+from experiments.task import Task, resolve_model_path
 from experiments.text_task import load_text_task
 from experiments.transforms import build_transforms, learning_rate_schedule
 
@@ -61,8 +61,10 @@ def load_task(config: ConfigDict) -> Task:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
     if config.data.task in DOCUMENT_TASKS:
-        return load_document_task(config)
-    return load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
+        task = load_document_task(config)
+    else:
+        task = load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
+    return dataclasses.replace(task, base_model=resolve_model_path(config.model.path))
 
 
 class TaskLoader:

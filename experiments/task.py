@@ -55,6 +55,7 @@ class Task:
       evaluator: ``(arrays, batch_size) -> (params -> scores)``.
       label_names: of a classifier, for the saved model.
       prompts: of a generation task.
+      base_model: folder or name of the pre-trained model, for a saved adapter.
     """
 
     train: Arrays
@@ -68,6 +69,7 @@ class Task:
     evaluator: Callable[[Arrays, int], Evaluator]
     label_names: tuple[str, ...] | None = None
     prompts: Prompts | None = None
+    base_model: str = ""
 
     @property
     def num_examples(self) -> int:
