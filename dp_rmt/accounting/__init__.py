@@ -14,6 +14,7 @@ from dp_rmt.accounting.calibration import calibrate_noise_multiplier
 from dp_rmt.accounting.composition import epsilon, epsilon_curve
 from dp_rmt.accounting.renyi import renyi_divergences
 from dp_rmt.accounting.step import Accountant, Step, Truncation, dp_event
+from dp_rmt.accounting.trade_off import largest_true_positive_rate
 
 __all__ = [
     "Accountant",
@@ -23,5 +24,6 @@ __all__ = [
     "dp_event",
     "epsilon",
     "epsilon_curve",
+    "largest_true_positive_rate",
     "renyi_divergences",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from dp_accounting.rdp import rdp_privacy_accountant
 
-from dp_rmt.accounting.privacy_loss import BIN, privacy_loss_of
+from dp_rmt.accounting.privacy_loss import BIN, composed_privacy_loss
 from dp_rmt.accounting.renyi import renyi_divergences
 from dp_rmt.accounting.step import Accountant, Step, Truncation, validate_num_steps
 
@@ -84,6 +84,6 @@ def composed_epsilon(step: Step, num_steps: int, delta: float, pld_bin: float = 
 @functools.lru_cache(maxsize=256)  # the arms of an experiment, and a resumed run, ask the same questions
 def _epsilon(step: Step, num_steps: int, delta: float, pld_bin: float) -> float:
     if step.accountant == "pld":
-        return float(privacy_loss_of(step, pld_bin).self_compose(num_steps).get_epsilon_for_delta(delta))
+        return float(composed_privacy_loss(step, num_steps, pld_bin).get_epsilon_for_delta(delta))
     orders = rdp_privacy_accountant.RdpAccountant().orders
     return float(rdp_privacy_accountant.compute_epsilon(orders, num_steps * renyi_divergences(step), delta)[0])

@@ -14,6 +14,12 @@ from dp_rmt.accounting.step import Step
 BIN, SEARCH_BIN = 1e-4, 1e-3
 
 
+@functools.lru_cache(maxsize=2)  # epsilon and the trade-off curve of a run ask for the same one
+def composed_privacy_loss(step: Step, num_steps: int, pld_bin: float = BIN) -> Any:
+    """The privacy loss distribution of `num_steps` times this step."""
+    return privacy_loss_of(step, pld_bin).self_compose(num_steps)
+
+
 @functools.lru_cache(maxsize=4)  # one distribution takes megabytes
 def privacy_loss_of(step: Step, pld_bin: float) -> Any:
     """The privacy loss distribution of one step, pessimistic, both for adding and for removing an example."""
