@@ -11,6 +11,9 @@ import optax
 
 from dp_rmt.types import Params
 
+# Where the noise ends on either side, in standard deviations.
+NOISE_SUPPORT = 9.16
+
 
 class GaussianNoiseState(NamedTuple):
     """State of `add_gaussian_noise`; whoever holds it can subtract the noise, so it is as secret as the data.

@@ -230,7 +230,7 @@ def _divergences(mechanism: tuple[Any, ...]) -> np.ndarray:
     """Rényi divergences of a run at the accountant's orders."""
     _, noise_multiplier, sampling_probability, num_examples, max_batch_size, num_steps = mechanism
     truncation = accounting.Truncation(num_examples, max_batch_size)
-    step = accounting.Step(noise_multiplier, sampling_probability, truncation, "rdp")
+    step = accounting.Step(noise_multiplier, sampling_probability, truncation)
     return num_steps * accounting.renyi_divergences(step)
 
 
