@@ -124,5 +124,5 @@ def test_other_errors():
         max_batch_size_for(10, 0.5, multiple_of=0)
     with pytest.raises(ValueError, match="does not divide"):
         microbatch_order(10, 3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"seed must not be negative, and an integer.*got 0\.5\. Give a whole number"):
         PoissonSampling(10, 0.5, 5, 0.5)

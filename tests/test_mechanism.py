@@ -15,6 +15,7 @@ from dp_accounting import NeighboringRelation
 from dp_rmt import accounting
 from dp_rmt.batch_selection import max_batch_size_for
 from dp_rmt.mechanism import DPSGD
+from dp_rmt.noise_addition import NOISE_SUPPORT
 
 SETTINGS = {
     "num_examples": 1000,
@@ -78,6 +79,7 @@ def test_sampling_is_what_the_accounting_assumes():
 def test_epsilon_is_the_accountants(accountant):
     mechanism = DPSGD(**SETTINGS, accountant=accountant)
     arguments = {"noise_multiplier": 1.5, "delta": 1e-5, "sampling_probability": 0.04, "accountant": accountant}
+    arguments["noise_support"] = NOISE_SUPPORT
     for step in (1, 20):
         expected = accounting.epsilon(**arguments, num_steps=step, truncation=mechanism.truncation)
         assert mechanism.epsilon(step, 1e-5) == expected

@@ -16,6 +16,7 @@ from scipy import optimize, special, stats
 
 from dp_rmt import accounting
 from dp_rmt.accounting import Truncation, calibrate_noise_multiplier, dp_event, epsilon, epsilon_curve
+from dp_rmt.accounting.privacy_loss import _privacy_loss
 from dp_rmt.batch_selection import max_batch_size_for
 
 SST2 = {"delta": 67_349**-1.1, "sampling_probability": 1000 / 67_349, "num_steps": 202}
@@ -75,7 +76,8 @@ def test_event_means_the_same_to_the_accountants_of_dp_accounting(truncation):
     assert PLDAccountant().compose(event).get_epsilon(1e-5) == pytest.approx(ours, rel=1e-9)
     if truncation is None:
         ours = epsilon(delta=1e-5, accountant="rdp", **run)
-        assert RdpAccountant().compose(event).get_epsilon(1e-5) == pytest.approx(ours, rel=1e-12)
+        # Above theirs by what its float64 may have lost: at most 2^-42 of a log moment of order 2 and more a step.
+        assert 0 <= ours - RdpAccountant().compose(event).get_epsilon(1e-5) <= 70 * 2.0**-42
     else:
         assert not RdpAccountant().supports(event)  # why this package derives a bound of its own
 
@@ -90,9 +92,9 @@ def test_curve_is_epsilon_at_each_point(accountant):
 
 
 def test_one_step_is_analysed_once_for_a_whole_curve():
-    accounting._privacy_loss.cache_clear()
+    _privacy_loss.cache_clear()
     epsilon_curve(noise_multiplier=3.0, delta=1e-6, sampling_probability=0.05, steps=range(1, 20))
-    assert accounting._privacy_loss.cache_info().misses == 1
+    assert _privacy_loss.cache_info().misses == 1
 
 
 def assert_monotone(run):
@@ -178,8 +180,8 @@ OTHERS = [(-1.0,) * 7, (1.0,) * 7, (-1.0, 1.0, -1.0, 0.0, -1.0, 0.5, -0.5)]
 
 
 def renyi_bound(sigma, sampling_probability, truncation):
-    step = accounting._Mechanism(sigma, sampling_probability, truncation, "rdp")
-    return accounting._renyi_divergences(step)[np.isin(RdpAccountant().orders, ORDERS)]
+    step = accounting.Step(sigma, sampling_probability, truncation)
+    return accounting.renyi_divergences(step)[np.isin(RdpAccountant().orders, ORDERS)]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_dp_event_validates():
     [
         (0.0, "must be positive"),
         (math.inf, "must be positive"),
-        (1e-5, "Raise epsilon or delta"),
+        (1e-8, "Raise epsilon or delta"),
         (1e4, "Lower epsilon"),
     ],
 )
