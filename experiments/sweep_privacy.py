@@ -230,8 +230,8 @@ def _divergences(mechanism: tuple[Any, ...]) -> np.ndarray:
     """Rényi divergences of a run at the accountant's orders."""
     _, noise_multiplier, sampling_probability, num_examples, max_batch_size, num_steps = mechanism
     truncation = accounting.Truncation(num_examples, max_batch_size)
-    step = accounting._Mechanism(noise_multiplier, sampling_probability, truncation, "rdp")
-    return num_steps * accounting._renyi_divergences(step)
+    step = accounting.Step(noise_multiplier, sampling_probability, truncation, "rdp")
+    return num_steps * accounting.renyi_divergences(step)
 
 
 def _name(repetitions: Repetitions) -> str:

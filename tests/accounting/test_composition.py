@@ -16,6 +16,7 @@ from scipy import optimize, special, stats
 
 from dp_rmt import accounting
 from dp_rmt.accounting import Truncation, calibrate_noise_multiplier, dp_event, epsilon, epsilon_curve
+from dp_rmt.accounting.privacy_loss import privacy_loss_of
 from dp_rmt.batch_selection import max_batch_size_for
 
 SST2 = {"delta": 67_349**-1.1, "sampling_probability": 1000 / 67_349, "num_steps": 202}
@@ -90,9 +91,9 @@ def test_curve_is_epsilon_at_each_point(accountant):
 
 
 def test_one_step_is_analysed_once_for_a_whole_curve():
-    accounting._privacy_loss.cache_clear()
+    privacy_loss_of.cache_clear()
     epsilon_curve(noise_multiplier=3.0, delta=1e-6, sampling_probability=0.05, steps=range(1, 20))
-    assert accounting._privacy_loss.cache_info().misses == 1
+    assert privacy_loss_of.cache_info().misses == 1
 
 
 def assert_monotone(run):
@@ -178,8 +179,8 @@ OTHERS = [(-1.0,) * 7, (1.0,) * 7, (-1.0, 1.0, -1.0, 0.0, -1.0, 0.5, -0.5)]
 
 
 def renyi_bound(sigma, sampling_probability, truncation):
-    step = accounting._Mechanism(sigma, sampling_probability, truncation, "rdp")
-    return accounting._renyi_divergences(step)[np.isin(RdpAccountant().orders, ORDERS)]
+    step = accounting.Step(sigma, sampling_probability, truncation, "rdp")
+    return accounting.renyi_divergences(step)[np.isin(RdpAccountant().orders, ORDERS)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""Privacy accounting of DP-SGD: the epsilon of a run, and the noise that a target epsilon needs.
+
+The unit of privacy is one example, neighbours differ by adding or removing one, batches are Poisson samples.
+All bounds come from Google's `dp_accounting`; this package adds Renyi accounting of truncated batches,
+calibration that never ends above its target, and errors that say what to change.
+
+Accountant "pld" composes privacy loss distributions by FFT and is nearly exact; "rdp" bounds Renyi
+divergences, is looser and faster, and serves to compare with older papers.
+Truncation five standard deviations above the mean costs next to nothing under "pld" (SST-2 at epsilon 3:
+noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the rarest event (.8321 -> 1.0937).
+"""
+
+from dp_rmt.accounting.calibration import calibrate_noise_multiplier
+from dp_rmt.accounting.composition import epsilon, epsilon_curve
+from dp_rmt.accounting.renyi import renyi_divergences
+from dp_rmt.accounting.step import Accountant, Step, Truncation, dp_event
+from dp_rmt.accounting.trade_off import largest_true_positive_rate
+
+__all__ = [
+    "Accountant",
+    "Step",
+    "Truncation",
+    "calibrate_noise_multiplier",
+    "dp_event",
+    "epsilon",
+    "epsilon_curve",
+    "largest_true_positive_rate",
+    "renyi_divergences",
+]

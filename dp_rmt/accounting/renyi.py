@@ -1,0 +1,45 @@
+"""The Renyi divergences of one step; with truncation, by a bound derived here."""
+
+from __future__ import annotations
+
+import dp_accounting
+import numpy as np
+from dp_accounting.rdp import rdp_privacy_accountant
+from scipy import special
+
+from dp_rmt.accounting.step import Step
+
+
+def renyi_divergences(step: Step) -> np.ndarray:
+    """Renyi divergences of one step at the accountant's orders a; with truncation, a bound derived here.
+
+    D has one example x more than D', S is the Poisson sample of the other N-1 examples, M the largest batch.
+    S has the same law under D and D', and the moment exp((a-1) D_a(P||Q)) = E_Q[(P/Q)^a] is jointly convex in
+    (P, Q), so the mean of the moments conditional on S bounds the moment, in both directions.
+
+    - |S| < M: nothing overflows. D' releases sum(S) plus noise, D adds x with probability q: the subsampled
+      Gaussian of sensitivity 1, with moment A_a(q, sigma).
+    - |S| >= M, with probability p = P[Binomial(N-1, q) >= M]: D' releases a uniform M-subset T of S. D does
+      so too, but with probability r = q M / (|S|+1) <= q it releases x and a uniform (M-1)-subset of S, which
+      is T without a uniform element u of T. Condition on (T, u), too: the outputs are N(t) and
+      (1-r) N(t) + r N(t - g_u + g_x), the subsampled Gaussian of sensitivity 2. Its moment A_a(r, sigma/2) is
+      convex in r and smallest at r = 0, hence at most A_a(q, sigma/2).
+
+    A_a bounds both directions of the divergence (Mironov, Talwar & Zhang 2019, arXiv 1908.10530). Hence
+    exp((a-1) eps(a)) <= (1-p) exp((a-1) eps_1(a)) + p exp((a-1) eps_2(a)), and steps add up.
+    """
+
+    def poisson_gaussian(noise_multiplier: float) -> np.ndarray:
+        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+        event = dp_accounting.PoissonSampledDpEvent(step.sampling_probability, gaussian)
+        return np.asarray(rdp_privacy_accountant.RdpAccountant().compose(event).rdp)
+
+    rdp_1 = poisson_gaussian(step.noise_multiplier)
+    overflow = step.truncation.overflow_probability(step.sampling_probability) if step.truncation else 0.0
+    if overflow == 0.0:
+        return rdp_1
+    order_minus_1 = rdp_privacy_accountant.RdpAccountant().orders - 1.0
+    log_moments = order_minus_1 * np.stack([rdp_1, poisson_gaussian(step.noise_multiplier / 2)])
+    # Logarithms of the weights, not `b=weights`: scipy divides by the smallest of them, which overflows at 1e-310.
+    log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
+    return np.asarray(special.logsumexp(log_moments + log_weights, axis=0)) / order_minus_1
