@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics, write_atomically
 from dp_rmt.training.privacy_text import number
 from dp_rmt.training.report_plots import COLORS, STYLE
@@ -44,8 +45,14 @@ class Arm:
 
     @property
     def steps(self) -> int:
-        """Updates done."""
-        return self.privacy.get("num_steps", -1)
+        """Updates done; -1 of a run that has not begun, or that cannot say how far it came."""
+        return -1 if self.privacy.get("is_upper_bound") else self.privacy.get("num_steps", -1)
+
+    @property
+    def spent_steps(self) -> int:
+        """Updates that have, or may have, been released: the ledger's. Without one the whole run is taken to be."""
+        entries = read_ledger(self.folder)
+        return entries[-1].updates if entries else self.planned_steps
 
     @property
     def planned_steps(self) -> int:
@@ -111,10 +118,10 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
         for job, arm in arms
     ]  # fmt: skip
     rows.sort(key=lambda row: -row[sweep.score])
-    # A run that has begun belongs to the choice whether it came to its end or not, and is counted as a whole.
+    # A run that has begun belongs to the choice whether it came to its end or not.
     begun = [(name, arm) for name in sweep.changes for arm in arms_of(workdir / "jobs" / name) if arm.privacy]
     runs = [
-        sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.planned_steps}, arm.config) for name, arm in begun
+        sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for name, arm in begun
     ]
     choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
@@ -134,6 +141,9 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     write_atomically(workdir / "sweep.json", json.dumps(record, indent=1) + "\n")
     return "\n".join([table, *(f"\nNOT FINISHED: {name}: {text}" for name, text in failed.items())])
 
+
+_UPPER_BOUNDS = ("epsilon", "delta")
+"""Columns that are rounded up."""
 
 _OF_THE_SCORES = (
     "This is about the training examples. The examples on which the scores were computed are used without noise: if "
@@ -192,13 +202,15 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, without columns in which every cell is empty."""
     names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows])
+    return "\n".join(lines + ["| " + " | ".join(_cell(name, row[name]) for name in names) + " |" for row in rows])
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
-    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    return number(value, "up" if name in _UPPER_BOUNDS else "nearest")
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -129,7 +129,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(error)
-        if processes.is_first() and self._committed():
+        if processes.is_first() and _committed(self._directory):
             run_start.remove(self._directory)
 
     def restore(self, template: TrainState) -> tuple[TrainState, int] | None:
@@ -185,9 +185,6 @@ class Checkpoints:
         """What is being saved lies there until it is whole; then Orbax renames it."""
         return next(iter(self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")), None)
 
-    def _committed(self) -> list[int]:
-        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
-
     def _before_commit(self) -> None:
         if processes.is_first():
             folder = self._temporary()
@@ -207,7 +204,7 @@ class Checkpoints:
         """Frees what the failed save has taken of the disk, and says where the run stands."""
         if processes.is_first() and (folder := self._temporary()) is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        left = self._committed()
+        left = _committed(self._directory)
         last = f"the last good one is step {left[-1]}" if left else "there is no other"
         raise OSError(
             f"the checkpoint of step {self._saving} could not be written to {self._directory}; {last}. Free space (or "
@@ -272,6 +269,12 @@ class Checkpoints:
             )
 
 
+def can_go_on(directory: str | os.PathLike[str]) -> bool:
+    """Whether the folder of a run's checkpoints has one, or the start of a run."""
+    folder = Path(directory)
+    return bool(_committed(folder)) or (folder / run_start.FILE).exists()
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's, but for preemption: that is the training loop's (`dp_rmt.training.preemption`).
 
@@ -282,6 +285,11 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         del step
         return False
+
+
+def _committed(folder: Path) -> list[int]:
+    """Steps of the checkpoints that are whole; Orbax renames them then."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def _goodness(metrics: Mapping[str, float]) -> float:

@@ -51,8 +51,8 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
     after = f"**This run has done at most {steps} updates.** After so many it"
     after = after if bound else f"After {steps} updates this run"
     text = f"""
-        {after} is **(ε, δ)-differentially private with ε = {number(epsilon, "up")} and δ = {number(delta, "up")}**. The unit is
-        **one training example**; neighbouring data sets differ by adding or removing one.
+        {after} is **(ε, δ)-differentially private with ε = {number(epsilon, "up")} and δ = {number(delta, "up")}**. The
+        unit is **one training example**; neighbouring data sets differ by adding or removing one.
     """
     if bound:
         text += """
@@ -84,9 +84,9 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         The noise reaches only so far, as every number in a computer. What a Gaussian would do beyond its end is counted
         as failure and costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above contains.
         """
-    if delta * statement.num_examples > 1:
+    if delta * statement.num_examples >= 1:
         text += f"""
-        **δ is too large.** At δ > 1/{statement.num_examples:,} the guarantee allows publishing an example
+        **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing an example
         outright; choose δ well below one over the number of examples.
         """
     return _paragraphs(text)

@@ -94,5 +94,7 @@ class Releases:
         entry = self._holds
         prepared = self._next is not None and self._next[0] == entry.updates
         statement = self._next[1].result() if self._next and prepared else self._statement(entry.updates)
-        facts = {"is_upper_bound": not entry.is_exact, "about": entry.about, "date": entry.date}
-        write_privacy(self._workdir, dataclasses.replace(statement, **facts))
+        statement = dataclasses.replace(
+            statement, is_upper_bound=not entry.is_exact, about=entry.about, date=entry.date
+        )
+        write_privacy(self._workdir, statement)

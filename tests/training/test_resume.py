@@ -94,7 +94,7 @@ def run(training, folder, *, until=None, seeds=(11, SAMPLING_SEED), **changes):
         state, sampling_seed = restored
     first_step = int(state.step)
     loop, metrics = dataclasses.replace(training.loop, **changes), MetricsWriter(folder / "metrics.jsonl")
-    state = loop.run(state, MECHANISM.sampling(sampling_seed), checkpoints, metrics, until=until)
+    state = loop.run(state, MECHANISM.sampling(sampling_seed), checkpoints, metrics, None, until=until)
     state = jax.device_get(state)
     checkpoints.close()
     return state, first_step
