@@ -172,10 +172,10 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
     )  # fmt: skip
     write_audit(workdir, bound)
-    with contextlib.suppress(BlockingIOError):  # a run that goes on meanwhile writes the statement, with this bound
-        with only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext():
-            now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
-            write_privacy(workdir, dataclasses.replace(now, audit=bound))
+    alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
+    with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
+        now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
+        write_privacy(workdir, dataclasses.replace(now, audit=bound))
     return bound
 
 

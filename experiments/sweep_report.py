@@ -94,6 +94,12 @@ def arms_of(workdir: Path) -> list[Arm]:
     ]
 
 
+def spent_by(name: str, workdir: Path) -> list[sweep_privacy.Run]:
+    """The runs of a job that have used the data, each with the updates that its ledger says."""
+    found = [arm for arm in arms_of(workdir) if arm.privacy and arm.spent_steps > 0]
+    return [sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for arm in found]
+
+
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
     """Writes sweep.md, sweep.csv, sweep.json and sweep.svg.
 
@@ -119,10 +125,7 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     ]  # fmt: skip
     rows.sort(key=lambda row: -row[sweep.score])
     # A run that has begun belongs to the choice whether it came to its end or not.
-    begun = [(name, arm) for name in sweep.changes for arm in arms_of(workdir / "jobs" / name) if arm.privacy]
-    runs = [
-        sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for name, arm in begun
-    ]
+    runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
     choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
     parts = [f"# {sweep.name}", f"{len(finished)} of {len(sweep.changes)} jobs are finished.", table]

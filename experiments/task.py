@@ -93,9 +93,9 @@ def delta_for(privacy: ConfigDict, num_examples: int) -> float:
     if math.isfinite(privacy.epsilon) and delta > num_examples**-0.5:
         raise ValueError(
             f"config.privacy.delta={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} "
-            f"training examples: a mechanism that publishes {delta * num_examples:.0f} of them outright may have it, so it "
-            f"guarantees nothing. Set config.privacy.delta well below 1 / N = {1 / num_examples:.3g}, or leave it out "
-            "for N^-1.1"
+            f"training examples: a mechanism that publishes {delta * num_examples:.0f} of them outright may have "
+            f"it, so it guarantees nothing. Set config.privacy.delta well below 1 / N = {1 / num_examples:.3g}, or "
+            "leave it out for N^-1.1"
         )
     return delta
 
