@@ -27,8 +27,8 @@ def sections(statement: PrivacyStatement) -> list[Section]:
     if not statement.is_private:
         return [("This run is NOT private", _not_private(statement)), *about, *audit]
     return [
-        ("The guarantee", _guarantee(statement)),
         *about,
+        ("The guarantee", _guarantee(statement)),
         *audit,
         ("What it rests on", _conditions(statement)),
         ("What may be released", _release(statement)),
@@ -42,6 +42,8 @@ def _not_private(statement: PrivacyStatement) -> list[str]:
         **There is no privacy guarantee: {reason}.** The model, the checkpoints, `metrics.jsonl` and
         `report.html` may reveal any of the {statement.num_examples:,} training examples. Treat them all as
         you treat the data.
+
+        {_verbatim(statement)}
     """)
 
 
@@ -99,11 +101,11 @@ def _detection(statement: PrivacyStatement) -> str:
     powers = [power for _, power in statement.detection] or [
         attack_power(epsilon=epsilon, delta=delta, false_positive_rate=rate) for rate in rates
     ]
-    first, *others = (f"{number(100 * power, 'up')}%" for power in powers)
-    text = f"A test that wrongly accuses at most {number(100 * rates[0])}% of absent examples detects at most {first} "
+    first, *others = (_percent(power) for power in powers)
+    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent examples detects at most {first} "
     text += "of present ones"
     for rate, power in zip(rates[1:], others, strict=True):
-        text += f"; at {number(100 * rate)}% it detects at most {power}"
+        text += f"; at {_percent(rate)} it detects at most {power}"
     curve = "the trade-off curve of the mechanism itself" if statement.detection else "ε and δ alone"
     return f"{text}. These are bounds from {curve}."
 
@@ -114,7 +116,7 @@ def _subject(about: Provenance, statement: PrivacyStatement) -> list[str]:
     tuning = f" (trained: `{about.tuning}`)" if about.tuning else ""
     task = f" of the task `{about.task}`" if about.task else ""
     text = f"""
-        The pre-trained model{model}{tuning} was trained on {statement.num_examples:,} examples{task}.
+        The pre-trained model{model}{tuning} was fine-tuned on {statement.num_examples:,} examples{task}.
     """
     if about.data_fingerprint is not None:
         text += f"""
@@ -193,25 +195,25 @@ def _release(statement: PrivacyStatement) -> list[str]:
         and `report.html` say of the training data comes from the noisy gradients, but for `seconds`
         (timing)."""
     )
-    texts = (
-        f"""
-
-        **`texts.jsonl` and `report.html` show rows of `{statement.texts_of}` word for word**, beside what the model
-        wrote for them: they are as private as that data."""
-        if statement.texts_of is not None
-        else ""
-    )
     return _paragraphs(f"""
         The sequence of noisy gradients is what the accounting treats as released, hence every model
         computed from it: **release `model/` only**.
 
         **Never release `checkpoints/`**: they hold the key of the noise and the seed of the sampler;
-        whoever has them can subtract the noise. **Keep `ledger.jsonl`**: it remembers what was spent, and confirms
-        guesses of the whole data set.
+        whoever has them can subtract the noise. **Keep `ledger.jsonl`, and to yourself**: it remembers what was spent,
+        and confirms guesses of the whole data set.
 
         {metrics}
-        {texts}
+
+        {_verbatim(statement)}
     """)
+
+
+def _verbatim(statement: PrivacyStatement) -> str:
+    if statement.texts_of is None:
+        return ""
+    return f"""**`texts.jsonl` and `report.html` show rows of `{statement.texts_of}` word for word**, beside what the
+        model wrote for them: they are as private as that data."""
 
 
 def _not_covered(statement: PrivacyStatement) -> list[str]:
@@ -239,7 +241,7 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
 
 def _paragraphs(text: str) -> list[str]:
     """The paragraphs of a text, which blank lines separate, each on one line."""
-    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())]
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph.strip()]
 
 
 def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) -> float:
@@ -264,6 +266,11 @@ def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) ->
     amplified = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
     mirrored = 1.0 - math.exp(-epsilon) * (1.0 - delta - false_positive_rate)
     return max(0.0, min(amplified, mirrored, 1.0))
+
+
+def _percent(share: float) -> str:
+    """Rounded up; in decimal arithmetic, or 100 times .2504 would be above 25.04."""
+    return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"
 
 
 def number(value: float, rounding: Rounding = "nearest") -> str:

@@ -94,7 +94,8 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """  # noqa: E501
     program, *arguments = sys.argv if argv is None else argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    words = ["python", "-m", module.name] if argv is None and module is not None else [program]
+    runs_a_module = argv is None and module is not None
+    words = ["python", "-m", module.name.removesuffix(".__main__")] if runs_a_module else [program]
     hides = False
     for argument in arguments:
         found = SEED.fullmatch(argument)
