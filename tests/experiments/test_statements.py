@@ -1,4 +1,4 @@
-"""A folder's data is spent once: what was released is refused to be forgotten, and epsilon's delta to be meaningless."""
+"""What a folder has released is not forgotten, whatever is deleted in it; and delta means something."""
 
 from __future__ import annotations
 
