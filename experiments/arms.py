@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dp_rmt.accounting import Accountant
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft_adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.training import processes
-from dp_rmt.training.checkpoint import Checkpoints
+from dp_rmt.training.checkpoint import Checkpoints, can_go_on
+from dp_rmt.training.ledger import Ledger
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.privacy_audit import read_audit
-from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.training.privacy_statement import read_privacy
 from dp_rmt.training.report import Run as ReportedRun
 from dp_rmt.training.report import write_report
 from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.types import Params
-from experiments import assemble, synthetic_task
+from experiments import assemble, statements, synthetic_task
 from experiments.settings import arm_configs
 from experiments.task import Task
 from experiments.texts import samples, write_texts
@@ -99,6 +96,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
 
     Raises:
       ValueError: the checkpoint in the workdir belongs to another experiment.
+      FileExistsError: the workdir has the results of a run, but nothing to go on from.
       BlockingIOError: another process trains there.
     """
     writes = processes.is_first()
@@ -115,13 +113,14 @@ def _train(arm: Arm, writes: bool, until: int | None) -> None:
     checkpoints = _open_checkpoints(arm)
     state, seed = arm.run.state, arm.run.sampling_seed
     restored = checkpoints.restore(state)
+    if restored is None and writes:
+        statements.check_unspent(arm.workdir)
     if restored is not None:
         state, seed = restored
         logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
-    if writes:
-        write_privacy(arm.workdir, _statement(arm, int(state.step)))
+    releases = statements.releases(arm, run=checkpoints.run, steps_done=int(state.step)) if writes else None
     metrics = MetricsWriter(arm.workdir / "metrics.jsonl") if writes else None
-    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, until=until)
+    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, releases, until=until)
     checkpoints.close()
     params = processes.to_host(published_params(state))
     if metrics is not None:
@@ -137,7 +136,7 @@ def trained_state(arm: Arm) -> TrainState:
     checkpoints = _open_checkpoints(arm)
     restored = checkpoints.restore(arm.run.state)
     checkpoints.close()
-    if restored is None:
+    if restored is None or int(restored[0].step) == 0:
         raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
     return restored[0]
 
@@ -165,6 +164,9 @@ def _locate(
     if len(configs) > 1:
         for name, folder in folders.items():
             check_workdir(folder, configs[name])
+    for folder in folders.values():
+        if not can_go_on(folder / CHECKPOINTS):
+            statements.check_unspent(folder)
     if config.synthetic is None:
         return configs
     for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
@@ -174,8 +176,7 @@ def _locate(
 
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
-    """Privacy statement and model; at the end of a run also the texts of a decoder, and their scores."""
-    write_privacy(arm.workdir, _statement(arm, step))
+    """The model; at the end of a run also the texts of a decoder, and their scores."""
     _save_model(arm, params)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes have nothing to do with it
@@ -189,11 +190,13 @@ def _open_checkpoints(arm: Arm) -> Checkpoints:
 
 
 def _check_checkpoints(arm: Arm) -> None:
-    """Raises ValueError if the arm has a checkpoint of another experiment, such as one on other data."""
+    """Raises ValueError or FileExistsError for checkpoints of another experiment, such as one on other data."""
     if (arm.workdir / CHECKPOINTS).is_dir():
         checkpoints = _open_checkpoints(arm)
         checkpoints.check()
         checkpoints.close()
+        if can_go_on(arm.workdir / CHECKPOINTS):
+            Ledger(arm.workdir).check_run(checkpoints.run)
 
 
 def _save_model(arm: Arm, params: Params) -> None:
@@ -206,32 +209,3 @@ def _save_model(arm: Arm, params: Params) -> None:
         save_adapter(
             arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable
         )
-
-
-def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
-    mechanism, delta, privacy = arm.run.loop.mechanism, arm.run.delta, arm.config.privacy
-    is_private = mechanism.noise_multiplier > 0
-    seeds_given = privacy.sampling_seed is not None or privacy.noise_seed is not None
-
-    @functools.cache  # by privacy loss distributions it takes a second
-    def epsilon(accountant: Accountant) -> float | None:
-        return mechanism.epsilon(steps_done, delta, accountant) if is_private else None
-
-    numbers: dict[str, Any] = {
-        name: getattr(mechanism, name)
-        for name in ("noise_multiplier", "l2_clip_norm", "clip", "sampling_probability", "expected_batch_size",
-                     "max_batch_size", "num_examples", "noise_std")
-    }  # fmt: skip
-    return PrivacyStatement(
-        epsilon=epsilon(mechanism.accountant),
-        target_epsilon=privacy.epsilon if is_private else None,
-        delta=delta,
-        epsilon_pld=epsilon("pld"),
-        epsilon_rdp=epsilon("rdp"),
-        num_steps=steps_done,
-        seeds_from="given in the config" if seeds_given else "os entropy",
-        nonprivate_metrics=privacy.nonprivate_metrics,
-        evaluation_data=(*arm.task.evaluations, *((arm.task.prompts.split,) if arm.task.prompts else ())),
-        audit=read_audit(arm.workdir),
-        **numbers,
-    )

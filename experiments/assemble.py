@@ -24,7 +24,7 @@ from dp_rmt.training.train_step import make_train_step
 from experiments.document_task import load_document_task
 from experiments.glue_task import load_glue_task
 from experiments.microbatches import with_microbatch_size
-from experiments.task import Task, resolve_model_path
+from experiments.task import Task, delta_for, resolve_model_path
 from experiments.text_task import load_text_task
 from experiments.transforms import build_transforms, learning_rate_schedule
 
@@ -97,7 +97,7 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
       ValueError: the batch does not fit the data, or epsilon cannot be reached.
     """
     privacy, train = config.privacy, config.train
-    delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
+    delta = delta_for(privacy, num_examples)
     microbatch_size = max(train.microbatch_size, 1)
     settings = {
         "num_examples": num_examples,
@@ -140,6 +140,7 @@ def build_run(
     mesh = make_mesh(**config.mesh)
     config = with_microbatch_size(config, task)
     mechanism, delta = build_mechanism(config, task.num_examples, batch_parts(mesh))
+    _warn_of_large_delta(name, mechanism, delta)
     given = config.privacy.sampling_seed, config.privacy.noise_seed
     sampling_seed, noise_seed = (of_first(fresh_seed()) if seed is None else seed for seed in given)
     transforms = build_transforms(config, mechanism, noise_seed, mesh)
@@ -173,6 +174,15 @@ def build_run(
     )
     _trace(loop, state)
     return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
+
+
+def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
+    if mechanism.noise_multiplier > 0 and delta * mechanism.num_examples >= 1:
+        logging.warning(
+            "%s: config.privacy.delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the "
+            "guarantee allows publishing an example outright, and the statement will say so; set it well below, or "
+            "leave it out for N^-1.1", name, delta, 1 / mechanism.num_examples, mechanism.num_examples,
+        )  # fmt: skip
 
 
 def _trace(loop: TrainLoop, state: TrainState) -> None:

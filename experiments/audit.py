@@ -13,8 +13,10 @@ record per epsilon and prints its table; the exit status is 1 if an audit did no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -24,9 +26,11 @@ import numpy as np
 from absl import app, flags
 
 from dp_rmt.auditing.canaries import coin_flips
+from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import write_atomically
 from dp_rmt.training.privacy_audit import AuditBound, write_audit
 from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.training.privacy_text import number
 from experiments import command_line, machine
 from experiments.audit_problems import (
     CLIP_NORM,
@@ -39,6 +43,7 @@ from experiments.audit_problems import (
     mlp_params,
 )
 from experiments.audit_runs import OneRun, one_run_bound, repeated_bound
+from experiments.workdir import CONFIG_FILE, only_writer
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""
@@ -141,11 +146,19 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: it is not private, or its statement is broken.
+      ValueError: it is not private, has done nothing, or its statement is broken.
     """
     statement = PrivacyStatement.from_json(read_privacy(workdir))
     if not statement.is_private or statement.delta is None:
         raise ValueError(f"{workdir}: this run is not private, so there is no guarantee to audit")
+    entries = read_ledger(workdir)
+    if entries and entries[-1].updates > statement.num_steps:
+        raise ValueError(
+            f"{workdir}: privacy.json speaks of {statement.num_steps:,} updates, ledger.jsonl of "
+            f"{entries[-1].updates:,}: run the job again, which writes the statement anew"
+        )
+    if statement.num_steps == 0:
+        raise ValueError(f"{workdir}: this run has done no update, so there is nothing to audit")
     mechanism = Audited(
         num_examples=EXAMPLES, expected_batch_size=EXAMPLES * statement.sampling_probability,
         num_steps=statement.num_steps, noise_multiplier=statement.noise_multiplier, l2_clip_norm=CLIP_NORM,
@@ -159,13 +172,16 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
     )  # fmt: skip
     write_audit(workdir, bound)
-    write_privacy(workdir, dataclasses.replace(statement, audit=bound))
+    alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
+    with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
+        now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
+        write_privacy(workdir, dataclasses.replace(now, audit=bound))
     return bound
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
     """What the audits should have said and did not: the right code above its epsilon, or a mistake that none shows."""
-    found = [f"{row['audit']}: {row['epsilon']:.2f} > {row['proven']}" for row in rows
+    found = [f"{row['audit']}: {_rounded_down(row['epsilon'])} > {row['proven']}" for row in rows
              if row["mutation"] == "none" and row["epsilon"] > row["proven"]]  # fmt: skip
     for mutation in {row["mutation"] for row in rows} - {"none"}:
         if not any(row["epsilon"] > row["proven"] for row in rows if row["mutation"] == mutation):
@@ -182,7 +198,7 @@ def table(record: dict[str, Any]) -> str:
         for audit in _audits(record):
             rows = [row for row in record["rows"] if (row["mutation"], row["audit"]) == (mutation, audit)]
             bound = rows[0]["epsilon"] if rows else None
-            cells.append("" if bound is None else f"{bound:.2f}{'!' * (bound > record['proven'])}")
+            cells.append("" if bound is None else f"{_rounded_down(bound)}{'!' * (bound > record['proven'])}")
         if any(cells):
             lines.append(f"| {mutation} | {law.partition('::')[2].replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -197,7 +213,8 @@ def main(argv: list[str]) -> None:
             bound = audit_workdir(Path(values.workdir), num_runs=values.runs, seed=values.seed)
         except (ValueError, OSError) as error:
             command_line.stop(error)
-        print(f"epsilon is at least {bound.epsilon:.3g} at delta {bound.delta:.3g}: see {values.workdir}/privacy.md")
+        epsilon, delta = number(bound.epsilon, "down"), number(bound.delta)
+        print(f"epsilon is at least {epsilon} at delta {delta}: see {values.workdir}/privacy.md")
         return
     folder, problems = Path(values.results), []
     for epsilon in map(float, values.epsilons):
@@ -214,6 +231,10 @@ def main(argv: list[str]) -> None:
     for problem in problems:
         print(f"NOT AS IT MUST BE: {problem}")
     sys.exit(1 if problems else 0)
+
+
+def _rounded_down(bound: float) -> str:
+    return f"{math.floor(100 * bound) / 100:.2f}"
 
 
 def _calibrated(epsilon: float, delta: float, mutation: str, settings: dict[str, Any]) -> Audited:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Task, group_lengths, load_decoder, loss_evaluator
+from experiments.task import Task, delta_for, group_lengths, load_decoder, loss_evaluator
 
 
 def read_documents_of(data: ConfigDict) -> DocumentSet:
@@ -34,6 +34,7 @@ def load_document_task(config: ConfigDict) -> Task:
     """
     data = config.data
     documents = read_documents_of(data)
+    delta_for(config.privacy, len(documents.train))
     module, params, trainable, tokenizer = load_decoder(config)
     splits = {"train": documents.train}
     splits |= {name: rows[slice(data.max_eval_documents)] for name, rows in documents.evaluations.items()}

@@ -11,7 +11,7 @@ from dp_rmt.data import label_word_ids, load_glue, tokenize_cached
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
-from experiments.task import Task, adapted, check_length, group_lengths, resolve_model_path
+from experiments.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 
 
 def load_glue_task(config: ConfigDict) -> Task:
@@ -28,6 +28,7 @@ def load_glue_task(config: ConfigDict) -> Task:
     """
     data, model = config.data, config.model
     glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
+    delta_for(config.privacy, len(glue.train))
     folder = resolve_model_path(model.path)
     tokenizer = load_tokenizer(folder)
     infilling = glue.task.infilling if model.head == "infilling" else None

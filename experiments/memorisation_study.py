@@ -29,10 +29,9 @@ from ml_collections import ConfigDict, config_flags
 from dp_rmt.data import Document
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.training.privacy_statement import read_privacy
 from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
-from experiments import arms, assemble, command_line, machine
+from experiments import arms, assemble, command_line, machine, statements
 from experiments import memorisation_measures as measures
 from experiments.document_task import read_documents_of
 from experiments.gradient_stream import write_record
@@ -97,8 +96,8 @@ class Study:
             "arm": name,
             "seed": seed,
             "config": _without_folders(config),
-            "privacy": read_privacy(arm.workdir),
-            "steps": arm.run.loop.mechanism.num_steps,
+            "privacy": statements.privacy_record(arm.workdir),
+            "steps": int(state.step),
             "examples": {
                 "train": task.num_examples - len(canaries), "canaries": len(canaries), "test": len(tuned["test"])
             },

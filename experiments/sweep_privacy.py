@@ -183,11 +183,11 @@ def cost_of_choosing(runs: Sequence[Run], repetitions: Repetitions | None = None
         delta,
         f"The number of jobs was drawn at random beforehand ({_name(repetitions)}, mean {repetitions.mean:g}; it came "
         f"out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
-        f"(ε = {number(epsilon)}, δ = {number(delta)}) for each training example, by Rényi divergences (Papernot & "
-        f"Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has ε = {number(once)} by the "
-        "same accountant, which is loose for truncated batches (docs/sharp_edges.md). This table, the number of jobs "
-        "and the other models are not covered: keep them. All jobs have to be done, and the best to be chosen by a "
-        "rule fixed before.",
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by Rényi divergences "
+        f"(Papernot & Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has "
+        f"ε = {number(once, 'up')} by the same accountant, which is loose for truncated batches (docs/sharp_edges.md). "
+        "This table, the number of jobs and the other models are not covered: keep them. All jobs have to be done, and "
+        "the best to be chosen by a rule fixed before.",
     )
 
 
@@ -203,10 +203,10 @@ def _composition(runs: Sequence[Run], count: int, delta: float, alone: float) ->
         epsilon,
         delta,
         f"The choice has seen all {count} runs, and costs what publishing all of them costs: "
-        f"(ε = {number(epsilon)}, δ = {number(delta)}) for each training example, by composition of their privacy loss "
-        f"distributions; a run alone has ε of at most {number(alone)}. The cheaper bound for the best of several runs "
-        "(repeat and select, Papernot & Steinke 2022) does not apply: it needs a number of runs that is drawn at "
-        f"random and kept secret; a fixed number gains nothing from it.{secret}",
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by composition of their "
+        f"privacy loss distributions; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the "
+        "best of several runs (repeat and select, Papernot & Steinke 2022) does not apply: it needs a number of runs "
+        f"that is drawn at random and kept secret; a fixed number gains nothing from it.{secret}",
     )
 
 

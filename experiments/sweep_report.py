@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics, write_atomically
 from dp_rmt.training.privacy_text import number
 from dp_rmt.training.report_plots import COLORS, STYLE
@@ -44,8 +45,14 @@ class Arm:
 
     @property
     def steps(self) -> int:
-        """Updates done."""
-        return self.privacy.get("num_steps", -1)
+        """Updates done; -1 of a run that has not begun, or that cannot say how far it came."""
+        return -1 if self.privacy.get("is_upper_bound") else self.privacy.get("num_steps", -1)
+
+    @property
+    def spent_steps(self) -> int:
+        """Updates that have, or may have, been released: the ledger's. Without one the whole run is taken to be."""
+        entries = read_ledger(self.folder)
+        return entries[-1].updates if entries else self.planned_steps
 
     @property
     def planned_steps(self) -> int:
@@ -87,6 +94,12 @@ def arms_of(workdir: Path) -> list[Arm]:
     ]
 
 
+def spent_by(name: str, workdir: Path) -> list[sweep_privacy.Run]:
+    """The runs of a job that have used the data, each with the updates that its ledger says."""
+    found = [arm for arm in arms_of(workdir) if arm.privacy and arm.spent_steps > 0]
+    return [sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for arm in found]
+
+
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
     """Writes sweep.md, sweep.csv, sweep.json and sweep.svg.
 
@@ -111,11 +124,8 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
         for job, arm in arms
     ]  # fmt: skip
     rows.sort(key=lambda row: -row[sweep.score])
-    # A run that has begun belongs to the choice whether it came to its end or not, and is counted as a whole.
-    begun = [(name, arm) for name in sweep.changes for arm in arms_of(workdir / "jobs" / name) if arm.privacy]
-    runs = [
-        sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.planned_steps}, arm.config) for name, arm in begun
-    ]
+    # A run that has begun belongs to the choice whether it came to its end or not.
+    runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
     choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
     parts = [f"# {sweep.name}", f"{len(finished)} of {len(sweep.changes)} jobs are finished.", table]
@@ -134,6 +144,9 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     write_atomically(workdir / "sweep.json", json.dumps(record, indent=1) + "\n")
     return "\n".join([table, *(f"\nNOT FINISHED: {name}: {text}" for name, text in failed.items())])
 
+
+_UPPER_BOUNDS = ("epsilon", "delta")
+"""Columns that are rounded up."""
 
 _OF_THE_SCORES = (
     "This is about the training examples. The examples on which the scores were computed are used without noise: if "
@@ -192,13 +205,15 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, without columns in which every cell is empty."""
     names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows])
+    return "\n".join(lines + ["| " + " | ".join(_cell(name, row[name]) for name in names) + " |" for row in rows])
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
-    return number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    return number(value, "up" if name in _UPPER_BOUNDS else "nearest")
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

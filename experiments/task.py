@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ class Task:
 def group_lengths(data: ConfigDict) -> tuple[int, ...]:
     """Lengths of the groups that a batch is split into, the longest last."""
     return (*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length)
+
+
+def delta_for(privacy: ConfigDict, num_examples: int) -> float:
+    """The delta of a config on so many training examples: its own, or N^-1.1.
+
+    Raises:
+      ValueError: a run that is to be private has a delta above 1 / sqrt(N); called before the model is loaded.
+    """
+    delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
+    if math.isfinite(privacy.epsilon) and delta > num_examples**-0.5:
+        raise ValueError(
+            f"config.privacy.delta={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} "
+            f"training examples: a mechanism that publishes {delta * num_examples:.0f} of them outright may have "
+            f"it, so it guarantees nothing. Set config.privacy.delta well below 1 / N = {1 / num_examples:.3g}, or "
+            "leave it out for N^-1.1"
+        )
+    return delta
 
 
 def check_length(max_length: int, limit: int, folder: str) -> None:

@@ -17,8 +17,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from dp_rmt.training.metrics import read_metrics, write_atomically
-from dp_rmt.training.privacy_statement import read_privacy
+from dp_rmt.training.privacy_text import number
 from experiments import machine
+from experiments.statements import privacy_record
 from experiments.texts import SCORES, samples
 from experiments.workdir import CONFIG_FILE
 
@@ -62,7 +63,7 @@ def record(arm: Path) -> Record:
     return {
         "arm": arm.name,
         "config": config,
-        "privacy": read_privacy(arm),
+        "privacy": privacy_record(arm),
         "scores": json.loads((arm / SCORES).read_text()),
         **{name: curve(name) for name in sorted({key for line in lines for key in line if key.startswith("eval/")})},
         "seconds_per_step": curve("seconds"),
@@ -81,7 +82,7 @@ def table(records: list[Record]) -> str:
         scores = made["scores"]
         cells = [
             made["config"]["data"]["task"],
-            f"{_epsilon(made):.3g}",
+            _spent(made),
             made["arm"],
             f"{made['config']['optimizer']['learning_rate']:g}",
             *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
@@ -108,7 +109,13 @@ def _config_of(arm: Path) -> Record:
     return config.to_dict()
 
 
+def _spent(made: Record) -> str:
+    epsilon = made["privacy"].get("epsilon")
+    return "inf" if epsilon is None else number(epsilon, "up")
+
+
 def _epsilon(made: Record) -> float:
+    """Aimed at: what records are named after and sorted by."""
     epsilon = made["privacy"].get("target_epsilon")
     return float("inf") if epsilon is None else float(epsilon)
 

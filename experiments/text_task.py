@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.data import TextPairs, TextReferences, load_table_to_text, tokenize_completions, tokenize_prompts
 from dp_rmt.training.losses import completion_losses
-from experiments.task import Prompts, Task, group_lengths, load_decoder, loss_evaluator
+from experiments.task import Prompts, Task, delta_for, group_lengths, load_decoder, loss_evaluator
 
 
 def load_text_task(config: ConfigDict) -> Task:
@@ -28,6 +28,7 @@ def load_text_task(config: ConfigDict) -> Task:
     texts = load_table_to_text(
         data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
     )
+    delta_for(config.privacy, len(texts.train))
     module, params, trainable, tokenizer = load_decoder(config)
 
     def tokenize(pairs: TextPairs):

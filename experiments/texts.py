@@ -38,7 +38,8 @@ def write_texts(folder: Path, task: Task, params: Params, settings: ConfigDict, 
     """Writes a text for every prompt, goes on where an interrupted call stopped, and scores them all.
 
     Args:
-      folder: gets ``texts.jsonl`` (row, source, text) and ``scores.json``; what is there already is not made again.
+      folder: gets ``texts.jsonl`` (row, source, text, and the split that the source is taken from verbatim) and
+        ``scores.json``; what is there already is not made again.
       task: with prompts.
       params: of its module.
       settings: `config.generation`.
@@ -66,7 +67,7 @@ def write_texts(folder: Path, task: Task, params: Params, settings: ConfigDict, 
     ):
         for row, text in rows:
             texts[row] = text.strip()
-            line = {"row": row, "source": prompts.sources[row], "text": texts[row]}
+            line = {"row": row, "source": prompts.sources[row], "text": texts[row], "verbatim_from": prompts.split}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.update()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from dp_rmt.training import processes
+from dp_rmt.training import processes, run_start
 from dp_rmt.training.file_digests import damage, write_digests
 from dp_rmt.training.train_state import TrainState
 
@@ -22,11 +23,13 @@ _GOODNESS = "goodness"
 
 
 class Checkpoints:
-    """The checkpoints of one run: state, sampler seed, and the identity of the experiment (Orbax, atomic).
+    """The checkpoints of one run: state, sampler seed, run id, and the identity of the experiment (Orbax, atomic).
 
     A run resumed with the same noise key on OTHER batches would let an observer subtract two updates and cancel the
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
     to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
+
+    `run` is the run's random id: of what was restored, or of a new run. It says whose a ledger is.
 
     Digests of all files are saved with each checkpoint; one whose files have changed since is not restored, but the
     one before.
@@ -58,6 +61,7 @@ class Checkpoints:
                 f"keep={keep} must be at least 1, keep_best={keep_best} at least 0, with a score (not {score!r}) if it "
                 f"is not 0, and best_is={best_is!r} 'max' or 'min'"
             )
+        self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
         self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
         self._score = score if keep_best else None
@@ -75,6 +79,19 @@ class Checkpoints:
         )
         self._manager = _Manager(self._directory, options=options)
 
+    def begin(self, state: TrainState, *, sampling_seed: int) -> None:
+        """Writes down, before the first update, what its batches and noise depend on; the first checkpoint removes it.
+
+        A run that is killed before its first checkpoint then begins again with the same noise on the same batches, so
+        that nothing more is spent. Parameters are not saved: they are those that the run is built with.
+
+        Args:
+          state: before the first update.
+          sampling_seed: as of `save`.
+        """
+        if self._manager.latest_step() is None:
+            run_start.write(self._directory, self._identity, self.run, sampling_seed, state)
+
     def save(
         self, step: int, state: TrainState, *, sampling_seed: int, scores: Mapping[str, float] | None = None
     ) -> None:
@@ -90,7 +107,7 @@ class Checkpoints:
           OSError: this checkpoint, or the last one in the background, could not be written, as on a full disk.
           ValueError: the score that makes the best is not among the scores.
         """
-        meta = {"identity": self._identity, "sampling_seed": str(sampling_seed)}
+        meta = {"identity": self._identity, "sampling_seed": str(sampling_seed), "run": self.run}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         metrics = self._metrics(scores or {})
         self.wait()
@@ -112,14 +129,17 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(error)
+        if processes.is_first() and _committed(self._directory):
+            run_start.remove(self._directory)
 
     def restore(self, template: TrainState) -> tuple[TrainState, int] | None:
-        """The newest checkpoint that is intact, or None where there is none at all.
+        """The newest checkpoint that is intact, or where a run began that has none; None where no run has begun.
 
         Damaged ones after it are put aside, as ``STEP.damaged``, and the log says so.
 
         Args:
-          template: a state with the structure, shapes and shardings to restore; of any mesh.
+          template: a state with the structure, shapes and shardings to restore; of any mesh. Of a run without a
+            checkpoint, its parameters.
 
         Returns:
           ``(state, sampling_seed)``.
@@ -129,7 +149,8 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
-            return None
+            start = self._start()
+            return None if start is None else (start.state(template), start.sampling_seed)
         found = self._newest_intact(steps)
         self._put_aside([step for step in steps if step > found])
         meta = self._meta(found)
@@ -137,7 +158,7 @@ class Checkpoints:
         return self._manager.restore(found, args=items).state, int(meta["sampling_seed"])
 
     def check(self) -> None:
-        """Makes sure that the newest checkpoint, if there is one, can be resumed; reads nothing big.
+        """Makes sure that what there is to go on from, if anything, can be resumed; reads nothing big.
 
         Raises:
           ValueError: it belongs to another experiment.
@@ -146,6 +167,7 @@ class Checkpoints:
             if damage(self._folder(step), "meta/*") is None:
                 self._meta(step)
                 return
+        self._start()
 
     def close(self) -> None:
         """Waits for saves that are under way.
@@ -182,7 +204,7 @@ class Checkpoints:
         """Frees what the failed save has taken of the disk, and says where the run stands."""
         if processes.is_first() and (folder := self._temporary()) is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        left = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+        left = _committed(self._directory)
         last = f"the last good one is step {left[-1]}" if left else "there is no other"
         raise OSError(
             f"the checkpoint of step {self._saving} could not be written to {self._directory}; {last}. Free space (or "
@@ -222,7 +244,15 @@ class Checkpoints:
     def _meta(self, step: int) -> Mapping[str, Any]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         self._check_identity(meta["identity"])
+        self.run = meta.get("run", run_start.BEFORE_RUNS_HAD_IDS)
         return meta
+
+    def _start(self) -> run_start.Start | None:
+        start = run_start.read(self._directory)
+        if start is not None:
+            self._check_identity(start.identity)
+            self.run = start.run
+        return start
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         names = sorted({*saved, *self._identity})
@@ -239,6 +269,12 @@ class Checkpoints:
             )
 
 
+def can_go_on(directory: str | os.PathLike[str]) -> bool:
+    """Whether the folder of a run's checkpoints has one, or the start of a run."""
+    folder = Path(directory)
+    return bool(_committed(folder)) or (folder / run_start.FILE).exists()
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's, but for preemption: that is the training loop's (`dp_rmt.training.preemption`).
 
@@ -249,6 +285,11 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         del step
         return False
+
+
+def _committed(folder: Path) -> list[int]:
+    """Steps of the checkpoints that are whole; Orbax renames them then."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def _goodness(metrics: Mapping[str, float]) -> float:

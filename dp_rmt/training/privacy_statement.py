@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from dp_rmt.training.metrics import write_atomically
 from dp_rmt.training.privacy_audit import AuditBound
-from dp_rmt.training.privacy_text import align, number, sections
+from dp_rmt.training.privacy_text import Rounding, align, number, sections
+from dp_rmt.training.provenance import Provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,20 @@ class PrivacyStatement:
       sampling_probability: probability with which a step uses an example.
       expected_batch_size: sampling_probability times num_examples.
       max_batch_size: largest number of examples that a step uses; a larger sample is cut at random.
-      num_steps: updates done.
+      num_steps: updates done; no more than so many if `is_upper_bound`.
       num_examples: examples in the training set.
       noise_std: std of the noise in one entry of the averaged gradient.
       seeds_from: where the seeds of sampling and noise come from.
       nonprivate_metrics: whether raw values (loss, norms, ...) were written to the metrics file.
       evaluation_data: names of the data sets that the run was evaluated on.
       audit: lower bound on epsilon from an attack; None if no audit was run.
+      is_upper_bound: whether the run is under way, or was ended without being able to say how far it came.
+      detection: (false alarms, detection) of the mechanism's own trade-off curve: the largest share of present examples
+        that a test of so many false alarms detects; empty if not computed.
+      delta_of_truncation: the part of delta that is for the finite support of the noise; None if not known.
+      texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
+      about: model, task, data and code; None if not known.
+      date: when the last of these updates was announced or done; None if not known.
     """
 
     epsilon: float | None
@@ -61,6 +69,12 @@ class PrivacyStatement:
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
     audit: AuditBound | None = None
+    is_upper_bound: bool = False
+    detection: tuple[tuple[float, float], ...] = ()
+    delta_of_truncation: float | None = None
+    texts_of: str | None = None
+    about: Provenance | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         if self.seeds_from not in ("os entropy", "given in the config"):
@@ -74,6 +88,7 @@ class PrivacyStatement:
                 "delta, which must be in (0, 1)"
             )
         object.__setattr__(self, "evaluation_data", tuple(self.evaluation_data))
+        object.__setattr__(self, "detection", tuple((rate, power) for rate, power in self.detection))
 
     @property
     def is_private(self) -> bool:
@@ -82,20 +97,22 @@ class PrivacyStatement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PrivacyStatement:
-        """The statement in the content of a `privacy.json`.
+        """The statement in the content of a `privacy.json`; what has a default may be missing, as of earlier versions.
 
         Raises:
-          ValueError: a field is missing.
+          ValueError: another field is missing.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if missing := names - record.keys() - {"audit"}:  # statements were written before there were audits
+        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+        if missing := {name for name, required in fields.items() if required} - record.keys():
             raise ValueError(
                 f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of "
                 "privacy.json"
             )
-        values: dict[str, Any] = {name: record.get(name) for name in names}
-        if values["audit"] is not None:
+        values: dict[str, Any] = {name: record[name] for name in fields if name in record}
+        if values.get("audit") is not None:
             values["audit"] = AuditBound.from_json(values["audit"])
+        if values.get("about") is not None:
+            values["about"] = Provenance.from_json(values["about"])
         infinite = {"l2_clip_norm": math.inf} if values["l2_clip_norm"] is None else {}
         return cls(**(values | infinite))
 
@@ -113,6 +130,7 @@ class PrivacyStatement:
             "released": "the sequence of noisy gradients, and so every model computed from it",
             **fields,
             "evaluation_data": list(self.evaluation_data),
+            "detection": [list(point) for point in self.detection],
         }
 
 
@@ -173,21 +191,25 @@ def statement_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     statements = {name: PrivacyStatement.from_json(record) for name, record in runs.items()}
     columns = [dict(table_rows(statement)) for statement in statements.values()]
     verdicts = ["private" if statement.is_private else "NOT private" for statement in statements.values()]
-    quantities = max(columns, key=len)
+    quantities = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
     rows = [["", *statements], ["one training example", *verdicts]]
     rows += [[name, *(column.get(name, "–") for column in columns)] for name in quantities]
     return align(rows)
 
 
 def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
-    """The numbers of the statement as (name, value), formatted; what does not apply is left out."""
-    private: list[tuple[str, Any]] = [
-        ("ε spent", statement.epsilon),
-        ("ε by privacy loss distributions (PLD)", statement.epsilon_pld),
-        ("ε by Rényi divergences (RDP)", statement.epsilon_rdp),
-        ("ε aimed at", statement.target_epsilon),
-        ("δ", statement.delta),
-        ("ε, lower bound by an audit", statement.audit.epsilon if statement.audit else None),
+    """The numbers of the statement as (name, value), formatted; what does not apply is left out.
+
+    What bounds from above is rounded up, what bounds from below, down.
+    """
+    bounds: list[tuple[str, float | None, Rounding]] = [
+        ("ε spent", statement.epsilon, "up"),
+        ("ε by privacy loss distributions (PLD)", statement.epsilon_pld, "up"),
+        ("ε by Rényi divergences (RDP)", statement.epsilon_rdp, "up"),
+        ("ε aimed at", statement.target_epsilon, "up"),
+        ("δ", statement.delta, "up"),
+        ("δ for the end of the noise's support", statement.delta_of_truncation, "up"),
+        ("ε, lower bound by an audit", statement.audit.epsilon if statement.audit else None, "down"),
     ]
     common: list[tuple[str, Any]] = [
         ("noise multiplier", statement.noise_multiplier),
@@ -196,11 +218,11 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
         ("sampling probability", statement.sampling_probability),
         ("expected batch size", statement.expected_batch_size),
         ("largest batch size", statement.max_batch_size),
-        ("updates done", statement.num_steps),
+        ("updates done, at most" if statement.is_upper_bound else "updates done", statement.num_steps),
         ("training examples", statement.num_examples),
         ("seeds", statement.seeds_from),
         ("evaluated on", ", ".join(statement.evaluation_data) or "nothing"),
     ]
-    rows = (private if statement.is_private else []) + common
-    given = [(name, value) for name, value in rows if value is not None]
-    return [(name, value if isinstance(value, str) else number(value)) for name, value in given]
+    rows = [(name, number(value, rounding)) for name, value, rounding in bounds if value is not None]
+    given = [(name, value if isinstance(value, str) else number(value)) for name, value in common]
+    return (rows if statement.is_private else []) + given

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from dp_rmt.training.privacy_statement import PrivacyStatement
+    from dp_rmt.training.provenance import Provenance
 
+FALSE_ALARMS = (0.001, 0.01, 0.1)
+"""Rates at which the statement says what can be detected."""
+
+Rounding = Literal["nearest", "up", "down"]
 Section = tuple[str, list[str]]
 """A heading and its paragraphs, with Markdown's `code` and **bold** only."""
 
@@ -17,9 +23,11 @@ Section = tuple[str, list[str]]
 def sections(statement: PrivacyStatement) -> list[Section]:
     """The text of the statement, heading by heading."""
     audit = [("What an audit measured", _audit(statement))] if statement.audit is not None else []
+    about = [("What this is about", _subject(statement.about, statement))] if statement.about is not None else []
     if not statement.is_private:
-        return [("This run is NOT private", _not_private(statement)), *audit]
+        return [("This run is NOT private", _not_private(statement)), *about, *audit]
     return [
+        *about,
         ("The guarantee", _guarantee(statement)),
         *audit,
         ("What it rests on", _conditions(statement)),
@@ -34,31 +42,49 @@ def _not_private(statement: PrivacyStatement) -> list[str]:
         **There is no privacy guarantee: {reason}.** The model, the checkpoints, `metrics.jsonl` and
         `report.html` may reveal any of the {statement.num_examples:,} training examples. Treat them all as
         you treat the data.
+
+        {_verbatim(statement)}
     """)
 
 
 def _guarantee(statement: PrivacyStatement) -> list[str]:
     epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
-    detected = 100 * attack_power(epsilon=epsilon, delta=delta, false_positive_rate=0.01)
+    steps, bound = f"{statement.num_steps:,}", statement.is_upper_bound
+    after = f"**This run has done at most {steps} updates.** After so many it"
+    after = after if bound else f"After {steps} updates this run"
     text = f"""
-        After {statement.num_steps:,} updates this run is **(ε, δ)-differentially private with
-        ε = {number(epsilon)} and δ = {number(delta)}**. The unit is **one training example**; neighbouring
-        data sets differ by adding or removing one.
+        {after} is **(ε, δ)-differentially private with ε = {number(epsilon, "up")} and δ = {number(delta, "up")}**. The
+        unit is **one training example**; neighbouring data sets differ by adding or removing one.
+    """
+    if bound:
+        text += """
+        **The number is an upper bound.** Each update is announced here before it is computed, and the run is still
+        under way, or was ended without being able to say how far it came. The same command goes on from its last
+        checkpoint.
+        """
+    text += f"""
+        In words: take anyone who sees everything that was released, knows all other examples, and wants to tell whether
+        one example was in the training data. {_detection(statement)}
 
-        In words: take anyone who sees everything that was released, knows all other examples, and wants to
-        tell whether one example was in the training data. A test that wrongly accuses at most 1% of absent
-        examples detects at most {detected:.3g}% of present ones.
+        ε bounds how much likelier any result becomes by the presence or the absence of one example (by a factor of at
+        most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving an example away.
     """
     if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
         text += f"""
-        Two accountants bound the same run: ε = {number(statement.epsilon_pld)} by privacy loss distributions
-        (PLD, nearly exact), ε = {number(statement.epsilon_rdp)} by Rényi divergences (RDP, looser). Both
-        hold; quote one, with its name.
+        Two accountants bound the same run. ε = {number(statement.epsilon_pld, "up")} by privacy loss distributions
+        (PLD), which add up the distribution of what each update reveals numerically and are nearly exact.
+        ε = {number(statement.epsilon_rdp, "up")} by Rényi divergences (RDP), which add up moments of it, are looser,
+        and are what older papers quote. Both hold; quote one, with its name.
         """
     if statement.target_epsilon is not None:
         relation = "above" if epsilon > statement.target_epsilon * (1 + 1e-9) else "within"
         text += f"""
-        The spent ε is **{relation}** the ε = {number(statement.target_epsilon)} that was aimed at.
+        The spent ε is **{relation}** the ε = {number(statement.target_epsilon, "up")} that was aimed at.
+        """
+    if statement.delta_of_truncation is not None:
+        text += f"""
+        The noise reaches only so far, as every number in a computer. What a Gaussian would do beyond its end is counted
+        as failure and costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above contains.
         """
     if delta * statement.num_examples >= 1:
         text += f"""
@@ -68,11 +94,54 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
     return _paragraphs(text)
 
 
+def _detection(statement: PrivacyStatement) -> str:
+    """The trade-off curve of the mechanism; of statements that lack it, of (epsilon, delta)."""
+    epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
+    rates = [rate for rate, _ in statement.detection] or FALSE_ALARMS
+    powers = [power for _, power in statement.detection] or [
+        attack_power(epsilon=epsilon, delta=delta, false_positive_rate=rate) for rate in rates
+    ]
+    first, *others = (_percent(power) for power in powers)
+    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent examples detects at most {first} "
+    text += "of present ones"
+    for rate, power in zip(rates[1:], others, strict=True):
+        text += f"; at {_percent(rate)} it detects at most {power}"
+    curve = "the trade-off curve of the mechanism itself" if statement.detection else "ε and δ alone"
+    return f"{text}. These are bounds from {curve}."
+
+
+def _subject(about: Provenance, statement: PrivacyStatement) -> list[str]:
+    """What was trained, on what, by which code; what is not known is left out."""
+    model = f" `{about.base_model}`" if about.base_model else ""
+    tuning = f" (trained: `{about.tuning}`)" if about.tuning else ""
+    task = f" of the task `{about.task}`" if about.task else ""
+    text = f"""
+        The pre-trained model{model}{tuning} was fine-tuned on {statement.num_examples:,} examples{task}.
+    """
+    if about.data_fingerprint is not None:
+        text += f"""
+        Fingerprint of the training data: `{about.data_fingerprint}`, an HMAC-SHA256 of the tokenised rows under the
+        secret id of the run. Whoever has the data and the run's `ledger.jsonl` can confirm it; nobody else can try
+        guesses of the data on it.
+        """
+    version = f" by dp_rmt {about.version}" if about.version else ""
+    commit = f", commit `{about.commit}`" if about.commit else ""
+    if statement.date or version or commit:
+        text += f"""
+        Last written{f" on {statement.date}" if statement.date else ""}{version}{commit}.
+        """
+    if about.command:
+        text += f"""
+        Command: `{about.command}`
+        """
+    return _paragraphs(text)
+
+
 def _audit(statement: PrivacyStatement) -> list[str]:
     audit = statement.audit
     assert audit is not None
     text = f"""
-        An attack on {audit.subject} shows **ε ≥ {number(audit.epsilon)}** at δ = {number(audit.delta)}, with
+        An attack on {audit.subject} shows **ε ≥ {number(audit.epsilon, "down")}** at δ = {number(audit.delta)}, with
         {100 * audit.confidence:g}% confidence. A lower bound is no guarantee: it says what this attack could
         show, and that no larger mistake was found.
     """
@@ -131,10 +200,20 @@ def _release(statement: PrivacyStatement) -> list[str]:
         computed from it: **release `model/` only**.
 
         **Never release `checkpoints/`**: they hold the key of the noise and the seed of the sampler;
-        whoever has them can subtract the noise.
+        whoever has them can subtract the noise. **Keep `ledger.jsonl`, and to yourself**: it remembers what was spent,
+        and confirms guesses of the whole data set.
 
         {metrics}
+
+        {_verbatim(statement)}
     """)
+
+
+def _verbatim(statement: PrivacyStatement) -> str:
+    if statement.texts_of is None:
+        return ""
+    return f"""**`texts.jsonl` and `report.html` show rows of `{statement.texts_of}` word for word**, beside what the
+        model wrote for them: they are as private as that data."""
 
 
 def _not_covered(statement: PrivacyStatement) -> list[str]:
@@ -162,7 +241,7 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
 
 def _paragraphs(text: str) -> list[str]:
     """The paragraphs of a text, which blank lines separate, each on one line."""
-    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())]
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph.strip()]
 
 
 def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) -> float:
@@ -189,15 +268,30 @@ def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) ->
     return max(0.0, min(amplified, mirrored, 1.0))
 
 
-def number(value: float) -> str:
+def _percent(share: float) -> str:
+    """Rounded up; in decimal arithmetic, or 100 times .2504 would be above 25.04."""
+    return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"
+
+
+def number(value: float, rounding: Rounding = "nearest") -> str:
     """A number for people: integers with separators, others in four digits.
+
+    What bounds from above (epsilon, delta) is rounded "up", what bounds from below (an audit) "down", and both stay
+    bounds as they are printed.
 
     >>> number(67349.0), number(0.77182), number(1e-5)
     ('67,349', '0.7718', '1e-5')
+    >>> number(8.00049), number(8.00049, "up"), number(1.23456e-5, "up"), number(2.99999, "down")
+    ('8', '8.001', '1.235e-5', '2.999')
     """
     if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e9):
         return f"{int(value):,}"
+    if math.isfinite(value):  # in decimal arithmetic: 0.1 stays 0.1, and what is above it does not become it
+        value = float(decimal.Context(prec=4, rounding=_ROUNDING[rounding]).create_decimal(repr(float(value))))
     return f"{value:.4g}".replace("e-0", "e-")
+
+
+_ROUNDING = {"nearest": decimal.ROUND_HALF_EVEN, "up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -75,7 +75,7 @@ def _title(runs: Mapping[str, Run]) -> str:
     epsilons = {run.privacy.get("epsilon") for run in runs.values()}
     title = ", ".join(names) or ", ".join(labels(runs))
     epsilon = epsilons.pop() if len(epsilons) == 1 else None
-    return title if epsilon is None else f"{title} at ε = {number(round(epsilon, 2))}"
+    return title if epsilon is None else f"{title} at ε = {number(epsilon, 'up')}"
 
 
 def _banner(runs: Mapping[str, Run]) -> str:
@@ -90,6 +90,12 @@ def _banner(runs: Mapping[str, Run]) -> str:
         notes.append(
             "**Keep this page private.** It shows values computed from raw training examples "
             "(`nonprivate/...`), which the privacy guarantee does not cover."
+        )
+    if any(run.texts for run in runs.values()):
+        data = dict.fromkeys(str(run.privacy.get("texts_of") or "the evaluation data") for run in runs.values())
+        notes.append(
+            f"**This page shows rows of {', '.join(data)} word for word.** The privacy guarantee does not cover them: "
+            "keep this page and `texts.jsonl` as private as that data."
         )
     return "".join(f"<p class='banner' role='note'>{_inline(note)}</p>" for note in notes)
 
@@ -150,8 +156,8 @@ def _joint_release(runs: Mapping[str, Run]) -> str:
     else:
         epsilon, delta = (sum(record[name] for record in private) for name in ("epsilon", "delta"))
         text = (
-            f"Releasing the models of all {len(private)} private runs together costs ε = {number(epsilon)}, "
-            f"δ = {number(delta)} (basic composition)."
+            f"Releasing the models of all {len(private)} private runs together costs ε = {number(epsilon, 'up')}, "
+            f"δ = {number(delta, 'up')} (basic composition)."
         )
     return f"<p>{_inline(text)}</p>"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_rmt.training.privacy_text import number
+from dp_rmt.training.privacy_text import Rounding, number
 
 
 class Series(NamedTuple):
@@ -188,13 +188,13 @@ def _final_and_best(name: str, curve: Series) -> list[str]:
 
 def _epsilon(run: Run) -> str:
     epsilon = run.privacy.get("epsilon")
-    return "not private" if epsilon is None else number(epsilon)
+    return "not private" if epsilon is None else number(epsilon, "up")
 
 
 def _delta(run: Run) -> str:
-    return "–" if run.privacy.get("epsilon") is None else _privacy_number(run, "delta")
+    return "–" if run.privacy.get("epsilon") is None else _privacy_number(run, "delta", "up")
 
 
-def _privacy_number(run: Run, name: str) -> str:
+def _privacy_number(run: Run, name: str, rounding: Rounding = "nearest") -> str:
     value = run.privacy.get(name)
-    return "–" if value is None else number(value)
+    return "–" if value is None else number(value, rounding)

@@ -20,13 +20,16 @@ from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
+from dp_rmt.training.privacy_text import number
 from dp_rmt.training.processes import to_devices
+from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
 
 EPSILON_POINTS = 20
-"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of the others."""
+"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of the others. As
+many stretches of updates are announced (`dp_rmt.training.releases`), each up to the next of these steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class TrainLoop:
         sampling: PoissonSampling,
         checkpoints: Checkpoints,
         metrics: MetricsWriter | None,
+        releases: Releases | None,
         *,
         until: int | None = None,
     ) -> TrainState:
@@ -78,6 +82,8 @@ class TrainLoop:
           sampling: the Poisson sampler, made of the run's own seed.
           checkpoints: where to save.
           metrics: where to write; None writes and shows nothing, as all processes but the first.
+          releases: told of every update before it is computed; None for all processes but the first, without which the
+            others compute nothing.
           until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay
             those of the whole run, which a later call continues.
 
@@ -94,11 +100,16 @@ class TrainLoop:
             metrics.truncate_after(first if first > 0 else -1)  # before the first checkpoint: start over
         shown = {"total": last, "initial": first, "desc": self.name, "unit": "step", "disable": metrics is None}
         pending = None
+        if first == 0:
+            checkpoints.begin(state, sampling_seed=sampling.seed)
         with tqdm.tqdm(**shown) as bar, Preemption() as preemption:
             reporter = _Reporter(self, metrics, bar)
             if first == 0:
                 reporter.evaluation(0, self._evaluate(state))
             for step in range(first, last):
+                if releases is not None and (step == first or step % self.epsilon_every == 0):
+                    bound = min(last, (step // self.epsilon_every + 1) * self.epsilon_every)
+                    releases.announce(bound, then=min(last, bound + self.epsilon_every))
                 state, step_metrics = self.train_step(state, self.groups(sampling.indices(step)))
                 if pending is not None:
                     reporter.training(*pending)
@@ -118,8 +129,17 @@ class TrainLoop:
                     checkpoints.save(step + 1, state, sampling_seed=sampling.seed, scores=scores)
                 if stops:
                     checkpoints.wait()
+                    if releases is not None:
+                        releases.stopped(step + 1)
                     raise Preempted(self.name, step + 1, num_steps)
+        if releases is not None:
+            releases.stopped(max(first, last))
         return state
+
+    @property
+    def epsilon_every(self) -> int:
+        """Updates from one computed epsilon to the next."""
+        return max(1, math.ceil(self.mechanism.num_steps / EPSILON_POINTS))
 
     def groups(self, indices: np.ndarray) -> Any:
         """The batch of these examples, -1 being padding, as `train_step` takes it.
@@ -147,7 +167,6 @@ class _Reporter:
 
     def __init__(self, loop: TrainLoop, metrics: MetricsWriter | None, bar: tqdm.tqdm):
         self._loop, self._metrics, self._bar = loop, metrics, bar
-        self._epsilon_every = max(1, math.ceil(loop.mechanism.num_steps / EPSILON_POINTS))
         self._shown: dict[str, str] = {}
         self._since = time.monotonic()
 
@@ -159,10 +178,10 @@ class _Reporter:
         learning_rate = float(self._loop.learning_rate(step - 1))
         line: dict[str, Any] = {"learning_rate": learning_rate, "seconds": now - self._since}
         self._since = now
-        if step % self._epsilon_every == 0 or step == self._loop.mechanism.num_steps:
+        if step % self._loop.epsilon_every == 0 or step == self._loop.mechanism.num_steps:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)
             line["epsilon"] = epsilon if math.isfinite(epsilon) else None
-            self._shown["epsilon"] = f"{epsilon:.3f}"
+            self._shown["epsilon"] = number(epsilon, "up")
         self._append(step, {**line, **values})
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(self._shown)

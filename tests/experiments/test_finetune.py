@@ -25,7 +25,9 @@ from dp_rmt.training.metrics import read_metrics
 from experiments import arms
 
 MakeConfig = Callable[..., ConfigDict]
-FILES = {"config.json", "metrics.jsonl", "privacy.json", "privacy.md", "report.html", "checkpoints", "model"}
+FILES = {
+    "config.json", "ledger.jsonl", "metrics.jsonl", "privacy.json", "privacy.md", "report.html", "checkpoints", "model",
+}  # fmt: skip
 
 
 def run(config: ConfigDict, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:

@@ -28,14 +28,19 @@ from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import processes, train
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.evaluation import make_evaluator
+from dp_rmt.training.ledger import Entry, now
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.partitioning import init_state, jit_train_step, make_mesh
+from dp_rmt.training.privacy_statement import PrivacyStatement
+from dp_rmt.training.provenance import Provenance
+from dp_rmt.training.releases import Releases
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
 
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH, NUM_STEPS = 40, 6, 10, 12, 12
+DELTA = 1e-3
 MECHANISM = DPSGD(
     num_examples=NUM_EXAMPLES, expected_batch_size=8.0, num_steps=NUM_STEPS, noise_multiplier=0.7, l2_clip_norm=0.5,
     max_batch_size=20, batch_multiple_of=4, microbatch_size=4, accountant="rdp",
@@ -96,7 +101,7 @@ def build(ballast: int, divided: str) -> tuple[TrainLoop, Any]:
     loop = TrainLoop(
         train_step=jit_train_step(step, mesh, shardings),
         mechanism=MECHANISM,
-        delta=1e-3,
+        delta=DELTA,
         arrays=recorded,
         lengths=(3, LENGTH),
         evaluators={"dev": make_evaluator(logits, arrays, metrics=("accuracy",), lengths=(LENGTH,), batch_size=16)},
@@ -106,6 +111,28 @@ def build(ballast: int, divided: str) -> tuple[TrainLoop, Any]:
         mesh=mesh,
     )
     return loop, state
+
+
+def announced(folder: str, run: str, steps_done: int) -> Releases:
+    """Ledger and statement of this program's mechanism."""
+
+    def statement(updates: int) -> PrivacyStatement:
+        epsilon = MECHANISM.epsilon(updates, DELTA)
+        return PrivacyStatement(
+            epsilon=epsilon, target_epsilon=None, delta=DELTA, epsilon_pld=None, epsilon_rdp=epsilon, clip="flat",
+            num_steps=updates, l2_clip_norm=0.5, expected_batch_size=8.0, noise_std=MECHANISM.noise_std,
+            nonprivate_metrics=True, **shared,
+        )  # fmt: skip
+
+    shared: dict[str, Any] = {
+        "noise_multiplier": 0.7, "sampling_probability": MECHANISM.sampling_probability, "max_batch_size": 20,
+        "num_examples": NUM_EXAMPLES, "seeds_from": "given in the config",
+    }  # fmt: skip
+    entry = Entry(
+        run=run, updates=steps_done, is_exact=True, l2_clip_norm=0.5, num_steps=NUM_STEPS, delta=DELTA, date=now(),
+        train_data=fingerprint(make_arrays()), about=Provenance(task="sums"), **shared,
+    )  # fmt: skip
+    return Releases(folder, entry, statement)
 
 
 def main(
@@ -120,11 +147,12 @@ def main(
     signal_name: str = "SIGKILL",
     ballast: int = 0,
     divided: str = "fsdp",
+    epsilon_points: int = 1,
 ) -> None:
     """Trains; `signal_at` sends the process a signal before a step, `ballast` makes the state so many floats larger,
     `divided` is the axis of the mesh that the devices are on."""
     processes.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat)
-    train.EPSILON_POINTS = 1
+    train.EPSILON_POINTS = epsilon_points
     with processes.ending_together():
         loop, state = build(ballast, divided)
         counted = iter(range(int(1e9)))
@@ -143,10 +171,11 @@ def main(
         if restored is not None:
             state, seed = restored
         metrics = MetricsWriter(Path(folder) / "metrics.jsonl") if processes.is_first() else None
+        releases = announced(folder, checkpoints.run, int(state.step)) if processes.is_first() else None
         loop.groups(MECHANISM.sampling(seed).indices(0))
         (Path(folder) / f"rows{jax.process_index()}.json").write_text(json.dumps(sorted(Recorded.rows)))
         print(f"training from step {int(state.step)}", flush=True)
-        state = loop.run(state, MECHANISM.sampling(seed), checkpoints, metrics, until=until)
+        state = loop.run(state, MECHANISM.sampling(seed), checkpoints, metrics, releases, until=until)
         checkpoints.close()
         final = processes.to_host((state.params, state.optimizer))
         if processes.is_first():

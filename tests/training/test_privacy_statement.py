@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,11 @@ from dp_rmt.training.privacy_statement import (
     markdown,
     read_privacy,
     statement_table,
+    table_rows,
     write_privacy,
 )
 from dp_rmt.training.privacy_text import attack_power
+from dp_rmt.training.provenance import Provenance
 
 STATEMENT = PrivacyStatement(
     epsilon=2.5,
@@ -47,6 +50,99 @@ NOT_PRIVATE = dataclasses.replace(
 
 def text(**changes) -> str:
     return markdown(dataclasses.replace(STATEMENT, **changes))
+
+
+ABOUT = Provenance(
+    base_model="roberta-base", task="sst2", tuning="lora", data_fingerprint="0f" * 16, version="0.1.0",
+    commit="ab" * 20, command="python -m experiments.finetune '--config.privacy.noise_seed=(given; not shown)'",
+)  # fmt: skip
+
+
+def test_the_object_is_named():
+    page = text(about=ABOUT, date="2025-07-04T12:00:00+00:00")
+    for part in (
+        "`roberta-base` (trained: `lora`) was fine-tuned on 67,349 examples of the task `sst2`",
+        f"Fingerprint of the training data: `{'0f' * 16}`",
+        f"on 2025-07-04T12:00:00+00:00 by dp_rmt 0.1.0, commit `{'ab' * 20}`",
+        "Command: `python -m experiments.finetune",
+    ):
+        assert part in page
+    page = text(about=Provenance())  # nothing is known, and nothing is said of it
+    assert "The pre-trained model was fine-tuned on 67,349 examples." in page
+    assert "None" not in page
+    assert "Fingerprint" not in page
+    assert "What this is about" in markdown(dataclasses.replace(NOT_PRIVATE, about=ABOUT))
+
+
+def test_delta_and_the_two_accountants_are_explained():
+    page = text(delta_of_truncation=1.2341e-9)
+    assert "ε bounds how much likelier any result becomes" in page
+    assert "δ bounds the probability by which this may fail" in page
+    assert "by privacy loss distributions (PLD), which add up the distribution" in page
+    assert "by Rényi divergences (RDP), which add up moments" in page
+    assert "a δ of at most 1.235e-9, which the δ above contains" in page
+    assert "| δ for the end of the noise's support | 1.235e-9 |" in page
+    assert "support" not in text()
+
+
+def test_a_bound_is_called_a_bound():
+    page = text(is_upper_bound=True)
+    assert "**This run has done at most 202 updates.** After so many it is **(ε, δ)-differentially private" in page
+    assert "**The number is an upper bound.**" in page
+    assert "| updates done, at most | 202 |" in page
+    assert "at most 202 updates" not in text()
+    table = statement_table({"ended": STATEMENT.to_json(), "killed": text_record(is_upper_bound=True)})
+    assert next(line for line in table.splitlines() if line.startswith("updates done ")).split()[2:] == ["202", "–"]
+    assert next(line for line in table.splitlines() if "at most" in line).split()[-2:] == ["–", "202"]
+
+
+def text_record(**changes):
+    return dataclasses.replace(STATEMENT, **changes).to_json()
+
+
+def test_what_can_be_detected_is_said_at_three_rates():
+    """By the mechanism's own curve; an old statement has (epsilon, delta) alone, which say nothing at epsilon 8."""
+    page = text(epsilon=8.0, detection=((0.001, 0.05), (0.01, 0.2504), (0.1, 0.61)))
+    assert "accuses at most 0.1% of absent examples detects at most 5% of present ones" in page
+    assert "; at 1% it detects at most 25.04%; at 10% it detects at most 61%" in page
+    assert "from the trade-off curve of the mechanism itself" in page
+    old = text(epsilon=8.0)
+    assert "at 1% it detects at most 99.97%" in old
+    assert "from ε and δ alone" in old
+
+
+@pytest.mark.parametrize("value", [8.00049, 7.99951, 2.00001, 0.123449, 1e-7 + 1e-12, 3.0])
+def test_epsilon_and_delta_are_never_rounded_down(value):
+    printed = re.search(r"with ε = ([\d.e-]+) and", text(epsilon=value))
+    assert printed is not None
+    assert float(printed[1]) >= value
+    if value < 1:
+        printed = re.search(r"and δ = ([\d.e-]+)\*\*", text(delta=value))
+        assert printed is not None
+        assert float(printed[1]) >= value
+    rows = dict(table_rows(dataclasses.replace(STATEMENT, epsilon=value, epsilon_rdp=value)))
+    assert float(rows["ε spent"]) >= value
+    assert float(rows["ε by Rényi divergences (RDP)"]) >= value
+    audited = dataclasses.replace(STATEMENT, audit=dataclasses.replace(BOUND, epsilon=value))
+    assert float(dict(table_rows(audited))["ε, lower bound by an audit"]) <= value
+    shown = re.search(r"shows \*\*ε ≥ ([\d.e-]+)\*\*", markdown(audited))
+    assert shown is not None
+    assert float(shown[1]) <= value
+
+
+def test_rows_that_stand_verbatim_are_named():
+    for page in (text(texts_of="test"), markdown(dataclasses.replace(NOT_PRIVATE, texts_of="test"))):
+        assert "**`texts.jsonl` and `report.html` show rows of `test` word for word**" in page
+    assert "word for word" not in text()
+
+
+def test_statements_of_earlier_versions_are_read():
+    record = dataclasses.replace(STATEMENT, about=ABOUT, detection=((0.01, 0.2),), texts_of="test").to_json()
+    assert PrivacyStatement.from_json(json.loads(json.dumps(record))).about == ABOUT
+    for name in ("audit", "is_upper_bound", "detection", "delta_of_truncation", "texts_of", "about", "date"):
+        del record[name]
+    assert PrivacyStatement.from_json(record) == STATEMENT
+    assert "differentially private" in markdown(PrivacyStatement.from_json(record))
 
 
 def test_the_guarantee_names_its_parts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import re
 from typing import Any
@@ -113,6 +114,26 @@ def test_two_arms(tmp_path):
     assert "denoised ends at 90.00% accuracy on dev, noisy at 74.00%; denoised is there after 6 of 8" in text
     assert "costs ε = 5, δ = 2e-5 (basic composition)" in text
     assert "denoise.enabled" in text  # what differs between the arms
+
+
+def test_rows_that_stand_verbatim_have_a_banner(tmp_path):
+    texts = [{"row": 0, "source": "name[Aromi]", "text": "Aromi is nice."}]
+    quiet = dataclasses.replace(arm(nonprivate=False, nonprivate_metrics=False, texts_of="test"), texts=texts)
+    text = " ".join("".join(page_of(tmp_path, {"run": quiet}).text).split())
+    assert "This page shows rows of test word for word." in text
+    assert "Keep this page private." not in text
+    old = dataclasses.replace(quiet, privacy=privacy(nonprivate_metrics=False))  # of before the field
+    assert "shows rows of the evaluation data word for word" in " ".join(page_of(tmp_path, {"run": old}).text)
+    assert "word for word" not in " ".join(page_of(tmp_path, {"run": arm(nonprivate=False)}).text)
+
+
+def test_epsilon_is_rounded_up_on_the_page_and_in_the_terminal(tmp_path):
+    runs = {"run": arm(epsilon=8.00049, delta=1.23401e-5), "other": arm(epsilon=8.00049, delta=1.23401e-5)}
+    text = " ".join(page_of(tmp_path, runs).text)
+    assert "sst2 at ε = 8.001" in text
+    assert "costs ε = 16.01, δ = 2.469e-5" in text
+    assert results_table(runs).count("8.001") == 2
+    assert results_table(runs).count("1.235e-5") == 2
 
 
 def test_the_page_stands_alone(tmp_path):

@@ -94,7 +94,7 @@ def run(training, folder, *, until=None, seeds=(11, SAMPLING_SEED), **changes):
         state, sampling_seed = restored
     first_step = int(state.step)
     loop, metrics = dataclasses.replace(training.loop, **changes), MetricsWriter(folder / "metrics.jsonl")
-    state = loop.run(state, MECHANISM.sampling(sampling_seed), checkpoints, metrics, until=until)
+    state = loop.run(state, MECHANISM.sampling(sampling_seed), checkpoints, metrics, None, until=until)
     state = jax.device_get(state)
     checkpoints.close()
     return state, first_step
@@ -242,6 +242,25 @@ def test_until_zero_takes_no_step(training, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [(12, SAMPLING_SEED), (11, SAMPLING_SEED + 1)])
+def test_killed_before_the_first_checkpoint_it_begins_again_with_its_own_seeds(training, uninterrupted, tmp_path):
+    """Whatever seeds the second process draws: with those the data would be spent twice."""
+    compiled = training.loop.train_step
+
+    def dies(state, groups):
+        if int(state.step) == 1:
+            raise KeyboardInterrupt
+        return compiled(state, groups)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(training, tmp_path, train_step=dies)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["start.json"]
+    state, first_step = run(training, tmp_path, seeds=(12, SAMPLING_SEED + 1))
+    assert first_step == 0
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+    assert not (tmp_path / "checkpoints" / "start.json").exists()
+
+
 def test_noise_and_batches_depend_on_their_seeds(training, uninterrupted, tmp_path, seeds):
     """Or the equalities above would say little."""
     state, _ = run(training, tmp_path, seeds=seeds)

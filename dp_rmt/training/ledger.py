@@ -1,0 +1,209 @@
+"""`ledger.jsonl`: what a run has released, or may have, written down before it exists and never deleted.
+
+An entry bounds the updates of the run, from above: it is on the disk before the first of them is computed. The last
+entry holds; entries never shrink but where a process that stopped in good order says how far it came. The file lies
+outside `checkpoints/`, so that the spending is remembered when the checkpoints are gone. It holds no seed, no key and
+no digest of them; but the run's id and the fingerprint of the data confirm a guess of the whole data, so keep it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_rmt import accounting
+from dp_rmt.training.privacy_text import number
+from dp_rmt.training.provenance import Provenance
+
+FILE = "ledger.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """That a run has done, or may come to do, so many updates of a mechanism on a data set.
+
+    Attributes:
+      run: random id of the run, kept in its checkpoints, too.
+      updates: done since the run began; an upper bound unless `is_exact`.
+      is_exact: whether the run stopped in good order after so many.
+      noise_multiplier: of the mechanism, as the following (see `dp_rmt.mechanism.DPSGD`).
+      l2_clip_norm: None for no clipping.
+      sampling_probability: q.
+      max_batch_size: a larger sample is cut.
+      num_examples: N.
+      num_steps: updates planned.
+      delta: of the guarantee.
+      seeds_from: as in `PrivacyStatement`.
+      train_data: fingerprint of the training data.
+      about: what else was known.
+      date: when it was written, in UTC.
+    """
+
+    run: str
+    updates: int
+    is_exact: bool
+    noise_multiplier: float
+    l2_clip_norm: float | None
+    sampling_probability: float
+    max_batch_size: int
+    num_examples: int
+    num_steps: int
+    delta: float
+    seeds_from: str
+    train_data: str
+    about: Provenance
+    date: str
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Entry:
+        """The entry in a line of the file.
+
+        Raises:
+          ValueError: a field is missing.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(record, Mapping):
+            raise ValueError("not an object")
+        if missing := names - record.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        values = {name: record[name] for name in names}
+        return cls(**(values | {"about": Provenance.from_json(record["about"])}))
+
+
+    def epsilon(self) -> float:
+        """Spent by so many updates, by privacy loss distributions; infinite without noise."""
+        if self.updates == 0:
+            return 0.0
+        return accounting.epsilon(
+            noise_multiplier=self.noise_multiplier,
+            delta=self.delta,
+            sampling_probability=self.sampling_probability,
+            num_steps=self.updates,
+            truncation=accounting.Truncation(self.num_examples, self.max_batch_size),
+        )
+
+
+class Ledger:
+    """The ledger of one run's folder; only one process may append (see `experiments.workdir.only_writer`).
+
+    Args:
+      workdir: the run's folder.
+
+    Raises:
+      ValueError: a line that is not the last is no entry.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        self.path = Path(workdir) / FILE
+        self.entries = read_ledger(workdir)
+
+    @property
+    def last(self) -> Entry | None:
+        """The entry that holds."""
+        return self.entries[-1] if self.entries else None
+
+    def check_run(self, run: str | None) -> None:
+        """Makes sure that what is about to be released belongs to the run of this ledger.
+
+        Args:
+          run: id in the checkpoint that the run goes on from; None where there is none.
+
+        Raises:
+          FileExistsError: the ledger is another run's; the message says what was spent, and the ways on.
+        """
+        last = self.last
+        if last is not None and last.updates > 0 and last.run != run:
+            reason = "its checkpoints are gone" if run is None else "the checkpoints there are those of another run"
+            ways = ways_on(self.path.parent, seeds_given=last.seeds_from == "given in the config")
+            raise FileExistsError(f"{self.path} says that {_spent(last)}, but {reason}. {ways}")
+
+    def append(self, entry: Entry) -> None:
+        """Writes an entry, whole, and returns when it is on the disk.
+
+        What a crash left of a last line is cut off first: it was being written when nothing of it was released yet.
+
+        Raises:
+          OSError: it could not be written; nothing may be released then.
+        """
+        line = (json.dumps(dataclasses.asdict(entry), allow_nan=False) + "\n").encode()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            content = os.read(descriptor, os.fstat(descriptor).st_size)
+            end = content.rfind(b"\n") + 1
+            os.ftruncate(descriptor, end)
+            os.lseek(descriptor, end, os.SEEK_SET)
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_folder(self.path.parent)  # else a crash could take a new file with it
+        self.entries.append(entry)
+
+
+def read_ledger(workdir: str | os.PathLike[str]) -> list[Entry]:
+    """The entries in a run's folder, in the order of writing; none where there is no ledger.
+
+    A last line without its end is left out: the crash that cut it came before anything was released under it.
+
+    Raises:
+      ValueError: a line is no entry; the message names it.
+    """
+    path = Path(workdir) / FILE
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    entries = []
+    for row, line in enumerate(lines, start=1):
+        try:
+            entries.append(Entry.from_json(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {row} is no entry of a ledger: {error}. It says what the data was spent on, so put "
+                "the file back as it was; a new --workdir begins another ledger"
+            ) from error
+    return entries
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _spent(entry: Entry) -> str:
+    most = "" if entry.is_exact else "up to "
+    text = f"{most}{entry.updates:,} updates on {entry.num_examples:,} training examples were released"
+    if entry.noise_multiplier == 0:
+        return f"{text}, without any privacy"
+    return f"{text}, for epsilon = {number(entry.epsilon(), 'up')} at delta = {number(entry.delta, 'up')}"
+
+
+def ways_on(workdir: Path, *, seeds_given: bool) -> str:
+    """What to do where a run would begin that spends the data a second time."""
+    text = (
+        "To begin again would spend the data a second time and overwrite the model of the first. Either put "
+        f"{workdir / 'checkpoints'} back as they were, and the same command goes on from there; or give a new "
+        f"--workdir and account for both runs: `python -m experiments.spent --workdirs={workdir},NEW` says what they "
+        "cost together."
+    )
+    if seeds_given:
+        text += (
+            " The seeds were given, so that a second run draws the same noise, which cancels out in the difference of "
+            "the two: on data that is public or synthetic remove the whole folder instead, and release one run at most."
+        )
+    return text
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # mounted buckets have no folders to write back
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
