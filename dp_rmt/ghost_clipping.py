@@ -88,7 +88,9 @@ def ghost_clipped_grad(
     >>> model = nn.Dense(1, use_bias=False)
     >>> losses = lambda params, batch: 0.5 * model.apply(params, batch)[:, 0] ** 2
     >>> params = {"params": {"kernel": jnp.ones((2, 1))}}
-    >>> gradient, per_example = ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, jnp.eye(2) * 2)
+    >>> gradient, per_example = ghost_clipped_grad(losses, l2_clip_norm=1.0)(
+    ...     params, jnp.eye(2) * 2, is_padding_example=None
+    ... )
     >>> [round(float(x), 3) for x in per_example.grad_norm]
     [4.0, 4.0]
     """
@@ -106,6 +108,7 @@ def ghost_clipped_grad(
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
         norms = jnp.sqrt(jnp.maximum(squared_norms, 0.0))  # the rounding of a cross term can be negative
+        norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
         return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))

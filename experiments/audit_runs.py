@@ -55,7 +55,7 @@ class OneRun:
 
         @jax.jit
         def score(params: Params, released: Params) -> jax.Array:
-            _, per_example = right.clipped_grad(self.losses)(params, planted)
+            _, per_example = right.clipped_grad(self.losses)(params, planted, is_padding_example=None)
             return canaries.gradient_scores(
                 self.losses, params, planted, released, per_example.grad_norm, l2_clip_norm=right.l2_clip_norm
             )
