@@ -34,7 +34,7 @@ def num_examples(batch: Batch) -> int:
     """
     leaves = [(f"batch{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]
     if not leaves:
-        raise ValueError(f"the batch has no arrays, got {batch!r}: give at least one array whose first axis is the examples")
+        raise ValueError(f"the batch {batch!r} has no arrays: give at least one whose first axis is the examples")
     for name, leaf in leaves:
         if getattr(leaf, "shape", ()) == ():
             what = "no axis" if hasattr(leaf, "shape") else f"type {type(leaf).__name__}"

@@ -202,7 +202,7 @@ def summed_over_microbatches(
         total, per_example = sum_(params, batch, is_padding)
         return jax.tree.map(lambda g: g / normalize_by, total), per_example
 
-    # Not op by op, which would compile the loops and the traps for layers anew at every call, and keep what it compiled.
+    # Not op by op: loops, and the layers of ghost clipping, would be compiled anew at every call, and never be freed.
     return ClippedGradient(jax.jit(function, inline=True), l2_clip_norm / normalize_by)
 
 

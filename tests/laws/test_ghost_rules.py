@@ -225,7 +225,7 @@ def scan_carried(leaf, y):
 )
 def test_leaves_are_followed_to_every_use(function, expected):
     jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 3)), jnp.ones(4)).jaxpr
-    assert uses_of_leaves(jaxpr, 1) == [expected]
+    assert [[use.by for use in uses] for uses in uses_of_leaves(jaxpr, 1)] == [expected]
 
 
 class Uncounted(nn.Module):
