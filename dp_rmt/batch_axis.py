@@ -164,10 +164,11 @@ def _acts_along(eqn: Any, values: Sequence[Value], batch: int) -> int | None:
 
 
 def _random_bits(eqn: Any, layout: Layout, batch: int) -> int | None:
-    if eqn.invars[0].aval.dtype.name != "key<fry>":
+    kind = eqn.invars[0].aval.dtype.name
+    if kind != "key<fry>":
         raise MixingError(
-            f"of a {eqn.invars[0].aval.dtype.name} for each example draws the bits of all from the key of the first: use "
-            "threefry keys, jax.random.key(seed, impl='threefry2x32')"
+            f"of a {kind} for each example draws the bits of all from the key of the first: use threefry keys, "
+            "jax.random.key(seed, impl='threefry2x32')"
         )
     return layout.inner
 

@@ -30,10 +30,10 @@ def example_keys(key: jax.Array, examples: jax.typing.ArrayLike) -> jax.Array:
 class PerExampleDropout(nn.Module):
     """`flax.linen.Dropout` with a mask of each example's own, the same by `clipped_grad` and `ghost_clipped_grad`.
 
-    ``y_i = x_i * keep_i / (1 - rate)`` with ``keep_i ~ Bernoulli(1 - rate)`` drawn from ``fold_in(keys_i, place)``, where
-    ``place`` tells apart the places in the model (Srivastava et al. 2014). It comes from flax's random numbers for
-    "dropout", as that of `nn.Dropout`: give ``rngs={"dropout": key}`` with any key, the same for all examples, and under
-    `nn.scan` split it (``split_rngs={"dropout": True}``), so that each layer has masks of its own.
+    ``y_i = x_i * keep_i / (1 - rate)`` (Srivastava et al. 2014) with ``keep_i ~ Bernoulli(1 - rate)`` drawn from
+    ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. It comes from flax's random numbers
+    for "dropout", as the key of `nn.Dropout` does: give ``rngs={"dropout": key}`` with any key, the same for all
+    examples, and under `nn.scan` split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
 
     Attributes:
       rate: the probability of an entry to become zero, in [0, 1).
@@ -81,9 +81,10 @@ def _check_keys(keys: jax.Array, x: jax.Array) -> None:
             f"PerExampleDropout needs a typed key for each of the {x.shape[:1]} examples, got {keys.dtype} of shape "
             f"{keys.shape}: make `keys` a leaf of the batch, by dp_rmt.models.example_keys(key, indices)"
         )
-    if str(jax.random.key_impl(keys)) != "threefry2x32":
+    generator = str(jax.random.key_impl(keys))
+    if generator != "threefry2x32":
         raise ValueError(
-            f"PerExampleDropout needs threefry keys, got {jax.random.key_impl(keys)}: under jax.vmap that generator draws "
-            "all masks from the first key, so that one example decides what is dropped of others. Make the key by "
+            f"PerExampleDropout needs threefry keys, got {generator}: under jax.vmap that generator draws all masks "
+            "from the first key, so that one example decides what is dropped of others. Make the key by "
             "jax.random.key(seed, impl='threefry2x32')"
         )
