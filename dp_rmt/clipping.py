@@ -116,6 +116,10 @@ def clipped_grad(
     | has a norm that overflows float32 | exactly zero                                    |
     | has a zero gradient               | zero                                            |
 
+    Random numbers of the loss must be each example's own. For dropout that is a key for each example as a leaf of the
+    batch and `dp_rmt.models.PerExampleDropout`; one key for all, with `flax.linen.Dropout`, gives all examples the same
+    mask here, and masks that belong to the row of the batch in `dp_rmt.ghost_clipped_grad`.
+
     A loss that is not finite is one that has no gradient, whatever its derivative is: the cross-entropy of a label that
     is no class (-100, or 2 of 2) is NaN, and its derivative finite and wrong.
 

@@ -63,9 +63,12 @@ def ghost_clipped_grad(
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
     with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype;
-    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: each call traces
-    ``per_example_losses``, follows each leaf to the layer that uses it, and checks that no operation mixes examples.
-    That takes time at every call, so jit the result.
+    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of its arguments
+    ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may mix examples.
+    A tied table is known by itself, so several modules may have one name; its lookup must come before its head, and
+    not inside a jit or a remat of its own.
+
+    Dropout: `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen

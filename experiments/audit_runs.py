@@ -173,7 +173,7 @@ def _repeated_runs(mechanism: Audited) -> Any:
         if mechanism.repeats_noise:
             restarted = state.noise._replace(step=number % (mechanism.num_steps // 2))
             state = dataclasses.replace(state, noise=restarted)
-        _, per_example = right(state.params, canary)
+        _, per_example = right(state.params, canary, is_padding_example=None)
         params = state.params
         state, _ = train_step(state, [({"row": rows}, is_padding)])
         released = optax.tree.get(state.optimizer, RELEASED)
