@@ -38,8 +38,8 @@ def not_to_be_traced(params, batch):
         ({"x": X, "weight": jnp.ones([])}, r"batch\['weight'\] has no axis"),
         ({"x": X, "weight": 2.0}, r"batch\['weight'\] has type float.*close over"),
         ({"x": X, "key": jax.random.key(0)}, r"batch\['key'\] has no axis"),
-        ({}, "the batch has no arrays"),
-        (None, "the batch has no arrays"),
+        ({}, "the batch .* has no arrays"),
+        (None, "the batch .* has no arrays"),
     ],
 )
 def test_leaves_must_share_their_leading_axis(way, batch, message):
