@@ -108,7 +108,7 @@ def test_both_methods_of_clipping_give_the_same_gradient():
 
     settings = {**SETTINGS, "expected_batch_size": 4.0, "clip": "automatic", "microbatch_size": 2}
     vmap, ghost = (DPSGD(**settings, clipping_method=m).clipped_grad(losses) for m in ("vmap", "ghost"))
-    (expected, per_example), (actual, _) = (jax.jit(f)(params, batch) for f in (vmap, ghost))
+    (expected, per_example), (actual, _) = (jax.jit(f)(params, batch, is_padding_example=None) for f in (vmap, ghost))
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
     # Sum over the EXPECTED batch size of four, though there are eight.
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(expected)))
@@ -118,7 +118,9 @@ def test_both_methods_of_clipping_give_the_same_gradient():
     by_hand = jax.tree.map(lambda g: np.einsum("b,b...->...", factors, g), gradients)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), expected, by_hand)
     with pytest.raises(ValueError, match="ghost clipping has no rule"):
-        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(jnp.ones(5), batch)
+        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(
+            jnp.ones(5), batch, is_padding_example=None
+        )
 
 
 @pytest.mark.parametrize(

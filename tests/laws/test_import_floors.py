@@ -31,7 +31,7 @@ FLOORS = [
 ANNEXES = dict.fromkeys(
     ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size"),
     "ghost_clipping",
-) | dict.fromkeys(
+) | {"batch_leaves": "clipping"} | dict.fromkeys(
     (
         "gates", "matrix_groups", "residual_stream", "matrix_denoiser", "denoised_adam", "filters", "truncation", "muon"
     ),
