@@ -110,7 +110,8 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        norms = jnp.sqrt(jnp.maximum(squared_norms, 0.0))  # the rounding of a cross term can be negative
+        # The rounding of a cross term can be negative; where the term overflows, the example does not contribute.
+        norms = jnp.sqrt(jnp.where(jnp.isfinite(squared_norms), jnp.maximum(squared_norms, 0.0), jnp.abs(squared_norms)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
@@ -127,12 +128,16 @@ _Tapped = Callable[[Params, jax.Array], jax.Array]
 _Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
+def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+    return pull_back(cotangents)
+
+
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
     """The sums of a backward pass are linear in the weights of the taps; what that linear map needs is the book."""
 
     def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:
         losses, pull_back = jax.vjp(tapped, params, weights_B)
-        sums, squared_norms = pull_back(jnp.ones_like(losses))
+        sums, squared_norms = run(pull_back, jnp.ones_like(losses))
         return sums, (losses, squared_norms)
 
     _, weighted_sum, (losses, squared_norms) = jax.linearize(backward, ones, has_aux=True)
@@ -140,16 +145,12 @@ def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
 
 
 def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
-    """With weights of one the sums of a backward pass are the gradient of the losses, weighted by their cotangents."""
-    losses, pull_back = jax.vjp(tapped, params, ones)
-    squared_norms = pull_back(jnp.ones_like(losses))[1]
+    """The same without the book: the linear map repeats the backward pass, from the same cotangents of the losses.
 
-    def weighted_sum(weights_B: jax.Array) -> Params:
-        # Without the barrier the compiler shares intermediate results of the two passes, and holds them in between.
-        again, weights_B = jax.lax.optimization_barrier((pull_back, weights_B))
-        return again(weights_B.astype(losses.dtype))[0]
-
-    return losses, squared_norms, weighted_sum
+    Weighted cotangents would give the same sums in exact arithmetic only. What rounding makes of them in the layers
+    between, in bfloat16 above all, no norm of the first pass bounds.
+    """
+    return _bookkeeping(tapped, params, ones, run=jax.checkpoint(_run))
 
 
 _METHODS: dict[str, Callable[[_Tapped, Params, jax.Array], _Outcome]] = {"bookkeeping": _bookkeeping, "ghost": _ghost}

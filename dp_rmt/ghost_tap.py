@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dp_rmt.ghost_rules import Contraction, LeafRule, Lookup, head_rows, tied_product
+from dp_rmt.ghost_rules import Contraction, LeafRule, Lookup, head_rows, tied_product, with_range_of_float32
 
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
@@ -123,7 +123,7 @@ _tap_frozen.defvjp(_tap_frozen_forward, _tap_frozen_backward, symbolic_zeros=Tru
 
 def tap_tied_lookup(
     table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`tap` for the lookup ``y = E[ids]`` of a table that `tap_tied_head` uses as well.
 
     Args:
@@ -136,7 +136,7 @@ def tap_tied_lookup(
       ``y`` and the ticket for `tap_tied_head`.
     """
     tokens = ids.reshape(len(ids), -1).shape
-    ticket = (jnp.zeros((*tokens, y.shape[-1]), weights_B.dtype), jnp.zeros(tokens, weights_B.dtype))
+    ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
     return _tied_lookup(table, ids, y, weights_B, ticket)
 
 
@@ -152,13 +152,14 @@ def _tied_lookup_forward(table: Any, ids: Any, y: Any, weights_B: Any, ticket: A
 
 def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
     rows_of_table, ids, weights_B = residuals
-    g, (rows_BxTxD, rounding_BxT) = cotangents
+    g, (rows_BxTxD, rounding_BxT, rounding_of_head_B) = cotangents
     if rows_of_table is None or isinstance(g, SymbolicZero):
         return None, None, None if isinstance(g, SymbolicZero) else g, None, None
     rule = Lookup(len(rows_of_table))
     squared_norms = rule.squared_norm(ids, g)
     if not isinstance(rows_BxTxD, SymbolicZero):  # else no head has taken the ticket
-        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g)
+        # What rounding adds to the head's part of the sum may point along the lookup's.
+        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
     total = rule.weighted_sum(ids, g, weights_B).astype(weights_B.dtype)
     return total, None, g, squared_norms.astype(weights_B.dtype), None
 
@@ -198,11 +199,12 @@ def _tied_head_backward(residuals: Any, g: Any) -> tuple:
     if residuals is None or isinstance(g, SymbolicZero):
         return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals
-    x_BxSxD = x.reshape(len(x), -1, x.shape[-1])
+    x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
     # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
-    g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x.dtype)
+    g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
     total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)
-    ticket = tuple(a.astype(weights_B.dtype) for a in head_rows(ids_BxT, x_BxSxD, g_BxSxV))
+    ticket = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))
+    ticket = tuple(a.astype(weights_B.dtype) for a in ticket)
     return total, None, ticket, None, g, HEAD.squared_norm(x_BxSxD, g_BxSxV).astype(weights_B.dtype)
 
 

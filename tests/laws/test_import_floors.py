@@ -29,7 +29,8 @@ FLOORS = [
 ]
 # Modules with a name of their own that live on the floor of another.
 ANNEXES = dict.fromkeys(
-    ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size"),
+    ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size",
+     "token_scales"),
     "ghost_clipping",
 ) | {"batch_leaves": "clipping"} | dict.fromkeys(
     (
