@@ -129,7 +129,7 @@ def map_groups(
     for name, group in matrix_groups(tree, rule, join).items():
         matrices = stack(group, leaves)
         result = function(name, group, matrices + after.astype(matrices.dtype))
-        after = jnp.minimum(jnp.sum(result > 0, dtype=jnp.int32), 0)  # always 0, but XLA does not know
+        after = jnp.minimum(jnp.max((result > 0).astype(jnp.int32)), 0)  # always 0, but XLA does not know
         leaves |= unstack(group, result)
     paths = [path for path, _ in matrix_view.leaves_by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in paths])
