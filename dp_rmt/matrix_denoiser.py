@@ -141,7 +141,7 @@ class MatrixDenoiser:
         weights, base = weights * factor[:, None], base * factor
         denoised = singular_values.scale_spectrum(matrices, basis, weights, complement=base)
         denoised = jnp.where(accepted[:, None, None], denoised, matrices)  # bit for bit what was refused
-        edge = marchenko_pastur.bulk_edge(**shape)
+        edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
         top_over_edge = values[:, 0] / jnp.maximum(edge[:, 0], jnp.finfo(values.dtype).tiny)
         return denoised, MatrixDiagnostics(
             jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge.astype(jnp.float32)

@@ -11,6 +11,7 @@ import dp_rmt
 
 FLOORS = [
     "types",
+    "trees",
     "random_matrix",
     "matrix_view",
     "clipping",
