@@ -94,8 +94,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """  # noqa: E501
     program, *arguments = sys.argv if argv is None else argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    runs_a_module = argv is None and module is not None
-    words = ["python", "-m", module.name.removesuffix(".__main__")] if runs_a_module else [program]
+    words = [program]
+    if argv is None and module is not None:
+        words = ["python", "-m", module.name.removesuffix(".__main__")]
     hides = False
     for argument in arguments:
         found = SEED.fullmatch(argument)

@@ -12,6 +12,7 @@ import dp_rmt
 FLOORS = [
     "types",
     "arguments",
+    "trees",
     "random_matrix",
     "matrix_view",
     "clipping",
