@@ -85,7 +85,7 @@ class Contraction:
         return jnp.square(norm + self.rounding_of_sum(x, g))
 
     def rounding_of_sum(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``(batch,)``: how much longer than the gradient itself what an example of weight one adds to the sum can be."""
+        """``(batch,)``: by how much an example of weight one can add more to the sum than its gradient's norm."""
         if self._keeps_gradients(x):
             return jnp.zeros(len(x), _wide_dtype(g))
         _, x_norms, g_norms = self._token_norms(x, g)

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dp_rmt
-
 SEED = re.compile(r"(-{1,2}[\w.]*_seed)(=.*)?", re.DOTALL)
 HIDDEN = "(given; not shown)"
 
@@ -62,7 +60,7 @@ def version() -> str | None:
         return None
 
 
-def commit(package: Path = Path(dp_rmt.__file__).parent) -> str | None:
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     """The git commit of the checkout whose top has the package, with "+changes" if tracked files differ from it.
 
     Args:
