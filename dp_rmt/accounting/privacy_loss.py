@@ -44,13 +44,14 @@ def bin_width(step: Step, num_steps: int) -> float:
     """The width of the bins in which the privacy loss is counted, in nats.
 
     A step's loss has the scale ``w = sqrt(D_2)``, ``D_2 = log(1 + q^2 (e^(1/sigma^2) - 1))`` its Renyi divergence of
-    order 2: 1 / sigma for full batches, q / sigma for large sigma. Bins of width h add up to h^2 / 6 to its variance
-    (a loss between two of them is counted as either), so h is a small fraction of w; not too small, because the masses
-    of bins are differences of float64 numbers, whose rounding adds about 1e-13 w / h^2 of the variance. The best h / w
-    is about (1e-12 / w)^(1/4) where w is tiny. Wide distributions have wider bins, so that their number stays bounded.
+    order 2: 1 / sigma for full batches, q / sigma for large sigma. Bins of width h add about h^2 / 6 to its variance (a
+    loss between two of them counts as either), so h is a small part of w. Not too small: masses of bins are differences
+    of float64 numbers, with errors of 1e-16 / h, and what is negative becomes 0. That adds 1e-13 w / h^2 of the variance,
+    and 4e-16 w / h^2 to the mass in each of T steps; the best w / h is about (w min(1e12, 4e15 / T))^(1/4) where that is
+    below 30. Wide distributions have wider bins, so that their number stays bounded.
     """
     sigma, q, scale = step.noise_multiplier, step.sampling_probability, _scale(step)
-    wanted = min(_WIDEST_BIN, scale / min(30.0, 1e3 * scale**0.25))
+    wanted = min(_WIDEST_BIN, scale / min(30.0, (scale * min(1e12, 4e15 / num_steps)) ** 0.25))
     # Overflow doubles the sensitivity and looks both ways.
     sensitivity = 2.0 if step.overflow_probability > 0 else 1.0
     reach = sensitivity * _STEP_REACH / sigma + sensitivity**2 / (2 * sigma**2)
