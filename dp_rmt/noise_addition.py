@@ -126,25 +126,34 @@ def _add_noise(path: jax.tree_util.KeyPath, leaf: jax.Array, std: float | jax.Ar
             "leaves can get noise: take integers out of what is trained, and train a complex parameter as two real "
             "ones, its real and its imaginary part"
         )
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     return leaf.astype(dtype) + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
 
 
 def _check_noise_std(noise_std: Any) -> None:
-    if np.ndim(noise_std) != 0:
-        raise ValueError(f"noise_std must be one number for all entries, got shape {np.shape(noise_std)}")
-    if not isinstance(noise_std, jax.core.Tracer) and not 0 <= noise_std < float("inf"):
-        raise ValueError(f"noise_std must be non-negative and finite, got {noise_std}")
+    if isinstance(noise_std, jax.core.Tracer):
+        is_right = noise_std.shape == ()
+    else:
+        number = np.asarray(noise_std)
+        is_real = jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
+        is_right = number.ndim == 0 and is_real and bool(0 <= number < math.inf)
+    if not is_right:
+        raise ValueError(
+            f"noise_std must be non-negative and finite, one number or a schedule of it, got {noise_std!r}; it is the "
+            "standard deviation of every entry, noise_multiplier * sensitivity"
+        )
 
 
 def _check_key(key: jax.Array) -> None:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed key such as noise_key(seed), got an array of {key.dtype}")
-    if key.shape != () or str(jax.random.key_impl(key)) != _IMPLEMENTATION:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be a typed key such as noise_key(seed), got {key!r}")
+    if key.shape != ():
+        raise ValueError(f"key must be one key such as noise_key(seed), got an array of keys of shape {key.shape}")
+    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
         raise ValueError(
-            f"key must be one {_IMPLEMENTATION} key such as noise_key(seed), got {jax.random.key_impl(key)!r} of shape "
-            f"{key.shape}: other generators' bits depend on the backend, the mesh or vmap, so that a resumed run would "
-            "release a step a second time, with other noise"
+            f"key must be a {_IMPLEMENTATION} key such as noise_key(seed), got one of {jax.random.key_impl(key)!r}: "
+            "bits of other generators may depend on the backend and the mesh, and a run that is resumed elsewhere "
+            "would release a step again with other noise"
         )
 
 
@@ -152,7 +161,7 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
     """Independent N(0, 1) draws with a Gaussian's tails, up to `NOISE_SUPPORT` standard deviations on both sides.
 
     Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011).
-    `jax.random.normal` has the same structure, but keeps 23 of the 64 bits: it never exceeds 5.22.
+    `jax.random.normal` inverts the same distribution function, but from 23 bits: it never exceeds 5.2201.
 
     Args:
       key: a typed Threefry key.
@@ -163,11 +172,16 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
       An array of that shape and dtype; entry i depends on the key and its position alone, not on how the array is
       divided among devices.
 
+    Raises:
+      ValueError: the key, the dtype or the shape is none of these; an axis has more than 2^32 entries.
+
     >>> z = standard_normal(jax.random.key(0), (1000,))
     >>> print(f"{z.std():.1f}")
     1.0
     """
     _check_key(key)
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
+        raise ValueError(f"standard_normal: dtype must be float32 or float64, got {dtype}: fewer digits have no tails")
     high, low = _words(key, tuple(shape))
     return normal_of_words(high, low, dtype)
 
@@ -222,6 +236,11 @@ def _positions(shape: tuple[int, ...], words: int = 2**32) -> tuple[jax.Array, j
     split = 0
     while math.prod(shape[split:]) > words:
         split += 1
+    if math.prod(shape[:split]) > words or max(shape, default=0) > words:
+        raise ValueError(
+            f"standard_normal: shape {shape} has an axis of more than {words} entries, or more than {words} blocks of "
+            "as many: divide the array into several"
+        )
     return _linear_index(shape, range(split)), _linear_index(shape, range(split, len(shape)))
 
 
