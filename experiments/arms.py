@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dp_rmt.accounting import Accountant
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft_adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
@@ -213,21 +211,18 @@ def _statement(arm: Arm, steps_done: int) -> PrivacyStatement:
     is_private = mechanism.noise_multiplier > 0
     seeds_given = privacy.sampling_seed is not None or privacy.noise_seed is not None
 
-    @functools.cache  # by privacy loss distributions it takes a second
-    def epsilon(accountant: Accountant) -> float | None:
-        return mechanism.epsilon(steps_done, delta, accountant) if is_private else None
-
+    by_accountant = mechanism.epsilon_by_accountant(steps_done, delta) if is_private else {}
     numbers: dict[str, Any] = {
         name: getattr(mechanism, name)
         for name in ("noise_multiplier", "l2_clip_norm", "clip", "sampling_probability", "expected_batch_size",
                      "max_batch_size", "num_examples", "noise_std")
     }  # fmt: skip
     return PrivacyStatement(
-        epsilon=epsilon(mechanism.accountant),
+        epsilon=mechanism.epsilon(steps_done, delta) if is_private else None,
         target_epsilon=privacy.epsilon if is_private else None,
         delta=delta,
-        epsilon_pld=epsilon("pld"),
-        epsilon_rdp=epsilon("rdp"),
+        epsilon_pld=by_accountant.get("pld"),
+        epsilon_rdp=by_accountant.get("rdp"),
         num_steps=steps_done,
         seeds_from="given in the config" if seeds_given else "os entropy",
         nonprivate_metrics=privacy.nonprivate_metrics,
