@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -142,6 +143,104 @@ def test_both_methods_of_clipping_give_the_same_gradient():
 def test_refuses_numbers_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         DPSGD(**{**SETTINGS, **change})
+
+
+@pytest.mark.parametrize("batch_multiple_of", [1, 3, 8])
+def test_the_batch_shape_fits_microbatches_and_devices(batch_multiple_of):
+    """It was 331, which no microbatch of 32 divides: the first step failed."""
+    settings = {"num_examples": 2000, "expected_batch_size": 256, "num_steps": 5, "l2_clip_norm": 1.0}
+    mechanism = DPSGD.calibrated(
+        epsilon=8.0, delta=1e-5, microbatch_size=32, batch_multiple_of=batch_multiple_of, **settings
+    )
+    multiple = math.lcm(32, batch_multiple_of)
+    assert mechanism.max_batch_size == max_batch_size_for(2000, 0.128, multiple_of=multiple)
+    assert mechanism.max_batch_size % multiple == 0
+    batch = jnp.ones((mechanism.max_batch_size, 3))
+    padding = jnp.zeros(mechanism.max_batch_size, bool)
+    gradient, _ = mechanism.clipped_grad(lambda w, x: x @ w)(jnp.ones(3), batch, is_padding_example=padding)
+    assert gradient.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("num_examples", 2000.0, "Give the integer 2000"),
+        ("num_examples", True, "Give a Python number"),
+        ("num_examples", None, "Give a Python number"),
+        ("num_steps", 5.5, "Give a whole number"),
+        ("num_steps", math.nan, "Give a whole number"),
+        ("microbatch_size", 8.0, "Give the integer 8"),
+        ("microbatch_size", 0, "got 0"),
+        ("batch_multiple_of", np.float32(2), "Give the integer 2"),
+        ("max_batch_size", "64", "Give a Python number"),
+        ("expected_batch_size", "40", "Give a Python number"),
+        ("expected_batch_size", math.nan, "got nan"),
+        ("l2_clip_norm", np.ones(2), "Give a Python number"),
+        ("l2_clip_norm", 1j, "Give a Python number"),
+        ("clip", "hard", "one of flat, automatic"),
+        ("accountant", "prv", "one of pld, rdp"),
+        ("accountant", None, "one of pld, rdp"),
+    ],
+)
+def test_one_door_refuses_what_is_no_number_of_its_kind(name, value, advice):
+    settings = {setting: given for setting, given in SETTINGS.items() if setting != "noise_multiplier"} | {name: value}
+    doors = functools.partial(DPSGD, noise_multiplier=1.0), functools.partial(DPSGD.calibrated, epsilon=1, delta=1e-5)
+    for make in doors:
+        with pytest.raises(ValueError, match=name) as error:
+            make(**settings)
+        assert advice in str(error.value)
+
+
+def test_no_clip_norm_of_nan_without_noise():
+    with pytest.raises(ValueError, match="l2_clip_norm must be positive, got nan"):
+        DPSGD(**{**SETTINGS, "noise_multiplier": 0.0, "l2_clip_norm": math.nan})
+
+
+def test_scalars_of_other_libraries_are_numbers():
+    plain = DPSGD(**SETTINGS, microbatch_size=8)
+    other = DPSGD(
+        num_examples=jnp.int32(1000),
+        expected_batch_size=np.float64(40.0),
+        num_steps=np.int64(20),
+        noise_multiplier=jnp.float32(1.5),
+        l2_clip_norm=np.float64(0.2),
+        microbatch_size=jnp.array(8),
+    )
+    assert other == plain
+    assert hash(other) == hash(plain)
+    assert all(type(value) in (int, float, str, type(None)) for value in dataclasses.asdict(other).values())
+
+
+def test_calibrated_names_settings_that_it_does_not_know():
+    with pytest.raises(TypeError, match=r"unknown setting num_example, steps; give .* some of num_examples"):
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, num_example=1000, steps=3)
+    with pytest.raises(TypeError, match="unknown setting noise_multiplier"):
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, **SETTINGS)
+    settings = {**SETTINGS, "l2_clip_norm": math.inf}
+    del settings["noise_multiplier"]
+    with pytest.raises(ValueError, match="no amount of noise is private"):  # before the search for a multiplier
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, **settings)
+
+
+def test_the_end_of_the_noise_is_in_epsilon():
+    mechanism = DPSGD(**SETTINGS)
+    missing = mechanism.delta_of_truncation(20)
+    arguments = {"noise_multiplier": 1.5, "sampling_probability": 0.04, "num_steps": 20}
+    arguments["truncation"] = mechanism.truncation
+    assert missing == accounting.delta_of_truncation(noise_support=NOISE_SUPPORT, **arguments)
+    assert 0 < missing < 1e-11
+    assert mechanism.epsilon(20, 1e-5) == accounting.epsilon(delta=1e-5 - missing, **arguments)
+    assert mechanism.epsilon(20, missing) == math.inf
+    assert mechanism.epsilon_by_accountant(20, 1e-5) == {
+        name: mechanism.epsilon(20, 1e-5, name) for name in ("pld", "rdp")
+    }
+    rate = mechanism.largest_true_positive_rate(20, 0.01)
+    assert rate == accounting.largest_true_positive_rate(
+        false_positive_rate=0.01, noise_support=NOISE_SUPPORT, **arguments
+    )
+    assert 0.01 < rate < 0.1
+    assert (mechanism.delta_of_truncation(0), mechanism.largest_true_positive_rate(0, 0.01)) == (0.0, 0.01)
+    assert mechanism.epsilon_by_accountant(0, 1e-5) == {"pld": 0.0, "rdp": 0.0}
 
 
 def test_is_one_consistent_set_of_numbers():

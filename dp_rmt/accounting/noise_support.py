@@ -48,8 +48,8 @@ def delta_of_truncation(
     >>> run = {"noise_multiplier": 0.7722, "sampling_probability": 1000 / 67_349, "num_steps": 202}
     >>> f"{delta_of_truncation(noise_support=5.2201, num_parameters=1, **run):.1e}"  # a float32 inverse error function
     '1.3e-04'
-    >>> f"{delta_of_truncation(noise_support=9.16, **run):.1e}"
-    '1.1e-12'
+    >>> f"{delta_of_truncation(noise_support=9.155, **run):.1e}"
+    '1.0e-12'
     """
     support = real("noise_support", noise_support, "be above 3 standard deviations, or infinite", lambda s: s > 3)
     step = Step(noise_multiplier, sampling_probability, truncation)

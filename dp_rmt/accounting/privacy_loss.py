@@ -46,8 +46,8 @@ def bin_width(step: Step, num_steps: int) -> float:
     A step's loss has the scale ``w = sqrt(D_2)``, ``D_2 = log(1 + q^2 (e^(1/sigma^2) - 1))`` its Renyi divergence of
     order 2: 1 / sigma for full batches, q / sigma for large sigma. Bins of width h add about h^2 / 6 to its variance (a
     loss between two of them counts as either), so h is a small part of w. Not too small: masses of bins are differences
-    of float64 numbers, with errors of 1e-16 / h, and what is negative becomes 0. That adds 1e-13 w / h^2 of the variance,
-    and 4e-16 w / h^2 to the mass in each of T steps; the best w / h is about (w min(1e12, 4e15 / T))^(1/4) where that is
+    of float64 numbers, with errors of 1e-16 / h, and negative ones become 0. That adds 1e-13 w / h^2 of the variance,
+    and 4e-16 w / h^2 to the mass in each of T steps; the best w / h is about (w min(1e12, 4e15 / T))^(1/4) where it is
     below 30. Wide distributions have wider bins, so that their number stays bounded.
     """
     sigma, q, scale = step.noise_multiplier, step.sampling_probability, _scale(step)
