@@ -6,14 +6,17 @@ The noise that was here before, `jax.random.normal`, fails the same tests: of ea
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
 
-from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise, noise_key, normal_of_words, standard_normal
+from dp_rmt.noise_addition import NOISE_SUPPORT, _words, add_gaussian_noise, noise_key, normal_of_words, standard_normal
 
+DOCS = Path(__file__).parents[2] / "docs"
 TOP = 2**64 - 1
 ULP = 2.0**-23
 # Two polynomials, a quotient, a root of a logarithm, all in float32: seen are 3.3 units in the last place.
@@ -176,6 +179,44 @@ def test_counts_of_many_draws_are_those_of_a_gaussian_and_the_previous_are_not()
     assert p_values["above", 5.25] < 1e-9
     assert p_values["both", 5.5] < LEAST_P_VALUE
     assert -5.4201 < lowest < highest < 5.2202
+
+
+def test_the_table_of_the_documents():
+    """The probability, over delta, that an example is found by a value beyond the support somewhere in a run."""
+    rows = [
+        [cell.strip().replace(",", "") for cell in line.strip("| \n").split("|")]
+        for line in (DOCS / "sharp_edges.md").read_text().splitlines()
+        if line.startswith(("| 67,349", "| 392,702"))
+    ]
+    assert len(rows) == 3
+    for num_examples, batch_size, num_steps, _, noise_multiplier, previously, here in rows:
+        found = [
+            -np.expm1(
+                int(num_steps)
+                * np.log1p(
+                    -int(batch_size) / int(num_examples) * stats.norm.sf(support - 1 / float(noise_multiplier))
+                )
+            )
+            * int(num_examples) ** 1.1
+            for support in (5.2201, NOISE_SUPPORT)
+        ]
+        assert [f"{found[0]:.0f}", f"{found[1]:.0e}"] == [previously, here.replace("e-", "e-0")]
+
+
+@pytest.mark.parametrize(("draw", "is_fine"), [(new, True), (previous, False)])
+def test_draws_seldom_have_the_same_value(draw, is_fine):
+    """By chance 2% of 2^21 draws share a value of float32; of 2^23 values, 12% would."""
+    share = len(np.unique(draw(noise_key(0)))) / CHUNK
+    assert (share > 0.95) == is_fine
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_draws_are_the_map_of_the_words(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        key = noise_key(2)
+        np.testing.assert_array_equal(
+            standard_normal(key, (20, 50), dtype), normal_of_words(*_words(key, (20, 50)), dtype)
+        )
 
 
 def test_the_released_noise_is_that_noise():
