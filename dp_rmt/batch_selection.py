@@ -67,7 +67,7 @@ class PoissonSampling:
       num_examples: examples in the data set.
       sampling_probability: in (0, 1].
       max_batch_size: length of every batch, in examples; see `max_batch_size_for`.
-      seed: a non-negative integer, see `fresh_seed`; not the seed of the noise.
+      seed: in [0, 2^128), see `fresh_seed`; not the seed of the noise.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -86,8 +86,8 @@ class PoissonSampling:
         _validate(self.num_examples, self.sampling_probability)
         if operator.index(self.max_batch_size) < 1:
             raise ValueError(f"PoissonSampling: max_batch_size must be at least 1: {self.max_batch_size}.")
-        if operator.index(self.seed) < 0:
-            raise ValueError(f"PoissonSampling: seed must not be negative: {self.seed}. See fresh_seed().")
+        if not 0 <= operator.index(self.seed) < 2**128:
+            raise ValueError(f"PoissonSampling: seed must be in [0, 2^128), got {self.seed}. See fresh_seed().")
 
     def indices(self, step: int) -> np.ndarray:
         """The examples of one step.
@@ -103,7 +103,8 @@ class PoissonSampling:
         """
         if operator.index(step) < 0:
             raise ValueError(f"PoissonSampling.indices: step must not be negative, got {step}.")
-        # A counter-based generator of its own for each step: steps are independent and need no order.
+        # A counter-based generator of its own for each step: steps are independent and need no order. NumPy hashes the
+        # four words of the seed and then those of the step; a seed of more words could begin like another's step.
         seed_sequence = np.random.SeedSequence(entropy=int(self.seed), spawn_key=(int(step),))
         rng = np.random.Generator(np.random.Philox(seed_sequence))
         sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import jax
@@ -25,13 +26,15 @@ class GaussianNoiseState(NamedTuple):
 
 
 def noise_key(seed: int) -> jax.Array:
-    """The key of a run's noise from a non-negative seed of any size; two seeds give unrelated keys.
+    """The key of a run's noise from a seed in [0, 2^128); two seeds give unrelated keys.
 
     `jax.random.key` keeps 32 bits of a seed, which can be searched; this keeps the 64 bits that a Threefry key has.
 
     >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
     True
     """
+    if not 0 <= operator.index(seed) < 2**128:  # a longer one could be a seed and a step of `PoissonSampling`
+        raise ValueError(f"noise_key: seed must be in [0, 2^128), got {seed}; batch_selection.fresh_seed() draws one.")
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 

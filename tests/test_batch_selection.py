@@ -108,7 +108,8 @@ def test_fresh_seeds_differ_and_are_long():
         ({"sampling_probability": 1.5}, "sampling_probability"),
         ({"sampling_probability": math.nan}, "sampling_probability"),
         ({"max_batch_size": 0}, "max_batch_size"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, r"seed must be in \[0, 2\^128\), got -1"),
+        ({"seed": 2**128}, r"seed must be in \[0, 2\^128\)"),
     ],
 )
 def test_errors_name_the_argument(change, message):
