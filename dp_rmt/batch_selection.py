@@ -67,7 +67,7 @@ class PoissonSampling:
       num_examples: examples in the data set.
       sampling_probability: in (0, 1].
       max_batch_size: length of every batch, in examples; see `max_batch_size_for`.
-      seed: a non-negative integer, see `fresh_seed`; not the seed of the noise.
+      seed: in [0, 2^128), see `fresh_seed`; not the seed of the noise.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -88,8 +88,8 @@ class PoissonSampling:
         object.__setattr__(self, "sampling_probability", sampling_probability)
         size = integer("max_batch_size", self.max_batch_size, "be at least 1 and an integer", lambda n: n >= 1)
         object.__setattr__(self, "max_batch_size", size)
-        seed = integer("seed", self.seed, "not be negative, and an integer; see fresh_seed()", lambda n: n >= 0)
-        object.__setattr__(self, "seed", seed)
+        wanted = "be in [0, 2^128), an integer; see fresh_seed()"
+        object.__setattr__(self, "seed", integer("seed", self.seed, wanted, lambda n: 0 <= n < 2**128))
 
     def indices(self, step: int) -> np.ndarray:
         """The examples of one step.
@@ -104,7 +104,8 @@ class PoissonSampling:
           ValueError: the step is negative.
         """
         step = integer("step", step, "not be negative, and an integer", lambda n: n >= 0)
-        # A counter-based generator of its own for each step: steps are independent and need no order.
+        # A counter-based generator of its own for each step: steps are independent and need no order. NumPy hashes the
+        # four words of the seed and then those of the step; a seed of more words could begin like another's step.
         seed_sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=(step,))
         rng = np.random.Generator(np.random.Philox(seed_sequence))
         sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.extend.random import threefry2x32_p
 
+from dp_rmt.arguments import integer
 from dp_rmt.types import Params
 
 NOISE_SUPPORT = 9.155
@@ -57,13 +58,16 @@ class GaussianNoiseState(NamedTuple):
 
 
 def noise_key(seed: int) -> jax.Array:
-    """The key of a run's noise from a non-negative seed of any size; two seeds give unrelated keys.
+    """The key of a run's noise from a seed in [0, 2^128); two seeds give unrelated keys.
 
     `jax.random.key` keeps 32 bits of a seed, which can be searched; this keeps the 64 bits that a Threefry key has.
 
     >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
     True
     """
+    # A longer one could be a seed and a step of `PoissonSampling`.
+    wanted = "be in [0, 2^128), an integer; see batch_selection.fresh_seed()"
+    seed = integer("seed", seed, wanted, lambda n: 0 <= n < 2**128)
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(words), impl=_IMPLEMENTATION)
 

@@ -17,6 +17,9 @@ from dp_rmt.models.tuning import PATTERNS
 from experiments.texts import decoding
 from experiments.transforms import STRUCTURES
 
+FOLDER_NAME = re.compile(r"\w[\w.-]*")
+"""Of arms and jobs; neither "..", nor what a command takes for a flag."""
+
 _CAUSAL = (*TABLE_TO_TEXT_TASKS, *DOCUMENT_TASKS)
 _CHOICES = {
     "data.task": (*GLUE_TASKS, *_CAUSAL),
@@ -67,15 +70,16 @@ _POSITIVE = (
     "generation.batch_size",
 )
 _NOT_NEGATIVE = (
-    "seed",
     "data.skip_lines",
     "train.microbatch_size",
-    "privacy.sampling_seed",
-    "privacy.noise_seed",
     "denoise.kappa",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
 )
+
+
+# `jax.random.key` keeps 32 bits of a seed, so that of longer ones two could be the same.
+_SEED_BITS = {"seed": 32, "generation.seed": 32, "privacy.sampling_seed": 128, "privacy.noise_seed": 128}
 
 
 def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -92,8 +96,11 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     """
     arms = {}
     for name, changes in (dict(config.arms) or {config.name: {}}).items():
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-'")
+        if not FOLDER_NAME.fullmatch(name):
+            raise ValueError(
+                f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-', the first "
+                "a letter, a digit or '_'"
+            )
         arm = ConfigDict(config.copy_and_resolve_references()).lock()
         _check_keys(arm, changes, f"config.arms.{name}")
         try:
@@ -136,6 +143,10 @@ def _complaints(config: ConfigDict) -> Iterator[str]:
         value = _get(config, key)
         if value is not None and not value >= 0:
             yield f"config.{key} must not be negative, got {value}"
+    for key, bits in _SEED_BITS.items():
+        value = _get(config, key)
+        if value is not None and not 0 <= value < 2**bits:
+            yield f"config.{key} must be in [0, 2^{bits}), got {value}"
     delta = config.privacy.delta
     if delta is not None and not 0 < delta < 1:
         yield f"config.privacy.delta must be above 0 and below 1, got {delta}; leave it out for N^-1.1"

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.training.metrics import write_atomically
 from experiments import command_line, sweep_commands, sweep_executors, sweep_report
-from experiments.settings import arm_configs
+from experiments.settings import FOLDER_NAME, arm_configs
 from experiments.sweep_executors import Job
 from experiments.sweep_privacy import Repetitions
 from experiments.workdir import check_workdir
@@ -140,8 +140,11 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
     changes = dict(drawn)
     if len(changes) < len(drawn):
         raise ValueError(f"{path}: two jobs have the same name, among {', '.join(name for name, _ in drawn)}")
-    if wrong := [name for name in changes if not re.fullmatch(r"[\w.-]+", name)]:
-        raise ValueError(f"{path}: the name {wrong[0]!r} becomes a folder; use letters, digits, '.', '_' and '-'")
+    if wrong := [name for name in changes if not FOLDER_NAME.fullmatch(name)]:
+        raise ValueError(
+            f"{path}: the name {wrong[0]!r} becomes a folder; use letters, digits, '.', '_' and '-', the first a "
+            "letter, a digit or '_'"
+        )
     return Sweep(
         Path(path).stem, module["BASE"], module["SCORE"], module["SWEPT"], changes, tuple(common), repetitions
     )

@@ -183,5 +183,8 @@ def test_noise_key_tells_seeds_apart_and_takes_long_ones():
     data = {tuple(jax.random.key_data(noise_key(seed)).tolist()) for seed in (0, 1, 2**31, 2**32, 2**64, fresh_seed())}
     assert len(data) == 6
     assert noise_key(2**127) == noise_key(2**127)
-    with pytest.raises(ValueError, match="non-negative"):
-        noise_key(-1)
+    for seed in (-1, 2**128):
+        with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^128\)"):
+            noise_key(seed)
+    with pytest.raises(TypeError):
+        noise_key(1.5)  # type: ignore[arg-type]

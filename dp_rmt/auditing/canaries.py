@@ -71,7 +71,7 @@ def random_token_canaries(
       length: tokens of each.
       vocabulary_size: ids are drawn from 0 up to it.
       context_length: L, columns of the arrays; what is left is padding on the right.
-      seed: of the tokens.
+      seed: of the tokens, which have a stream of their own beside the `coin_flips` of the same seed.
 
     Returns:
       ``input_ids``, ``attention_mask``, ``loss_mask``: (m, L) int32, every token a target.
@@ -88,7 +88,8 @@ def random_token_canaries(
             "measure nothing; shorten it or raise the context (data.max_length)"
         )
     mask = np.broadcast_to(np.arange(context_length) < length, (num_canaries, context_length)).astype(np.int32)
-    ids = np.random.default_rng(seed).integers(0, vocabulary_size, mask.shape, dtype=np.int32) * mask
+    stream = np.random.SeedSequence(seed, spawn_key=(1,))  # a token that knows its coin would be found without a model
+    ids = np.random.default_rng(stream).integers(0, vocabulary_size, mask.shape, dtype=np.int32) * mask
     return {"input_ids": ids, "attention_mask": mask, "loss_mask": mask.copy()}
 
 

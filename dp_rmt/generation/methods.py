@@ -88,7 +88,7 @@ class Sampling(Method):
     The draw is a function of the seed, the number of the row and the step, so that no row depends on its batch.
 
     Attributes:
-        seed: of the draws.
+        seed: of the draws, in [0, 2^32), which is what `jax.random.key` keeps of one.
         temperature: divides the logits; towards 0 it becomes greedy.
         top_k: only so many of the most probable tokens; 0 for all.
         top_p: of those, the smallest set of total probability `top_p` or more (Holtzman et al. 2020); 1 for all.
@@ -101,6 +101,7 @@ class Sampling(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
         self._check(self.temperature > 0, "temperature", "a number above 0, or use Greedy")
         self._check(self.top_k >= 0, "top_k", "0 (all tokens) or more")
         self._check(0 < self.top_p <= 1, "top_p", "a probability above 0, up to 1 (all tokens)")

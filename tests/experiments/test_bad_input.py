@@ -52,7 +52,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"privacy.delta": 1.0}, ["config.privacy.delta must be above 0 and below 1, got 1.0; leave it out"]),
         ({"privacy.l2_clip_norm": -0.1}, ["config.privacy.l2_clip_norm must be above 0, got -0.1"]),
         ({"privacy.clip": "per_layer"}, ["config.privacy.clip must be one of flat, automatic, got 'per_layer'"]),
-        ({"privacy.sampling_seed": -1}, ["config.privacy.sampling_seed must not be negative, got -1"]),
+        ({"privacy.sampling_seed": -1}, ["config.privacy.sampling_seed must be in [0, 2^128), got -1"]),
+        ({"privacy.noise_seed": 2**128}, ["config.privacy.noise_seed must be in [0, 2^128), got 3402823669209384"]),
+        ({"seed": 2**32}, ["config.seed must be in [0, 2^32), got 4294967296"]),
         ({"privacy.epsilon": float("inf"), "privacy.clip": "automatic"}, ["epsilon=inf switches clipping off"]),
         ({"denoise.shrinker": "soft"}, ["config.denoise.shrinker must be one of frobenius", "got 'soft'"]),
         ({"denoise.kappa": -1.0}, ["config.denoise.kappa must not be negative, got -1.0"]),
@@ -102,9 +104,15 @@ def test_arms_that_do_not_fit(
     assert_refused(make_config({"arms": {"a": changes}}), tmp_path / "run", ValueError, *parts)
 
 
-def test_an_arm_is_named_like_a_folder(make_config: MakeConfig, tmp_path: Path) -> None:
-    parts = ["config.arms: the name 'a/b' becomes a folder; use letters"]
-    assert_refused(make_config({"arms": {"a/b": {}}}), tmp_path / "run", ValueError, *parts)
+@pytest.mark.parametrize("name", ["a/b", "--config"])
+def test_an_arm_is_named_like_a_folder(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    parts = [f"config.arms: the name {name!r} becomes a folder; use letters"]
+    assert_refused(make_config({"arms": {name: {}}}), tmp_path / "run", ValueError, *parts)
+
+
+def test_a_config_is_named_like_a_folder(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Without arms it is the only one, and its default workdir is runs/NAME."""
+    assert_refused(make_config({"name": ".."}), tmp_path / "run", ValueError, "the name '..' becomes a folder")
 
 
 @pytest.mark.parametrize(

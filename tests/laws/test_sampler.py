@@ -8,11 +8,15 @@ used for two steps, one example favoured) end far beyond it.
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.noise_addition import noise_key
 
 NUM_EXAMPLES, PROBABILITY, NUM_STEPS = 60, 0.15, 4000
 THRESHOLD = 5.0
@@ -131,6 +135,40 @@ def test_seeds_are_independent():
     )
     products = (first - PROBABILITY) * (second - PROBABILITY) / (PROBABILITY * (1 - PROBABILITY))
     assert abs(products.sum()) / np.sqrt(products.size) < THRESHOLD
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**128 - 1])
+def test_no_sample_comes_again(seed):
+    """Steps t and t + 2^k, k up to 40, and the first 2^13: two independent samples are equal with probability 2^-256.
+
+    That the generators of a seed's first 2^32 steps are all different is certain: of one word, the step, NumPy's hash
+    is invertible for a given seed, as it is in the seed's four words for a given step.
+    """
+    sampling = PoissonSampling(num_examples=256, sampling_probability=0.5, max_batch_size=256, seed=seed)
+    starts = [0, 1, 1000, 4095, 2**20 + 3]
+    steps = {start + (1 << k) for start in starts for k in range(41)} | {*starts, *range(2**13)}
+    samples = {sampling.indices(step).tobytes() for step in steps}
+    assert len(samples) == len(steps)
+
+
+def test_seeds_that_share_words_with_a_step_or_with_the_noise_share_no_stream():
+    """NumPy hashes the words of seed and step one after the other: longer seeds could stand for another seed's step.
+
+    So 5 + 2^128 * 7 as a seed of the noise was the stream of step 7 of the sampler's seed 5; now it is refused.
+    """
+    step_7 = np.random.SeedSequence(5, spawn_key=(7,)).generate_state(2, np.uint32)
+    np.testing.assert_array_equal(step_7, np.random.SeedSequence(5 + (7 << 128)).generate_state(2, np.uint32))
+    seeds = [0, 5, 7, 5 + (7 << 32), 5 + (7 << 96), 7 << 32, 7 << 64, 7 << 96, (1 << 128) - 1]
+    streams = {tuple(np.asarray(jax.random.key_data(noise_key(seed))).tolist()) for seed in seeds}
+    steps = [0, 1, 5, 7, 2**32, 2**32 + 7, 7 << 32]
+    for seed in seeds:
+        for step in steps:  # the first words of the generator of a step, as `PoissonSampling.indices` makes it
+            words = np.random.SeedSequence(seed, spawn_key=(step,)).generate_state(2, np.uint32)
+            streams.add(tuple(words.tolist()))
+    assert len(streams) == len(seeds) * (1 + len(steps))
+    for refuses in (noise_key, functools.partial(PoissonSampling, 256, 0.5, 256)):
+        with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^128\)"):
+            refuses(5 + (7 << 128))
 
 
 def test_truncation_keeps_a_uniform_subset():
