@@ -1,0 +1,204 @@
+"""What optax holds for its own transformations, held for all of ours: states, dtypes, trees and traced numbers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dp_rmt import denoise_matrices, scale_by_denoised_adam
+from dp_rmt.muon import private_muon
+from dp_rmt.truncation import truncate_rank
+from tests.laws.transformations import ALL, CASES, STD, Case, assert_same, is_wide, noise, run, tree
+
+
+@ALL
+def test_structure_and_shapes_are_kept_and_states_have_one_type(case: Case) -> None:
+    gradients, transform = tree(), case.transform
+    state = transform.init(gradients)
+    out, after = transform.update(gradients, state, gradients)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, gradients)
+    describe = functools.partial(jax.tree.map, lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert describe(after) == describe(state)  # so that it is the carry of a scan
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))  # so that it can be saved
+    restored = jax.tree.unflatten(jax.tree.structure(state), [np.array(leaf) for leaf in jax.tree.leaves(state)])
+    assert_same(transform.update(gradients, restored, gradients)[0], out)
+
+
+@ALL
+def test_no_leaf_of_a_state_has_two_names(case: Case) -> None:
+    gradients, transform = tree(), case.transform
+    state = transform.init(gradients)
+    for at in (state, transform.update(gradients, state, gradients)[1]):
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(at)]
+        assert len(set(names)) == len(names)
+        buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((at, gradients))]
+        assert len(set(buffers)) == len(buffers)
+
+
+@ALL
+def test_states_can_be_donated_again_and_again(case: Case) -> None:
+    gradients, transform = tree(), case.transform
+    expected, _ = run(transform, gradients, gradients, gradients)
+    step = jax.jit(transform.update, donate_argnums=1)
+    for _ in range(2):  # a second run of the same transformation, after the state of the first is gone
+        state = transform.init(gradients)
+        for _ in range(3):
+            out, state = step(gradients, state, gradients)
+        assert_same(out, expected, rtol=1e-5, atol=1e-6)  # a program of its own
+
+
+@ALL
+def test_compiled_is_the_same_as_not(case: Case) -> None:
+    """To rounding: compiled, a sum of products is one fused operation."""
+    gradients, transform = tree(), case.transform
+    found, expected = run(transform, gradients, gradients), run(transform, gradients, gradients, jit=False)
+    assert_same(found, expected, rtol=2e-4, atol=2e-5)
+    state = jax.jit(transform.init)(gradients)
+    assert_same(state, transform.init(gradients))
+
+
+def test_noise_and_what_passes_are_the_same_bit_for_bit_compiled_or_not() -> None:
+    for case in (CASES["noise"], CASES["exact"]):
+        found, expected = (run(case.transform, tree(), jit=jit)[0] for jit in (True, False))
+        assert_same(found if case.factory is noise else found["layers"]["scale"],
+                    expected if case.factory is noise else expected["layers"]["scale"])  # fmt: skip
+
+
+@ALL
+def test_shapes_are_known_without_values(case: Case) -> None:
+    gradients, transform = tree(), case.transform
+    shapes = jax.eval_shape(lambda: gradients)
+    state = jax.eval_shape(transform.init, shapes)
+    assert jax.tree.structure(state) == jax.tree.structure(transform.init(shapes))
+    out, after = jax.eval_shape(transform.update, shapes, state, shapes)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, gradients)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@ALL
+def test_numbers_may_be_traced(case: Case) -> None:
+    gradients = tree()
+    injected = optax.inject_hyperparams(case.factory, static_args=case.static)(**case.others, **case.numbers)
+    if case.static != ("rank",):
+        assert set(case.numbers) <= set(injected.init(gradients).hyperparams)
+    state, update = jax.jit(injected.init)(gradients), jax.jit(injected.update)
+    for _ in range(2):
+        out, state = update(gradients, state, gradients)
+    assert_same(out, run(case.transform, gradients, gradients)[0], rtol=1e-4, atol=1e-5)
+    for name in set(case.numbers) & {"noise_std", "learning_rate"}:  # what is changed is used
+        state.hyperparams[name] = jnp.asarray(4 * case.numbers[name])
+        changed, _ = update(gradients, state, gradients)
+        same, _ = update(gradients, state._replace(hyperparams=state.hyperparams | {name: case.numbers[name]}), gradients)
+        assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), changed, same)))
+
+
+def test_without_static_arguments_where_no_rule_is_given() -> None:
+    for factory in (denoise_matrices, scale_by_denoised_adam):
+        injected = optax.inject_hyperparams(factory)(noise_std=lambda step: STD / (step + 1))
+        assert_same(run(injected, tree())[0], run(factory(STD), tree())[0], rtol=1e-5, atol=1e-6)
+
+
+@ALL
+def test_trees_like_the_parameters_are_found_in_states(case: Case) -> None:
+    gradients, transform = tree(), case.transform
+    state = transform.init(gradients)
+    seen: list[Any] = []
+
+    def add_one(leaf: Any, like: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # where `optax.masked` and `optax.partition` leave parameters out
+            return leaf
+        seen.append(like)
+        return leaf + 1
+
+    map_params = functools.partial(optax.tree_map_params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    mapped = map_params(transform, add_one, state, gradients)
+    names = {id(leaf) for leaf in jax.tree.leaves(gradients)}
+    assert all(id(leaf) in names for leaf in seen)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    copies = sum(a.shape == b.shape and bool((a != b).any()) for a, b in
+                 zip(jax.tree.leaves(mapped), jax.tree.leaves(state), strict=True))  # fmt: skip
+    assert copies == len(seen)
+    is_matrix = {"muon": 4}  # momentum is kept of the matrices alone
+    trees = {"adam": 2, "adam_bc": 2, "adam_own": 2, "low_pass": 1, "kalman": 4}
+    name = next(name for name, other in CASES.items() if other is case)
+    assert len(seen) == is_matrix.get(name, trees.get(name, 0) * len(jax.tree.leaves(gradients)))
+    # As for `NamedSharding`s of a state: fields that are no parameters get one value for all that is in them.
+    specs = map_params(
+        transform, lambda leaf, like: "parameter", state, gradients, transform_non_params=lambda field: "other"
+    )
+    assert {*jax.tree.leaves(specs)} <= {"parameter", "other"}
+
+
+@ALL
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes(case: Case, dtype: str) -> None:
+    """States are float32 or wider; so is what is computed, and a leaf that passes has its own dtype."""
+    with jax.enable_x64(dtype == "float64"):
+        gradients, transform = tree(dtype=dtype), case.transform
+        out, state = run(transform, gradients, gradients)
+        for leaf in jax.tree.leaves((out["layers"]["attention"]["key"]["kernel"], out["wide"])):
+            assert leaf.dtype == jnp.promote_types(dtype, jnp.float32)
+        assert all(is_wide(leaf) for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+        passes = case.factory in (denoise_matrices, truncate_rank)
+        assert out["embedding"].dtype == (dtype if passes else out["embedding"].dtype)
+        exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
+        # What was rounded on its way in is float32 from there on; with 64 bits nothing is but the noise's own digits.
+        if dtype != "float64":
+            expected, _ = run(case.transform, exact, exact)
+            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), out)
+            assert_same(wide, expected, rtol=1e-2, atol=1e-3)
+
+
+@ALL
+def test_numbers_scalars_and_nothing_are_leaves(case: Case) -> None:
+    gradients = {"temperature": 0.5, "gain": jnp.asarray(2.0), "unused": None, "kernel": tree()["wide"]["kernel"]}
+    if "join" in case.others:
+        gradients["layers"] = {"query": {"kernel": jnp.ones((8, 8))}}
+    out, _ = run(case.transform, gradients, jit=False)
+    assert out["unused"] is None
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, gradients)
+    if case.factory in (denoise_matrices, truncate_rank):
+        assert out["temperature"] == 0.5
+    arrays = jax.tree.map(jnp.asarray, gradients)
+    assert_same(jax.tree.map(jnp.asarray, out), run(case.transform, arrays, jit=False)[0])
+
+
+@ALL
+def test_empty_trees_and_leaves(case: Case) -> None:
+    for empty in ({}, [], (), {"a": None}):
+        out, _ = run(case.transform, empty)
+        assert jax.tree.structure(out) == jax.tree.structure(empty)
+    nothing = {"kernel": jnp.zeros((0, 8, 8)), "other": {"kernel": jnp.zeros((8, 0))}, "bias": jnp.zeros(0)}
+    out, _ = run(case.transform, nothing)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, nothing)
+
+
+@ALL
+def test_biases_alone_are_no_error(case: Case) -> None:
+    biases = {"layers": {"query": {"bias": jnp.ones((6, 64))}, "norm": {"scale": jnp.ones((6, 64))}}}
+    out, _ = run(case.transform, biases)
+    assert jax.tree.structure(out) == jax.tree.structure(biases)
+
+
+@ALL
+def test_parameters_are_not_needed(case: Case) -> None:
+    gradients = tree()
+    if case.factory is private_muon:  # decays weights, as optax.contrib.muon does: by 0 unless told otherwise
+        with pytest.raises(ValueError, match="params"):
+            case.transform.update(gradients, case.transform.init(gradients))
+        return
+    out, _ = case.transform.update(gradients, case.transform.init(gradients))
+    assert_same(out, run(case.transform, gradients, jit=False)[0])
+
+
+def test_two_leaves_of_one_path_are_refused() -> None:
+    ambiguous = {"a/b": {"kernel": jnp.ones((8, 8))}, "a": {"b": {"kernel": jnp.zeros((8, 8))}}}
+    with pytest.raises(ValueError, match="'a/b/kernel'.*slash"):
+        denoise_matrices(STD).init(ambiguous)
