@@ -36,7 +36,7 @@ class Checkpoints:
 
     Args:
       directory: where they lie; made on the first save. Of several processes, all must see it.
-      identity: JSON-able facts about data, sampling, clipping, noise and model.
+      identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
       keep: so many of the newest are kept; older ones are deleted once the next is saved.
       keep_best: so many of those with the best scores are kept, too.
       score: name of the score that makes the best, such as "eval/dev/accuracy".
@@ -63,7 +63,8 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
+        facts = {**identity, "noise": NOISE_LAW}  # whoever repeats a step must repeat its noise
+        self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1
