@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.file_digests import damage, write_digests
 from dp_rmt.training.train_state import TrainState
