@@ -105,9 +105,9 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        contributes = jnp.isfinite(squared_norms) & ~is_padding
-        # The rounding of a cross term can be negative; where the term overflows, the example does not contribute.
-        norms = jnp.sqrt(jnp.where(jnp.isfinite(squared_norms), jnp.maximum(squared_norms, 0.0), jnp.abs(squared_norms)))
+        # The rounding of a cross term can be negative. One that overflows to -inf is no norm of zero.
+        norms = jnp.sqrt(jnp.where(jnp.isneginf(squared_norms), jnp.inf, jnp.maximum(squared_norms, 0.0)))
+        contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
         return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
 

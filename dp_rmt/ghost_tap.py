@@ -164,8 +164,8 @@ def _tied_head_backward(residuals: Any, g: jax.Array) -> tuple:
     # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
     g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
     total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)
-    ticket = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))
-    ticket = tuple(a.astype(weights_B.dtype) for a in ticket)
+    of_ticket = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))
+    ticket = tuple(a.astype(weights_B.dtype) for a in of_ticket)
     return total, None, ticket, None, g, HEAD.squared_norm(x_BxSxD, g_BxSxV).astype(weights_B.dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dp_rmt.types import Params
+from dp_rmt.types import Params, check_leaves_are_real
 
 
 class GaussianNoiseState(NamedTuple):
@@ -70,11 +70,12 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
     implementation = jax.random.key_impl(key)
 
     def init(params: Params) -> GaussianNoiseState:
-        del params
+        check_leaves_are_real(params, "params")
         return GaussianNoiseState(jnp.zeros([], jnp.int32), jax.random.key_data(key))
 
     def update(updates: Params, state: GaussianNoiseState, params: Params | None = None):
         del params
+        check_leaves_are_real(updates, "updates")
         std = noise_std(state.step) if callable(noise_std) else noise_std
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=implementation), state.step)
         leaves, structure = jax.tree.flatten(updates)
