@@ -12,6 +12,7 @@ import dp_rmt
 FLOORS = [
     "types",
     "trees",
+    "explicit_axes",
     "random_matrix",
     "matrix_view",
     "clipping",
