@@ -163,6 +163,16 @@ def _acts_along(eqn: Any, values: Sequence[Value], batch: int) -> int | None:
     return None
 
 
+def _random_bits(eqn: Any, layout: Layout, batch: int) -> int | None:
+    kind = eqn.invars[0].aval.dtype.name
+    if kind != "key<fry>":
+        raise MixingError(
+            f"of a {kind} for each example draws the bits of all from the key of the first: use threefry keys, "
+            "jax.random.key(seed, impl='threefry2x32')"
+        )
+    return layout.inner
+
+
 def _reshape(eqn: Any, layout: Layout, batch: int) -> int | None:
     new = eqn.outvars[0].aval.shape
     moved = _reshaped(eqn.invars[0].aval.shape, new, layout, batch)
@@ -245,6 +255,7 @@ def _own_position(axis: int, size: int, indexed: Sequence[int], shape: Sequence[
 
 
 _RULES_OF_ONE: dict[str, Callable[[Any, Layout, int], int | None]] = {
+    "random_bits": _random_bits,
     "reshape": _reshape,
     "slice": _slice,
     # Whole batches, or what their sizes tell.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import secrets
 
 import numpy as np
+
+from dp_rmt.arguments import integer, real
 
 
 def fresh_seed() -> int:
@@ -37,9 +38,8 @@ def max_batch_size_for(num_examples: int, sampling_probability: float, *, multip
     >>> max_batch_size_for(67_349, 1000 / 67_349, multiple_of=8)
     1160
     """
-    _validate(num_examples, sampling_probability)
-    if operator.index(multiple_of) < 1:
-        raise ValueError(f"max_batch_size_for: multiple_of must be at least 1, got {multiple_of}.")
+    num_examples, sampling_probability = _validated(num_examples, sampling_probability)
+    multiple_of = integer("multiple_of", multiple_of, "be at least 1 and an integer", lambda n: n >= 1)
     mean = sampling_probability * num_examples
     std = math.sqrt(mean * (1 - sampling_probability))
     # Less a rounding error of q * N, which would otherwise cost a whole row or a whole multiple.
@@ -83,11 +83,13 @@ class PoissonSampling:
     seed: int
 
     def __post_init__(self) -> None:
-        _validate(self.num_examples, self.sampling_probability)
-        if operator.index(self.max_batch_size) < 1:
-            raise ValueError(f"PoissonSampling: max_batch_size must be at least 1: {self.max_batch_size}.")
-        if not 0 <= operator.index(self.seed) < 2**128:
-            raise ValueError(f"PoissonSampling: seed must be in [0, 2^128), got {self.seed}. See fresh_seed().")
+        num_examples, sampling_probability = _validated(self.num_examples, self.sampling_probability)
+        object.__setattr__(self, "num_examples", num_examples)
+        object.__setattr__(self, "sampling_probability", sampling_probability)
+        size = integer("max_batch_size", self.max_batch_size, "be at least 1 and an integer", lambda n: n >= 1)
+        object.__setattr__(self, "max_batch_size", size)
+        wanted = "be in [0, 2^128), an integer; see fresh_seed()"
+        object.__setattr__(self, "seed", integer("seed", self.seed, wanted, lambda n: 0 <= n < 2**128))
 
     def indices(self, step: int) -> np.ndarray:
         """The examples of one step.
@@ -101,11 +103,10 @@ class PoissonSampling:
         Raises:
           ValueError: the step is negative.
         """
-        if operator.index(step) < 0:
-            raise ValueError(f"PoissonSampling.indices: step must not be negative, got {step}.")
+        step = integer("step", step, "not be negative, and an integer", lambda n: n >= 0)
         # A counter-based generator of its own for each step: steps are independent and need no order. NumPy hashes the
         # four words of the seed and then those of the step; a seed of more words could begin like another's step.
-        seed_sequence = np.random.SeedSequence(entropy=int(self.seed), spawn_key=(int(step),))
+        seed_sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=(step,))
         rng = np.random.Generator(np.random.Philox(seed_sequence))
         sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)
         if len(sampled) > self.max_batch_size:
@@ -143,9 +144,11 @@ def microbatch_order(batch_size: int, microbatch_size: int) -> np.ndarray:
     return np.arange(batch_size).reshape(-1, microbatch_size).T.reshape(-1)
 
 
-def _validate(num_examples: int, sampling_probability: float) -> None:
-    if not 1 <= operator.index(num_examples) < 2**31:
-        raise ValueError(f"num_examples must be at least 1 and fit int32, got {num_examples}.")
-    if not 0 < sampling_probability <= 1:
-        q = sampling_probability
-        raise ValueError(f"sampling_probability (batch size / data size) must be in (0, 1], got {q}.")
+def _validated(num_examples: int, sampling_probability: float) -> tuple[int, float]:
+    wanted = "be at least 1, fit int32 and be an integer"
+    return (
+        integer("num_examples", num_examples, wanted, lambda n: 1 <= n < 2**31),
+        real(
+            "sampling_probability (batch size / data size)", sampling_probability, "be in (0, 1]", lambda q: 0 < q <= 1
+        ),
+    )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from dp_accounting import NeighboringRelation
 
+from dp_rmt.batch_leaves import num_examples, padding_mask
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 ClippingStyle = Literal["flat", "automatic"]
@@ -28,8 +29,8 @@ class PerExample(NamedTuple):
 
     Attributes:
       loss: the loss, zero for padding.
-      grad_norm: the l2 norm before clipping, zero for padding; NaN or infinite where the gradient was, and
-        such an example contributed zero.
+      grad_norm: the l2 norm before clipping, zero for padding; NaN or infinite where the gradient or the loss was,
+        and such an example contributed zero.
     """
 
     loss: jax.Array
@@ -38,22 +39,42 @@ class PerExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClippedGradient:
-    """A clipped gradient that knows its own sensitivity; call it as ``(params, batch, *, is_padding_example=None)``.
+    """A clipped gradient that knows its own sensitivity; call it as ``(params, batch, *, is_padding_example)``.
 
     Attributes:
-      function: computes ``(gradient, PerExample)``.
+      function: computes ``(gradient, PerExample)`` of parameters, batch and mask, which `__call__` has checked.
       l2_norm_bound: the largest l2 norm that one example can add to the gradient (clip norm / normalize_by).
     """
 
-    function: Callable[..., tuple[Params, PerExample]]
+    function: Callable[[Params, Batch, jax.Array], tuple[Params, PerExample]]
     l2_norm_bound: float
 
     def __call__(
-        self, params: Params, batch: Batch, *, is_padding_example: jax.Array | None = None
+        self, params: Params, batch: Batch, *, is_padding_example: jax.Array | None
     ) -> tuple[Params, PerExample]:
-        if is_padding_example is None:
-            is_padding_example = jnp.zeros(len(jax.tree.leaves(batch)[0]), bool)
-        return self.function(params, batch, is_padding_example)
+        """The clipped gradient of a batch.
+
+        Args:
+          params: a pytree of arrays.
+          batch: a pytree of arrays, each with the examples as its first axis.
+          is_padding_example: boolean (batch,), True for rows that are no examples: ``indices < 0`` for the indices of
+            `PoissonSampling`, where -1 is padding and would otherwise count the last example of the data set once for
+            every free row. None says that no row can be padding.
+
+        Returns:
+          The sum of clipped gradients over ``normalize_by``, in the structure of ``params``; zero for a batch of no
+          rows. And what is known of each example, which is not private.
+
+        Raises:
+          ValueError: a leaf of the batch has another leading axis, or none; or the mask is not boolean or does not
+            fit. Nothing of the loss has been traced then.
+        """
+        batch_size = num_examples(batch)
+        is_padding = padding_mask(is_padding_example, batch_size)
+        if batch_size == 0:
+            zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)), params)
+            return zeros, PerExample(jnp.zeros(0), jnp.zeros(0))
+        return self.function(params, batch, is_padding)
 
     def sensitivity(
         self, neighboring_relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -91,8 +112,16 @@ def clipped_grad(
     |-----------------------------------|-------------------------------------------------|
     | is padding                        | exactly zero                                    |
     | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
+    | has a NaN or infinite loss        | exactly zero; its ``grad_norm`` is not finite   |
     | has a norm that overflows float32 | exactly zero                                    |
     | has a zero gradient               | zero                                            |
+
+    Random numbers of the loss must be each example's own. For dropout that is a key for each example as a leaf of the
+    batch and `dp_rmt.models.PerExampleDropout`; one key for all, with `flax.linen.Dropout`, gives all examples the same
+    mask here, and masks that belong to the row of the batch in `dp_rmt.ghost_clipped_grad`.
+
+    A loss that is not finite is one that has no gradient, whatever its derivative is: the cross-entropy of a label that
+    is no class (-100, or 2 of 2) is NaN, and its derivative finite and wrong.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``.
@@ -104,13 +133,16 @@ def clipped_grad(
         batch.
 
     Returns:
-      A `ClippedGradient`; its gradient has the structure of ``params``.
+      A `ClippedGradient`; its gradient has the structure of ``params``. The loss is compiled with it, once for each
+      shape of its arguments, so it must be a pure function.
 
     Raises:
       ValueError: an argument is out of range.
 
     >>> losses = lambda w, batch: 0.5 * (batch @ w) ** 2
-    >>> gradient, per_example = clipped_grad(losses, l2_clip_norm=1.0)(jnp.ones(2), jnp.eye(2) * 2)
+    >>> gradient, per_example = clipped_grad(losses, l2_clip_norm=1.0)(
+    ...     jnp.ones(2), jnp.eye(2) * 2, is_padding_example=None
+    ... )
     >>> [round(float(x), 3) for x in gradient], [round(float(x), 3) for x in per_example.grad_norm]
     ([1.0, 1.0], [4.0, 4.0])
     """
@@ -124,6 +156,7 @@ def clipped_grad(
         losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
         norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)))
+        norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
         total = jax.tree.map(lambda g: _weighted_sum(g, factors, contributes), grads)
@@ -173,7 +206,8 @@ def summed_over_microbatches(
         total, per_example = sum_(params, batch, is_padding)
         return jax.tree.map(lambda g: g / normalize_by, total), per_example
 
-    return ClippedGradient(function, l2_clip_norm / normalize_by)
+    # Not op by op: loops, and the layers of ghost clipping, would be compiled anew at every call, and never be freed.
+    return ClippedGradient(jax.jit(function, inline=True), l2_clip_norm / normalize_by)
 
 
 def clip_factors(norms: jax.Array, *, l2_clip_norm: float, clip: ClippingStyle) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,15 @@ import optax
 
 from dp_rmt import matrix_groups, matrix_view
 from dp_rmt.denoising import DenoiseState, TreeDenoiser, check_noise_std
-from dp_rmt.matrix_denoiser import MatrixDenoiser
+from dp_rmt.gates import Gate
+from dp_rmt.matrix_denoiser import AT_THE_EDGE, Backend, BelowEdge, Blend, MatrixDenoiser, Rescale, Shrinker
+from dp_rmt.random_matrix.units import unit_of
+from dp_rmt.trees import is_known, leaves_by_path, wide, wide_zeros_like
 from dp_rmt.types import Params
 
 SecondMoment = Literal["noisy", "denoised"]
+
+_ORDINARY = (2.0**-30, 2.0**30)
 
 
 class DenoisedAdamState(NamedTuple):
@@ -25,6 +30,8 @@ class DenoisedAdamState(NamedTuple):
       nu: exponential average of the squares of the updates, or of the denoised moments.
       mu_variance: variance of the noise in one entry of mu, float32 scalar.
       nu_offset: expectation of what the noise adds to one entry of nu, float32 scalar.
+      unit: power of two that all moments are in units of, float32 scalar: 1, unless the noise level of the first step
+        is below 2^-30 or above 2^30.
       denoise: `DenoiseState` of the denoiser, with its diagnostics.
     """
 
@@ -33,6 +40,7 @@ class DenoisedAdamState(NamedTuple):
     nu: Params
     mu_variance: jax.Array
     nu_offset: jax.Array
+    unit: jax.Array
     denoise: DenoiseState
 
 
@@ -44,10 +52,15 @@ def scale_by_denoised_adam(
     eps: float = 1e-8,
     second_moment: SecondMoment = "noisy",
     noise_correction: float | None = None,
-    matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    shrinker: Shrinker = "frobenius",
+    gate: Gate = AT_THE_EDGE,
+    rescale: Rescale = "noisy_norm",
+    below_edge: BelowEdge = "drop",
+    blend: Blend = "none",
+    svd: Backend = "exact",
+    matrix_rule: matrix_view.MatrixRule | None = None,
     join: matrix_groups.JoinRule | None = None,
     sharding: jax.sharding.NamedSharding | None = None,
-    **options: Any,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) with a denoised first moment: ``D(m^) / (sqrt(max(v^, s^2)) + eps)``.
 
@@ -65,6 +78,9 @@ def scale_by_denoised_adam(
     With ``second_moment="denoised"`` the matrices' second moment is that of ``D(m^)`` itself, as if Adam without
     momentum followed the denoiser: every entry moves by about the learning rate, and no bound is needed.
 
+    An entry that is not finite stays in its moments, as in `optax.adam`; its matrix passes undenoised, others are not
+    touched by it. `optax.apply_if_finite` around this transformation leaves such an update out.
+
     Formal guarantee: post-processing, as for `dp_rmt.denoise_matrices`.
 
     Args:
@@ -76,11 +92,15 @@ def scale_by_denoised_adam(
       noise_correction: least value of the corrected second moment, in units of the noise's variance; None for no
         correction, but the bound s^2. Small values make large steps where v^ falls short of s^2 by chance, which
         over t steps has a relative error of sqrt(2 / t).
-      matrix_rule: as for `dp_rmt.denoise_matrices`.
-      join: as for `dp_rmt.denoise_matrices`.
-      sharding: as for `dp_rmt.denoise_matrices`.
-      **options: shrinker, gate, rescale, below_edge, blend and svd of `dp_rmt.denoise_matrices`. The default norm
-        correction keeps the size of a step as Adam's, so that its learning rates carry over.
+      shrinker: this and all that follow as for `dp_rmt.denoise_matrices`.
+      gate: decides what is signal.
+      rescale: norm correction; the default keeps the size of a step as Adam's, so that its learning rates carry over.
+      below_edge: what happens to components that are not kept.
+      blend: "stein" for the blend of noisy and denoised matrix.
+      svd: "exact", "gram" or "subspace".
+      matrix_rule: which leaves are matrices.
+      join: which of them are denoised side by side.
+      sharding: where they are divided among devices.
 
     Returns:
       An `optax.GradientTransformation` with a `DenoisedAdamState`; a learning rate has yet to be applied.
@@ -96,19 +116,30 @@ def scale_by_denoised_adam(
     """
     check_noise_std(noise_std)
     _check_options(b1, b2, second_moment, noise_correction)
-    denoiser = TreeDenoiser(MatrixDenoiser(**options), matrix_rule, join, sharding)
+    denoiser = TreeDenoiser(
+        MatrixDenoiser(
+            shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd
+        ),
+        matrix_rule,
+        join,
+        sharding,
+    )
+
+    def std_of(step: jax.Array) -> jax.Array:
+        return jnp.asarray(noise_std(step) if callable(noise_std) else noise_std, jnp.float32)
 
     def init(params: Params) -> DenoisedAdamState:
-        zeros = optax.tree.zeros_like(jax.tree.map(_wide, params))
-        scalar = jnp.zeros([], jnp.float32)
-        return DenoisedAdamState(jnp.zeros([], jnp.int32), zeros, zeros, scalar, scalar, denoiser.init(params))
+        step, unit = jnp.zeros([], jnp.int32), _unit(std_of(jnp.zeros([], jnp.int32)))
+        mu, nu = wide_zeros_like(params), wide_zeros_like(params)
+        mu_variance, nu_offset = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
+        return DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, unit, denoiser.init(params))
 
     def update(updates: Params, state: DenoisedAdamState, params: Params | None = None):
         del params
-        std = jnp.asarray(noise_std(state.step) if callable(noise_std) else noise_std, jnp.float32)
+        std = std_of(state.step) * (1 / state.unit)
         step = optax.safe_increment(state.step)
-        wide = jax.tree.map(_wide, updates)
-        mu = optax.tree.update_moment(wide, state.mu, b1, 1)
+        gradient = jax.tree.map(lambda leaf: wide(leaf) * (1 / state.unit), updates)
+        mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
         mu_variance = b1**2 * state.mu_variance + (1 - b1) ** 2 * std**2
         nu_offset = b2 * state.nu_offset + (1 - b2) * std**2
 
@@ -116,36 +147,37 @@ def scale_by_denoised_adam(
         denoised, denoise = denoiser(optax.tree.bias_correction(mu, b1, step), state.denoise, moment_std)
         has_own = _has_own(updates, matrix_rule, second_moment)
         nu = optax.tree.update_moment(
-            jax.tree.map(lambda own, g, m: m if own else g, has_own, wide, denoised), state.nu, b2, 2
+            jax.tree.map(lambda own, g, m: m if own else g, has_own, gradient, denoised), state.nu, b2, 2
         )
         offset = optax.tree.bias_correction(nu_offset, b2, step)
         subtracted, least = (0.0, offset) if noise_correction is None else (offset, noise_correction * offset)
 
         def scale(own: bool, m: jax.Array, v: jax.Array) -> jax.Array:
-            return m / (jnp.sqrt(v if own else jnp.maximum(v - subtracted, least)) + eps)
+            return m / (jnp.sqrt(v if own else jnp.maximum(v - subtracted, least)) + eps * (1 / state.unit))
 
         scaled = jax.tree.map(scale, has_own, denoised, optax.tree.bias_correction(nu, b2, step))
-        return scaled, DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, denoise)
+        return scaled, DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, state.unit, denoise)
 
     return optax.GradientTransformation(init, update)
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-    return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+def _unit(std: jax.Array) -> jax.Array:
+    """1, or the noise's power of two where squares of such gradients would leave the range of float32."""
+    return jnp.where((std > 0) & ((std < _ORDINARY[0]) | (std > _ORDINARY[1])), unit_of(std), 1.0)
 
 
-def _has_own(tree: Params, rule: matrix_view.MatrixRule, second_moment: SecondMoment) -> Params:
+def _has_own(tree: Params, rule: matrix_view.MatrixRule | None, second_moment: SecondMoment) -> Params:
     """Which leaves have the second moment of their denoised first moment."""
     matrices = matrix_view.matrix_leaves(tree, rule) if second_moment == "denoised" else {}
-    flags = [path in matrices for path, _ in matrix_view.leaves_by_path(tree)]
+    flags = [path in matrices for path, _ in leaves_by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), flags)
 
 
 def _check_options(b1: float, b2: float, second_moment: SecondMoment, noise_correction: float | None) -> None:
     for name, decay in (("b1", b1), ("b2", b2)):
-        if not 0 <= decay < 1:
+        if is_known(decay) and not 0 <= decay < 1:
             raise ValueError(f"scale_by_denoised_adam: {name} must be at least 0 and below 1, got {decay}")
-    if noise_correction is not None and not noise_correction > 0:
+    if noise_correction is not None and is_known(noise_correction) and not noise_correction > 0:
         raise ValueError(
             f"scale_by_denoised_adam: noise_correction must be above 0, got {noise_correction}: it keeps the "
             "denominator from 0; None switches the correction off"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from dp_rmt.matrix_denoiser import (
     Rescale,
     Shrinker,
 )
+from dp_rmt.trees import is_known
 from dp_rmt.types import Params
 
 
@@ -31,6 +32,7 @@ class DenoiseState(NamedTuple):
     Attributes:
       step: number of updates so far, int32 scalar.
       diagnostics: `MatrixDiagnostics` of the last update for every matrix leaf (or joined leaves), by path.
+        `optax.tree_map_params` takes each of the dicts for one field that is no parameter.
       starts: where the next search for singular vectors begins, by group of equal shapes; None unless
         ``svd="subspace"``.
     """
@@ -49,7 +51,7 @@ def denoise_matrices(
     below_edge: BelowEdge = "drop",
     blend: Blend = "none",
     svd: Backend = "exact",
-    matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    matrix_rule: matrix_view.MatrixRule | None = None,
     join: matrix_groups.JoinRule | None = None,
     sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformation:
@@ -57,12 +59,14 @@ def denoise_matrices(
 
     For ``Y = G + noise_std N = sum_i y_i u_i v_i^T``: if the gate passes, ``D = sum_i w_i y_i u_i v_i^T`` with
     ``w_i = eta(y_i) / y_i`` for the components kept and 0 (``below_edge="drop"``) or 1 (``"keep"``, partial
-    restoration) for the others. A matrix in which no component is kept passes through unchanged, and so does every
-    leaf that the matrix rule does not name. With ``blend="stein"`` the result is ``(1 - a) Y + a D`` instead, for each
-    matrix with the a in [0, 1] that has the least squared error by Stein's unbiased estimate (docs/math.md); D is then
-    0 where nothing is kept, and with ``rescale="none"`` such a matrix is shrunken as a whole (James & Stein).
-    Last, the result is rescaled to ``||Y||_F`` ("noisy_norm"), to ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an
-    estimate of ``||G||_F`` ("signal_norm"), or not at all.
+    restoration) for the others. A matrix in which no component is kept passes through unchanged, and so does one with
+    an entry that is not finite, and every leaf that the matrix rule does not name. With ``blend="stein"`` the result is
+    ``(1 - a) Y + a D`` instead, for each matrix with the a in [0, 1] that has the least squared error by Stein's
+    unbiased estimate (docs/math.md); D is then 0 where nothing is kept, and with ``rescale="none"`` such a matrix is
+    shrunken as a whole (James & Stein). Last, the result is rescaled to ``||Y||_F`` ("noisy_norm"), to
+    ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate of ``||G||_F`` ("signal_norm"), or not at all.
+
+    The scale does not matter: ``2^k Y`` with ``2^k noise_std`` gives 2^k times the result, from 1e-30 to 1e30.
 
     Formal guarantee: the output is a function of the noisy update and of public constants. Placed after
     `add_gaussian_noise` it is post-processing and leaves epsilon and delta as they are.
@@ -78,7 +82,8 @@ def denoise_matrices(
       svd: "exact" (an SVD), "gram" (eigenvectors of ``Y Y^T``) or "subspace" (only what stands above the gate, found
         from the last step's singular vectors; a certificate sends a matrix where more may stand above it to a full
         decomposition), see `dp_rmt.random_matrix`.
-      matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`.
+      matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`; None for `kernels_are_matrices` there, which
+        knows weights by the names that Flax, Equinox, Haiku and torch give them.
       join: which leaves are denoised side by side as one matrix, such as `dp_rmt.matrix_groups.shared_inputs`.
       sharding: where the batch of equal-shaped matrices is divided among devices, such as
         ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape, unless the mesh
@@ -89,7 +94,8 @@ def denoise_matrices(
       An `optax.GradientTransformation` with a `DenoiseState`; shapes are kept, matrices come out in float32 at least.
 
     Raises:
-      ValueError: an option is unknown, or noise_std is negative or not finite.
+      ValueError: an option is unknown, or noise_std is negative or not finite. By ``init``: there are matrices, and
+        the matrix rule or the join rule names none of them.
 
     >>> noise_std = 0.01
     >>> updates = {"layer": {"kernel": jnp.outer(jnp.ones(32), jnp.ones(64))}}
@@ -119,12 +125,16 @@ class TreeDenoiser(NamedTuple):
     """`MatrixDenoiser` for the matrices of a tree; the attributes are the options of `denoise_matrices`."""
 
     matrix_denoiser: MatrixDenoiser
-    matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices
+    matrix_rule: matrix_view.MatrixRule | None = None
     join: matrix_groups.JoinRule | None = None
     sharding: NamedSharding | None = None
 
     def init(self, params: Params) -> DenoiseState:
         """The state before the first update of a tree of these shapes."""
+        step = jnp.zeros([], jnp.int32)
+        if isinstance(params, _OPTAX_PLACEHOLDER):
+            return DenoiseState(step, *(cast(Any, jnp.zeros([])) for _ in range(2)))
+        matrix_groups.check_names_some(params, self.matrix_rule, self.join, "denoise_matrices")
         diagnostics, starts = {}, {}
         for shape, group in matrix_groups.matrix_groups(params, self.matrix_rule, self.join).items():
             for matrix in group:
@@ -132,7 +142,7 @@ class TreeDenoiser(NamedTuple):
                 diagnostics[matrix.name] = MatrixDiagnostics(zeros, zeros.astype(jnp.float32))
             count = sum(matrix.number for matrix in group)
             starts[shape] = self.matrix_denoiser.start(count, group[0].rows, group[0].cols, group[0].dtype)
-        return DenoiseState(jnp.zeros([], jnp.int32), diagnostics, starts)
+        return DenoiseState(step, diagnostics, starts)
 
     def __call__(
         self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
@@ -155,8 +165,24 @@ class TreeDenoiser(NamedTuple):
 
 def check_noise_std(noise_std: float | optax.Schedule) -> None:
     """Raises ValueError unless noise_std is a schedule, or a number that is not negative and finite."""
-    if not callable(noise_std) and not 0 <= noise_std < float("inf"):
+    if not callable(noise_std) and is_known(noise_std) and not 0 <= noise_std < float("inf"):
         raise ValueError(f"noise_std must be non-negative and finite, got {noise_std}")
+
+
+def _placeholder_of_optax() -> type:
+    """What `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
+    seen: list[type] = []
+
+    def init(params: Params) -> tuple:
+        seen.append(type(params))
+        return ()
+
+    optax.tree_map_params(init, lambda leaf: leaf, ())
+    return seen[0]
+
+
+# It has no paths to name matrices by. Of what `init` returns for it, a leaf stands for whatever the state has there.
+_OPTAX_PLACEHOLDER = _placeholder_of_optax()
 
 
 def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:

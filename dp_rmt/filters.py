@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from scipy import signal
 
+from dp_rmt.trees import is_known, wide, wide_zeros_like
 from dp_rmt.types import Params
 
 _CHECKED_STEPS = 1000
@@ -65,7 +66,7 @@ def low_pass_filter(
     order = len(b) - 1
 
     def init(params: Params) -> LowPassState:
-        return LowPassState(tuple(_zeros_like(params) for _ in range(order)), jnp.zeros(order))
+        return LowPassState(tuple(wide_zeros_like(params) for _ in range(order)), jnp.zeros(order))
 
     def update(updates: Params, state: LowPassState, params: Params | None = None):
         del params
@@ -73,7 +74,7 @@ def low_pass_filter(
         leaves, structure = jax.tree.flatten(updates)
         filtered, delays = [], []
         for x, *past in zip(leaves, *(jax.tree.leaves(delay) for delay in state.delays), strict=True):
-            y, after = _filter_step(b, a, _wide(x), tuple(past))
+            y, after = _filter_step(b, a, wide(x), tuple(past))
             filtered.append(y / correction.astype(y.dtype))
             delays.append(after)
         return jax.tree.unflatten(structure, filtered), LowPassState(
@@ -137,23 +138,25 @@ def kalman_filter(
     >>> print(without_look_ahead(state, params + updates))  # the first step is the optimizer's own
     [0.75]
     """
-    if not 0 < kappa <= 1:
+    if is_known(kappa) and not 0 < kappa <= 1:
         raise ValueError(f"kappa must be above 0 and at most 1, got {kappa}; 1 trusts every new gradient alone")
     gamma = (1 - kappa) / kappa
 
     def init(params: Params) -> KalmanState:
         return KalmanState(
-            jnp.zeros([], jnp.int32), _zeros_like(params), _zeros_like(params), optimizer.init(params)
+            jnp.zeros([], jnp.int32), wide_zeros_like(params), wide_zeros_like(params), optimizer.init(params)
         )
 
-    def update(updates: Params, state: KalmanState, params: Params | None = None):
+    inside = optax.with_extra_args_support(optimizer)
+
+    def update(updates: Params, state: KalmanState, params: Params | None = None, **extra_args: Any):
         gain = jnp.where(state.step == 0, 1.0, kappa)
         estimate = jax.tree.map(
-            lambda g, r: g + gain.astype(g.dtype) * (r.astype(g.dtype) - g), state.estimate, updates
+            lambda g, r: g + gain.astype(g.dtype) * (jnp.asarray(r, g.dtype) - g), state.estimate, updates
         )
         iterate = None if params is None else without_look_ahead(state, params)
-        steps, inner = optimizer.update(estimate, state.optimizer, iterate)
-        look_ahead = jax.tree.map(lambda d: gamma * _wide(d), steps)
+        steps, inner = inside.update(estimate, state.optimizer, iterate, **extra_args)
+        look_ahead = jax.tree.map(lambda d: gamma * wide(d), steps)
         changes = jax.tree.map(lambda d, new, old: d + (new - old), steps, look_ahead, state.look_ahead)
         return changes, KalmanState(state.step + 1, estimate, look_ahead, inner)
 
@@ -162,7 +165,9 @@ def kalman_filter(
 
 def without_look_ahead(state: KalmanState, params: Params) -> Params:
     """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds."""
-    return jax.tree.map(lambda y, ahead: (y - ahead).astype(y.dtype), params, state.look_ahead)
+    return jax.tree.map(
+        lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, state.look_ahead
+    )
 
 
 def _filter_step(
@@ -196,9 +201,3 @@ def _checked(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[
     return np.pad(b, (0, length - b.size)), np.pad(a, (0, length - a.size))
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _zeros_like(tree: Params) -> Params:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), tree)

@@ -7,7 +7,7 @@ layers that use it (`dp_rmt.leaf_uses`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,8 +24,8 @@ from dp_rmt.clipping import (
 from dp_rmt.example_mixing import mixed_examples
 from dp_rmt.ghost_layers import LAYER_RULES, FoundLayer, intercepted
 from dp_rmt.ghost_rules import is_wide_float
-from dp_rmt.ghost_tap import tap, tap_tied_head, tap_tied_lookup
-from dp_rmt.leaf_uses import bytes_of_marked_outputs, mark, uses_of_leaves
+from dp_rmt.ghost_tap import tap, tap_frozen, tap_tied_head, tap_tied_lookup
+from dp_rmt.leaf_uses import Use, bytes_of_marked_outputs, calls_of_layers, mark, uses_of_leaves
 from dp_rmt.microbatch_size import default_memory_budget
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
@@ -63,9 +63,12 @@ def ghost_clipped_grad(
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
     with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype;
-    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: each call traces
-    ``per_example_losses``, follows each leaf to the layer that uses it, and checks that no operation mixes examples.
-    That takes time at every call, so jit the result.
+    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of its arguments
+    ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may mix examples.
+    A tied table is known by itself, so several modules may have one name; its lookup must come before its head, and
+    not inside a jit or a remat of its own.
+
+    Dropout: `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen
@@ -88,7 +91,9 @@ def ghost_clipped_grad(
     >>> model = nn.Dense(1, use_bias=False)
     >>> losses = lambda params, batch: 0.5 * model.apply(params, batch)[:, 0] ** 2
     >>> params = {"params": {"kernel": jnp.ones((2, 1))}}
-    >>> gradient, per_example = ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, jnp.eye(2) * 2)
+    >>> gradient, per_example = ghost_clipped_grad(losses, l2_clip_norm=1.0)(
+    ...     params, jnp.eye(2) * 2, is_padding_example=None
+    ... )
     >>> [round(float(x), 3) for x in per_example.grad_norm]
     [4.0, 4.0]
     """
@@ -105,7 +110,10 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        norms = jnp.sqrt(jnp.maximum(squared_norms, 0.0))  # the rounding of a cross term can be negative
+        # The rounding of a cross term can be negative; where the term overflows, the example does not contribute.
+        is_below_zero = jnp.isfinite(squared_norms) & (squared_norms < 0)
+        norms = jnp.sqrt(jnp.where(is_below_zero, 0.0, jnp.abs(squared_norms)))
+        norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
         return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
@@ -121,12 +129,16 @@ _Tapped = Callable[[Params, jax.Array], jax.Array]
 _Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
+def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+    return pull_back(cotangents)
+
+
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
     """The sums of a backward pass are linear in the weights of the taps; what that linear map needs is the book."""
 
     def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:
         losses, pull_back = jax.vjp(tapped, params, weights_B)
-        sums, squared_norms = pull_back(jnp.ones_like(losses))
+        sums, squared_norms = run(pull_back, jnp.ones_like(losses))
         return sums, (losses, squared_norms)
 
     _, weighted_sum, (losses, squared_norms) = jax.linearize(backward, ones, has_aux=True)
@@ -134,16 +146,12 @@ def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
 
 
 def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
-    """With weights of one the sums of a backward pass are the gradient of the losses, weighted by their cotangents."""
-    losses, pull_back = jax.vjp(tapped, params, ones)
-    squared_norms = pull_back(jnp.ones_like(losses))[1]
+    """The same without the book: the linear map repeats the backward pass, from the same cotangents of the losses.
 
-    def weighted_sum(weights_B: jax.Array) -> Params:
-        # Without the barrier the compiler shares intermediate results of the two passes, and holds them in between.
-        again, weights_B = jax.lax.optimization_barrier((pull_back, weights_B))
-        return again(weights_B.astype(losses.dtype))[0]
-
-    return losses, squared_norms, weighted_sum
+    Weighted cotangents would give the same sums in exact arithmetic only. What rounding makes of them in the layers
+    between, in bfloat16 above all, no norm of the first pass bounds.
+    """
+    return _bookkeeping(tapped, params, ones, run=jax.checkpoint(_run))
 
 
 _METHODS: dict[str, Callable[[_Tapped, Params, jax.Array], _Outcome]] = {"bookkeeping": _bookkeeping, "ghost": _ghost}
@@ -159,6 +167,7 @@ class _Layers(NamedTuple):
 
     names: set[str]  # those whose rules are needed
     tied: dict[str, str]  # those among them that share a table: lookup -> head
+    ambiguous: set[str]  # heads of which another call, of its lookup or of itself, has the same name
     bytes_per_example: float  # of all their outputs
 
 
@@ -167,34 +176,47 @@ def _tapped_losses(
 ) -> jax.Array:
     """The losses; differentiation gives ``weights_B`` the squared norm of each gradient (see `dp_rmt.ghost_tap`)."""
     missing = set(layers.names)
-    tickets: dict[str, tuple[jax.Array, Any]] = {}  # by the name of the head, from its lookup
+    # From lookup to head. With the table, so that the identity by which it is known stays its own.
+    tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}
+
+    def table_of(head: str, layer: FoundLayer) -> Hashable:
+        # Two modules of one name have tables of their own, and each is the same object in its lookup and its head.
+        return (head, *map(id, layer.held)) if head in layers.ambiguous else head
 
     def on_layer(layer: FoundLayer) -> jax.Array:
         if layer.name not in layers.names:  # the rules do not hold, and no leaf of `params` needs them
             return layer.output
+        if layer.problem is not None:  # a frozen layer of the same name as one that is trained
+            return tap_frozen(layer.leaves, layer.output, f"{layer.name} {layer.problem}: {_NOT_PURE}")
         missing.discard(layer.name)
         if layer.name in layers.tied:
             (table,) = layer.leaves.values()
             y, ticket = tap_tied_lookup(table, layer.inputs, layer.output, weights_B)
-            tickets[layers.tied[layer.name]] = (layer.inputs, ticket)
+            tickets[table_of(layers.tied[layer.name], layer)] = (layer.held, layer.inputs, ticket)
             return y
         if layer.name in layers.tied.values():
             (table,) = layer.leaves.values()
-            if layer.name not in tickets:
-                raise ValueError(
-                    f"{layer.name} is called before the lookup in the same table; ghost clipping needs it after"
-                )
-            ids, ticket = tickets[layer.name]
+            if (key := table_of(layer.name, layer)) not in tickets:
+                return tap_frozen(layer.leaves, layer.output, f"{layer.name} {_NO_TICKET}")
+            _, ids, ticket = tickets[key]
             return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
         return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B)
 
     losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
     if missing:
-        raise ValueError(
-            f"traced again, the losses no longer use {sorted(missing)}: per_example_losses must be a pure "
-            "function that computes the same for every batch size"
-        )
+        raise ValueError(f"{sorted(missing)} are no longer used: {_NOT_PURE}")
     return losses
+
+
+_NOT_PURE = (
+    "traced again, the losses use their layers otherwise than before. per_example_losses must be a pure function that "
+    "computes the same for every batch size"
+)
+_NO_TICKET = (
+    "is called before the lookup in the same table; ghost clipping needs it after. If several modules have this name, "
+    "it may also be that this one's table was not looked up, or was converted in between: give the modules names of "
+    "their own (nn.Embed(..., name=...)), convert parameters once, freeze the table, or use clipped_grad"
+)
 
 
 # ---- The laws that every leaf is counted exactly once, and that examples are not mixed ------------------------------
@@ -210,8 +232,7 @@ def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, para
     def on_layer(layer: FoundLayer) -> jax.Array:
         if layer.problem is None:
             names.add(layer.name)
-            return mark(layer.name, layer.leaves, layer.output)
-        return mark(f"{layer.name} {layer.problem}", layer.leaves, layer.output)
+        return mark(layer.name, layer.leaves, layer.output, problem=layer.problem)
 
     def losses(params: Params, batch: Batch) -> jax.Array:
         return intercepted(per_example_losses, params, batch, _TRACED_BATCH_SIZE, on_layer)
@@ -222,8 +243,10 @@ def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, para
     jaxpr = jax.make_jaxpr(losses)(params, jax.tree.map(many, batch)).jaxpr
     num_leaves = len(jax.tree.leaves(params))
     tied: dict[str, str] = {}
-    for (path, leaf), used_by in zip(jax.tree_util.tree_leaves_with_path(params), uses_of_leaves(jaxpr, num_leaves)):
-        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), used_by, names, tied)
+    for (path, leaf), uses in zip(jax.tree_util.tree_leaves_with_path(params), uses_of_leaves(jaxpr, num_leaves)):
+        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), uses, names, tied)
+    calls = calls_of_layers(jaxpr)
+    ambiguous = {head for lookup, head in tied.items() if calls[lookup] > 1 or calls[head] > 1}
     depends_on_batch = [i >= num_leaves for i in range(len(jaxpr.invars))]
     mixed = mixed_examples(jaxpr, batch_size=_TRACED_BATCH_SIZE, depends_on_batch=depends_on_batch)
     if mixed is not None:
@@ -232,24 +255,32 @@ def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, para
             "bounds nothing. Let every operation act on one example at a time (no batch norm, no in-batch negatives, "
             "no division by a count over the batch)"
         )
-    return _Layers(names, tied, bytes_of_marked_outputs(jaxpr) / _TRACED_BATCH_SIZE)
+    return _Layers(names, tied, ambiguous, bytes_of_marked_outputs(jaxpr) / _TRACED_BATCH_SIZE)
 
 
-def _check_leaf(path: str, dtype: Any, used_by: list[str], names: set[str], tied: dict[str, str]) -> None:
+def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: dict[str, str]) -> None:
     remedy = "freeze it (close over it instead of passing it in `params`), or use clipped_grad"
     if not is_wide_float(dtype):
         raise ValueError(
             f"{path} is {dtype}, but a clipped sum must be float32 or wider. Keep trained parameters in "
             "float32 and give the modules a narrower compute dtype, or use clipped_grad"
         )
+    used_by = [use.by for use in uses]
     if not set(used_by) <= names:
         layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
         raise ValueError(
             f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
             f"for {layers} (add yours to dp_rmt.ghost_layers.LAYER_RULES). Otherwise {remedy}"
         )
-    if len(used_by) == 2 and (head := f"{min(used_by)}.attend") == max(used_by):
-        tied[min(used_by)] = head
+    if len(uses) == 2 and max(used_by) == f"{min(used_by)}.attend":
+        lookup, head = sorted(uses)
+        if not lookup.is_visible_from(head):
+            raise ValueError(
+                f"{path} is looked up by {lookup.by} inside a jit, a remat or a scan that its head {head.by} is not "
+                "inside: ghost clipping must hand the head what the lookup knows. Call the lookup outside, or both "
+                f"inside, {remedy}"
+            )
+        tied[lookup.by] = head.by
     elif len(used_by) > 1:
         raise ValueError(
             f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule for the "

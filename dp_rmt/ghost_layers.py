@@ -128,6 +128,7 @@ class FoundLayer(NamedTuple):
 
     name: str  # type and path of the module, and the method
     leaves: Mapping[str, Any]
+    held: tuple[Any, ...]  # the module's parameters as it holds them: the same objects wherever they are used
     inputs: jax.Array  # what the rules take as x
     output: jax.Array  # computed with the leaves held constant
     rules: Mapping[str, LeafRule]
@@ -187,7 +188,8 @@ def intercepted(
 
 
 def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict, batch_size: int) -> FoundLayer:
-    params = nn.meta.unbox(module.variables["params"])
+    held = module.variables["params"]
+    params = nn.meta.unbox(held)
     inputs = next(iter((*args, *kwargs.values())))
     problem, rules = _problem(rule, module, len(args) + len(kwargs), inputs.shape, batch_size), {}
     if problem is None:
@@ -202,7 +204,7 @@ def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict,
     if problem is None:
         inputs = rule.rule_input(module, inputs, output)
     name = f"{type(module).__name__} {'/'.join(module.path)!r}" + ("" if method == "__call__" else f".{method}")
-    return FoundLayer(name, leaves, inputs, output, rules, problem)
+    return FoundLayer(name, leaves, tuple(jax.tree.leaves(held)), inputs, output, rules, problem)
 
 
 def _problem(rule: LayerRule, module: Any, num_arguments: int, shape: tuple[int, ...], batch_size: int) -> str | None:

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
+
+from dp_rmt.token_scales import LARGEST_ORDINARY_SCALE, are_ordinary, times, token_scales
+
+_OfPair = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class LeafRule(Protocol):
@@ -63,52 +68,90 @@ class Contraction:
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
-        tokens, inputs, outputs, shared = self._axes()
+        tokens, inputs, outputs, _ = self._axes()
         num_tokens = _count(tokens, self.x_axes, x)
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
-        size = self._size(x, g)
+        scales, x_norms, g_norms = self._token_norms(x, g)
+        size = self._size(x_norms, g_norms)
         if self._keeps_gradients(x):  # which are weighted in float32
             return jnp.square(_norm_of_sum(self._gradients(x, g), size, num_tokens))
         if num_tokens * (num_inputs + num_outputs) > num_inputs * num_outputs:
             norm = _norm_of_sum(self._gradients(x, g), size, num_tokens)
         else:
-            # A copy of each token axis, named by its capital.
-            pairs = self.x_axes[0] + shared + tokens + tokens.upper()
-            other = str.maketrans(tokens, tokens.upper())
-            of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
-            of_g = _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
-            squared = jnp.maximum(_sum_but_first(of_x * of_g), 0.0)  # rounding can make it negative
-            norm = jnp.sqrt(_with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs)))
-        return jnp.square(norm + jnp.finfo(g.dtype).eps / 2 * size)
+            products = self._choose(scales, g_norms, self._products_of_pairs, x, g)
+            squared = jnp.maximum(_sum_but_first(products), 0.0)  # rounding can make it negative
+            squared = _with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs))
+            norm = jnp.sqrt(squared + _vanished_squares(num_outputs, x_norms))
+        return jnp.square(norm + self.rounding_of_sum(x, g))
 
-    def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``sum_t |x_it| |g_it|``; of several matrices the norm of theirs. Shape (batch,)."""
-        tokens, _, _, shared = self._axes()
-        kept = self.x_axes[0] + shared + tokens
-        sizes = jnp.sqrt(_sum_of_squares(self.x_axes, kept, x)) * jnp.sqrt(_sum_of_squares(self.y_axes, kept, g))
-        sizes = jnp.sum(sizes, axis=range(1 + len(shared), sizes.ndim)).reshape(len(x), -1)
-        return jnp.linalg.norm(sizes, axis=1)
+    def rounding_of_sum(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """``(batch,)``: by how much an example of weight one can add more to the sum than its gradient's norm."""
+        if self._keeps_gradients(x):
+            return jnp.zeros(len(x), _wide_dtype(g))
+        _, x_norms, g_norms = self._token_norms(x, g)
+        return jnp.finfo(with_range_of_float32(g).dtype).eps / 2 * self._size(x_norms, g_norms)
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         if self._keeps_gradients(x):
             return _weighted_sum(self._gradients(x, g), weights_B)
-        all_finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(g))
+        scales, _, g_norms = self._token_norms(x, g)
         # Opaque to differentiation in the weights, which would otherwise keep copies of what follows.
-        return linear_call(self._weighted_contraction, _not_transposable, (all_finite, x, g), weights_B)
+        return linear_call(self._weighted_contraction, _not_transposable, (scales, g_norms, x, g), weights_B)
 
     def _weighted_contraction(self, residuals: tuple[jax.Array, ...], weights_B: jax.Array) -> jax.Array:
-        all_finite, x, g = residuals
+        scales, g_norms, x, g = residuals
         weights = weights_B.reshape(-1, *[1] * (g.ndim - 1)).astype(_wide_dtype(g))
 
         def contracted(x: jax.Array, g: jax.Array) -> jax.Array:
             return _einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
 
-        def contracted_without_nan(x: jax.Array, g: jax.Array) -> jax.Array:
-            return contracted(*(jnp.where(jnp.isfinite(a), a, 0) for a in (x, g)))
+        return self._choose(scales, g_norms, contracted, x, g)
 
-        # A choice, because the selections take a third of the time of the product, and nearly never find anything.
-        return jax.lax.cond(all_finite, contracted, contracted_without_nan, x, g)
+    def _products_of_pairs(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """``(x_it . x_is)(g_it . g_is)``, the batch first."""
+        tokens, _, _, shared = self._axes()
+        # A copy of each token axis, named by its capital.
+        pairs = self.x_axes[0] + shared + tokens + tokens.upper()
+        other = str.maketrans(tokens, tokens.upper())
+        of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
+        return of_x * _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
+
+    def _token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The scales s of `dp_rmt.token_scales`, ``|x_t / s|`` and ``|s g_t|``, of the shape of ``_kept()``.
+
+        NaN or infinite where ``x`` or ``g`` holds such a number.
+        """
+        kept = self._kept()
+        scales = token_scales(self.x_axes, kept, x)
+        x_norms = jnp.sqrt(_sum_of_squares(self.x_axes, kept, times(self.x_axes, x, kept, 1 / scales)))
+        return scales, x_norms, jnp.sqrt(_sum_of_squares(self.y_axes, kept, times(self.y_axes, g, kept, scales)))
+
+    def _size(self, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
+        """``sum_t |x_it| |g_it|``; of several matrices the norm of theirs. Shape (batch,)."""
+        _, _, _, shared = self._axes()
+        sizes = jnp.sum(x_norms * g_norms, axis=range(1 + len(shared), x_norms.ndim))
+        return jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
+
+    def _choose(
+        self, scales: jax.Array, g_norms: jax.Array, function: _OfPair, x: jax.Array, g: jax.Array
+    ) -> jax.Array:
+        """``function(x / s, s g)`` without what is not finite.
+
+        A choice, because the scaling takes a third of the time of a product, and nearly never changes anything.
+        """
+
+        x, g = with_range_of_float32(x), with_range_of_float32(g)
+
+        def scaled(x: jax.Array, g: jax.Array) -> jax.Array:
+            moved = (times(self.x_axes, x, self._kept(), 1 / scales), times(self.y_axes, g, self._kept(), scales))
+            return function(*(jnp.where(jnp.isfinite(m), m, 0).astype(a.dtype) for m, a in zip(moved, (x, g))))
+
+        return jax.lax.cond(are_ordinary(scales) & jnp.all(jnp.isfinite(g_norms)), function, scaled, x, g)
+
+    def _kept(self) -> str:
+        tokens, _, _, shared = self._axes()
+        return self.x_axes[0] + shared + tokens
 
     def _gradients(self, x: jax.Array, g: jax.Array) -> jax.Array:
         return _einsum(f"{self.x_axes},{self.y_axes}->{self.x_axes[0]}{self.w_axes}", x, g)
@@ -228,7 +271,9 @@ def head_rows(ids_BxT: jax.Array, x_BxSxD: jax.Array, g_BxSxV: jax.Array) -> tup
       ``(B, T, D)`` and ``(B, T)``: ``(sqrt S + sqrt D) sum_s |g_is[id_it]| |x_is|``, as `tied_product` takes them.
     """
     at_ids_BxSxT = jnp.take_along_axis(g_BxSxV, ids_BxT[:, None, :], axis=2)
-    sizes = _einsum("bst,bs->bt", jnp.abs(_wide(at_ids_BxSxT)), jnp.sqrt(_sum_of_squares("bsd", "bs", x_BxSxD)))
+    scales_BxS = token_scales("bsd", "bs", x_BxSxD)
+    x_norms_BxS = jnp.sqrt(_sum_of_squares("bsd", "bs", times("bsd", x_BxSxD, "bs", 1 / scales_BxS)))
+    sizes = _einsum("bst,bs->bt", jnp.abs(times("bst", at_ids_BxSxT, "bs", scales_BxS)), x_norms_BxS)
     terms = math.sqrt(x_BxSxD.shape[1]) + math.sqrt(x_BxSxD.shape[2])
     return _einsum("bst,bsd->btd", at_ids_BxSxT, x_BxSxD), terms * sizes
 
@@ -236,6 +281,14 @@ def head_rows(ids_BxT: jax.Array, x_BxSxD: jax.Array, g_BxSxV: jax.Array) -> tup
 def is_wide_float(dtype: jax.typing.DTypeLike) -> bool:
     """Whether a dtype is real floating point of 32 bits or more."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+
+
+def with_range_of_float32(a: jax.Array) -> jax.Array:
+    """An array as it is, or as float32 where its dtype holds a smaller range.
+
+    In float16 a weighted ``g`` below 6e-8 vanishes or is rounded to twice its size; bfloat16 has float32's range.
+    """
+    return a if jnp.finfo(a.dtype).minexp <= jnp.finfo(jnp.float32).minexp else a.astype(jnp.float32)
 
 
 def _weighted_sum(gradients: jax.Array, weights_B: jax.Array) -> jax.Array:
@@ -262,6 +315,12 @@ def _norm_of_sum(gradients: jax.Array, size: jax.Array, terms: int) -> jax.Array
 def _with_rounding(squared: jax.Array, size: jax.Array, terms: float) -> jax.Array:
     """A squared norm, from products of pairs of tokens, plus ``eps terms size^2``."""
     return squared + jnp.finfo(squared.dtype).eps * terms * jnp.square(size)
+
+
+def _vanished_squares(num_outputs: int, x_norms: jax.Array) -> jax.Array:
+    """What products of pairs of tokens lose where products of entries of ``g`` are below the smallest float."""
+    size = LARGEST_ORDINARY_SCALE * _sum_but_first(x_norms)
+    return jnp.finfo(size.dtype).tiny * num_outputs * jnp.square(size)
 
 
 def _sum_of_squares(axes: str, kept: str, a: jax.Array) -> jax.Array:

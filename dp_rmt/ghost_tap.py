@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dp_rmt.ghost_rules import Contraction, LeafRule, Lookup, head_rows, tied_product
+from dp_rmt.ghost_rules import Contraction, LeafRule, Lookup, head_rows, tied_product, with_range_of_float32
 
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
@@ -78,6 +78,41 @@ def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
 _tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
 
 
+def tap_frozen(leaves: Mapping[str, jax.Array], y: jax.Array, refusal: str) -> jax.Array:
+    """Returns ``y`` unchanged, and refuses to be differentiated with respect to ``leaves``.
+
+    Args:
+      leaves: the parameters of a layer, all of them frozen.
+      y: the output of the layer.
+      refusal: what to say if a leaf is trained after all.
+
+    Returns:
+      ``y``.
+
+    Raises:
+      ValueError: one of the leaves is differentiated.
+    """
+    return _tap_frozen(refusal, dict(leaves), y)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tap_frozen(refusal: str, leaves: dict[str, jax.Array], y: jax.Array) -> jax.Array:
+    return y
+
+
+def _tap_frozen_forward(refusal: str, leaves: dict[str, Any], y: Any) -> tuple[jax.Array, None]:
+    if any(leaf.perturbed for leaf in leaves.values()):
+        raise ValueError(refusal)
+    return y.value, None
+
+
+def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple:
+    return None, None if isinstance(g, SymbolicZero) else g
+
+
+_tap_frozen.defvjp(_tap_frozen_forward, _tap_frozen_backward, symbolic_zeros=True)
+
+
 # ---- A table that is both an embedding and a head -----------------------------------------------------------------
 
 # ||L + M||^2 = ||L||^2 + ||M||^2 + 2 <L, M>, with the gradients L of the lookup and M of the head. The last needs the
@@ -88,7 +123,7 @@ _tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
 
 def tap_tied_lookup(
     table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`tap` for the lookup ``y = E[ids]`` of a table that `tap_tied_head` uses as well.
 
     Args:
@@ -101,7 +136,7 @@ def tap_tied_lookup(
       ``y`` and the ticket for `tap_tied_head`.
     """
     tokens = ids.reshape(len(ids), -1).shape
-    ticket = (jnp.zeros((*tokens, y.shape[-1]), weights_B.dtype), jnp.zeros(tokens, weights_B.dtype))
+    ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
     return _tied_lookup(table, ids, y, weights_B, ticket)
 
 
@@ -110,20 +145,26 @@ def _tied_lookup(table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.
     return y, ticket
 
 
-def _tied_lookup_forward(table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array, ticket: Any) -> Any:
-    return (y, ticket), (jnp.empty((len(table), 0)), ids, weights_B)
+def _tied_lookup_forward(table: Any, ids: Any, y: Any, weights_B: Any, ticket: Any) -> Any:
+    rows_of_table = jnp.empty((len(table.value), 0)) if table.perturbed else None
+    return (y.value, jax.tree.map(lambda t: t.value, ticket)), (rows_of_table, ids.value, weights_B.value)
 
 
 def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
     rows_of_table, ids, weights_B = residuals
-    g, (rows_BxTxD, rounding_BxT) = cotangents
+    g, (rows_BxTxD, rounding_BxT, rounding_of_head_B) = cotangents
+    if rows_of_table is None or isinstance(g, SymbolicZero):
+        return None, None, None if isinstance(g, SymbolicZero) else g, None, None
     rule = Lookup(len(rows_of_table))
-    squared_norms = rule.squared_norm(ids, g) + tied_product(rows_BxTxD, rounding_BxT, g)
+    squared_norms = rule.squared_norm(ids, g)
+    if not isinstance(rows_BxTxD, SymbolicZero):  # else no head has taken the ticket
+        # What rounding adds to the head's part of the sum may point along the lookup's.
+        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
     total = rule.weighted_sum(ids, g, weights_B).astype(weights_B.dtype)
     return total, None, g, squared_norms.astype(weights_B.dtype), None
 
 
-_tied_lookup.defvjp(_tied_lookup_forward, _tied_lookup_backward)
+_tied_lookup.defvjp(_tied_lookup_forward, _tied_lookup_backward, symbolic_zeros=True)
 
 
 def tap_tied_head(
@@ -150,20 +191,21 @@ def _tied_head(table: jax.Array, ids: jax.Array, ticket: Any, x: jax.Array, y: j
     return y
 
 
-def _tied_head_forward(
-    table: jax.Array, ids: jax.Array, ticket: Any, x: jax.Array, y: jax.Array, weights_B: jax.Array
-) -> Any:
-    return y, (ids, x, weights_B)
+def _tied_head_forward(table: Any, ids: Any, ticket: Any, x: Any, y: Any, weights_B: Any) -> Any:
+    return y.value, (ids.value, x.value, weights_B.value) if table.perturbed else None
 
 
-def _tied_head_backward(residuals: Any, g: jax.Array) -> tuple:
+def _tied_head_backward(residuals: Any, g: Any) -> tuple:
+    if residuals is None or isinstance(g, SymbolicZero):
+        return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals
-    x_BxSxD = x.reshape(len(x), -1, x.shape[-1])
+    x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
     # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
-    g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x.dtype)
+    g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
     total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)
-    ticket = tuple(a.astype(weights_B.dtype) for a in head_rows(ids_BxT, x_BxSxD, g_BxSxV))
+    for_lookup = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))
+    ticket = tuple(a.astype(weights_B.dtype) for a in for_lookup)
     return total, None, ticket, None, g, HEAD.squared_norm(x_BxSxD, g_BxSxV).astype(weights_B.dtype)
 
 
-_tied_head.defvjp(_tied_head_forward, _tied_head_backward)
+_tied_head.defvjp(_tied_head_forward, _tied_head_backward, symbolic_zeros=True)

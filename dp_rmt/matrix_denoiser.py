@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dp_rmt.gates import Gate, Kappa
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values, stein, subspace
+from dp_rmt.random_matrix.units import in_units, unit_of
 
 Shrinker = Literal["frobenius", "operator", "nuclear", "hard_threshold", "optshrink"]
 Rescale = Literal["noisy_norm", "signal_norm", "none"]
@@ -29,8 +30,8 @@ class MatrixDiagnostics(NamedTuple):
     """What the denoiser saw in some matrices, functions of the noisy update alone and so safe to publish; each (B,).
 
     Attributes:
-      kept_rank: number of components kept, int32; 0 where the gate refused.
-      top_over_edge: largest singular value over the bulk edge, y_1 / e.
+      kept_rank: number of components kept, int32; 0 where the gate refused, or an entry is not finite.
+      top_over_edge: largest singular value over the bulk edge, y_1 / e; NaN where an entry is not finite.
     """
 
     kept_rank: jax.Array
@@ -121,12 +122,15 @@ class MatrixDenoiser:
     ) -> tuple[jax.Array, MatrixDiagnostics]:
         """Weights from the (leading) singular values (B, K), and the matrices that they give."""
         rows, cols = matrices.shape[1:]
-        shape: Any = {"rows": rows, "cols": cols, "noise_std": noise_std}
+        # Each matrix in units of its largest value, a power of two: squares fit, and digits do not depend on the scale.
+        unit = unit_of(values[:, 0])
+        values, noise_std = values * (1 / unit)[:, None], in_units(noise_std, unit)
+        shape: Any = {"rows": rows, "cols": cols, "noise_std": noise_std[:, None]}
         shrunken = SHRINKERS[self.shrinker](values, **shape)
         kept = self.gate.passes(values, **shape) & (shrunken > 0)
         base = jnp.full(len(matrices), 1.0 if self.below_edge == "keep" else 0.0, values.dtype)
         weights = jnp.where(kept, shrunken / jnp.where(kept, values, 1.0), base[:, None])
-        squared_norm = jnp.sum(jnp.square(matrices), axis=(1, 2))
+        squared_norm = jnp.sum(jnp.square(matrices * (1 / unit)[:, None, None]), axis=(1, 2))
         accepted = jnp.any(kept, axis=1)
         if self.blend == "stein":
             weight = self._blend_weight(values, kept, weights, base, squared_norm, shape)
@@ -137,8 +141,8 @@ class MatrixDenoiser:
         weights, base = weights * factor[:, None], base * factor
         denoised = singular_values.scale_spectrum(matrices, basis, weights, complement=base)
         denoised = jnp.where(accepted[:, None, None], denoised, matrices)  # bit for bit what was refused
-        edge = marchenko_pastur.bulk_edge(**shape)
-        top_over_edge = values[:, 0] / jnp.maximum(edge, jnp.finfo(values.dtype).tiny)
+        edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
+        top_over_edge = values[:, 0] / jnp.maximum(edge[:, 0], jnp.finfo(values.dtype).tiny)
         return denoised, MatrixDiagnostics(
             jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge.astype(jnp.float32)
         )
@@ -160,7 +164,7 @@ class MatrixDenoiser:
         divergence = base * shape["rows"] * shape["cols"] + stein.divergence(values, h, h_slope, **shape)
         outside = _outside(values, squared_norm)
         distance = jnp.sum(jnp.square((weights - 1) * values), axis=1) + jnp.square(base - 1) * outside
-        return stein.blend_weight(distance, divergence, **shape)
+        return stein.blend_weight(distance, divergence, **(shape | {"noise_std": shape["noise_std"][:, 0]}))
 
     def _norm_correction(
         self,

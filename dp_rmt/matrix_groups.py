@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from dp_rmt import matrix_view
+from dp_rmt.trees import leaves_by_path, wide_dtype
 from dp_rmt.types import Params
 
 JoinRule = Callable[[str], str | None]
 """``path -> name`` of the block matrix that the leaf is a column block of, or None for a matrix of its own."""
 
-_SHARED_INPUT = (("qkv", ("query", "key", "value")), ("gate_up", ("gate", "up")))
+WEIGHT = r"(_lora/lora_a/kernel|[/.](kernel|weight|w)|[/.]lora_[aA]([/.]default)?([/.]weight)?)"
+"""What follows the name of a layer in the path of its weight, or of the A factor of its LoRA."""
+_SHARED_INPUT = (("qkv", "query|key|value|[qkv](?=_proj)"), ("gate_up", "gate|up"))
 
 
 class Block(NamedTuple):
@@ -60,33 +63,53 @@ def shared_inputs(path: str) -> str | None:
     'encoder/layers/attention/qkv/kernel'
     >>> shared_inputs("layers/attention/value_lora/lora_a/kernel")
     'layers/attention/qkv_lora/lora_a/kernel'
+    >>> shared_inputs("model.layers.0.self_attn.q_proj.weight")
+    'model.layers.0.self_attn.qkv_proj.weight'
     >>> shared_inputs("layers/attention/value_lora/lora_b/kernel") is None  # its input is x A, another for each
     True
     """
     for joined, names in _SHARED_INPUT:
-        found = re.fullmatch(rf"(.*/)?(?:{'|'.join(names)})(/kernel|_lora/lora_a/kernel)", path)
+        found = re.fullmatch(rf"(?P<before>(.*[/.])?)({names})(?P<after>(_proj)?{WEIGHT})", path)
         if found:
-            return f"{found[1] or ''}{joined}{found[2]}"
+            return f"{found['before']}{joined}{found['after']}"
     return None
 
 
+def check_names_some(
+    tree: Params, rule: matrix_view.MatrixRule | None, join: JoinRule | None, caller: str
+) -> None:
+    """As `dp_rmt.matrix_view.check_names_some`, and raises where a join rule names none of the matrices that there are.
+
+    Raises:
+      ValueError: with the paths of what is not named.
+    """
+    matrix_view.check_names_some(tree, rule, caller)
+    matrices = list(matrix_view.matrix_leaves(tree, rule))
+    if join and matrices and not any(map(join, matrices)):
+        raise ValueError(
+            f"{caller}: the join rule names none of the {len(matrices)} matrices, so that nothing would be joined: "
+            f"{', '.join(map(repr, matrices[:8]))}{', ...' if len(matrices) > 8 else ''}. Leave join out, or give one "
+            "that has a name for these paths."
+        )
+
+
 def matrix_groups(
-    tree: Params, rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices, join: JoinRule | None = None
+    tree: Params, rule: matrix_view.MatrixRule | None = None, join: JoinRule | None = None
 ) -> dict[str, list[BlockMatrix]]:
     """The matrices of a tree, those of equal shape and dtype together.
 
     Args:
       tree: parameters, or anything with their shapes.
-      rule: which leaves are matrices.
+      rule: which leaves are matrices; None for `dp_rmt.matrix_view.kernels_are_matrices`.
       join: which of them are blocks of one matrix; None for none.
 
     Returns:
       ``{"768x3072 float32": [...]}``, groups and members in the order of the tree.
 
     Raises:
-      ValueError: leaves to be joined differ in rows, dtype or number of matrices.
+      ValueError: leaves to be joined differ in rows, dtype or number of matrices, or a matrix is complex.
     """
-    leaves = dict(matrix_view.leaves_by_path(tree))
+    leaves = dict(leaves_by_path(tree))
     joined: dict[str, list[BlockMatrix]] = {}
     for path, axes in matrix_view.matrix_leaves(tree, rule).items():
         name = (join(path) if join else None) or path
@@ -107,7 +130,7 @@ def matrix_groups(
 def map_groups(
     function: Callable[[str, list[BlockMatrix], jax.Array], jax.Array],
     tree: Params,
-    rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    rule: matrix_view.MatrixRule | None = None,
     join: JoinRule | None = None,
 ) -> Params:
     """Applies a function to the matrices of a tree, one group after the other.
@@ -124,14 +147,14 @@ def map_groups(
     Returns:
       The tree with its matrices replaced and its other leaves as they are.
     """
-    leaves = dict(matrix_view.leaves_by_path(tree))
+    leaves = dict(leaves_by_path(tree))
     after = jnp.zeros([], jnp.int32)
     for name, group in matrix_groups(tree, rule, join).items():
         matrices = stack(group, leaves)
         result = function(name, group, matrices + after.astype(matrices.dtype))
-        after = jnp.minimum(jnp.sum(result > 0, dtype=jnp.int32), 0)  # always 0, but XLA does not know
+        after = jnp.minimum(jnp.max((result > 0).astype(jnp.int32)), 0)  # always 0, but XLA does not know
         leaves |= unstack(group, result)
-    paths = [path for path, _ in matrix_view.leaves_by_path(tree)]
+    paths = [path for path, _ in leaves_by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in paths])
 
 
@@ -166,7 +189,10 @@ def split(group: list[BlockMatrix], stacked: jax.Array) -> list[jax.Array]:
 
 
 def _single(name: str, path: str, leaf: jax.Array, axes: matrix_view.MatrixAxes) -> BlockMatrix:
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"matrix {path!r} is {leaf.dtype}: the theory here is that of real matrices, whose noise has one standard "
+            "deviation for each entry. Split it into real and imaginary part, or leave it out of the matrix rule."
+        )
     number, rows, cols = jax.eval_shape(lambda x: matrix_view.to_matrices(x, axes), leaf).shape
-    return BlockMatrix(
-        name, (Block(path, axes, leaf.shape, cols),), number, rows, jnp.promote_types(leaf.dtype, jnp.float32)
-    )
+    return BlockMatrix(name, (Block(path, axes, leaf.shape, cols),), number, rows, wide_dtype(leaf))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, get_args
 
@@ -10,12 +11,13 @@ import jax
 import optax
 
 from dp_rmt import accounting
+from dp_rmt.arguments import integer, one_of, real
 from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
 from dp_rmt.clipping import ClippedGradient, ClippingStyle, clipped_grad
 from dp_rmt.denoised_adam import scale_by_denoised_adam
 from dp_rmt.denoising import denoise_matrices
 from dp_rmt.ghost_clipping import ghost_clipped_grad
-from dp_rmt.noise_addition import add_gaussian_noise
+from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
 from dp_rmt.types import PerExampleLosses
 
 ClippingMethod = Literal["vmap", "auto", "bookkeeping", "ghost"]
@@ -37,9 +39,11 @@ class DPSGD:
       noise_multiplier: std of the noise in the SUM, over l2_clip_norm; 0 switches privacy off.
       l2_clip_norm: C; may be infinite only without noise.
       clip: "flat" or "automatic".
-      max_batch_size: fixed shape of a batch; None for mean + 5 sd rounded up to a multiple of batch_multiple_of.
-      batch_multiple_of: what the batch shape must be divisible by: devices times microbatch_size.
-      microbatch_size: examples differentiated at once; None for all.
+      max_batch_size: fixed shape of a batch; None for mean + 5 sd, rounded up so that both batch_multiple_of and
+        microbatch_size divide it.
+      batch_multiple_of: what the batch shape must be divisible by, such as the number of devices.
+      microbatch_size: examples differentiated at once; None for all. A max_batch_size that it does not divide has to be
+        padded by whoever makes the batches, as `training.train` does.
       clipping_method: "vmap" (any model), or "auto", "bookkeeping" or "ghost" (Flax models of stock layers, at little
         more than the cost of a plain gradient; see `ghost_clipped_grad`).
       accountant: "pld" or "rdp".
@@ -61,32 +65,42 @@ class DPSGD:
     accountant: accounting.Accountant = "pld"
 
     def __post_init__(self) -> None:
-        if not 0 < self.expected_batch_size <= self.num_examples:
-            raise ValueError(
-                f"expected_batch_size must be above 0 and at most the {self.num_examples} training examples, "
-                f"got {self.expected_batch_size}"
-            )
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(f"noise_multiplier must be non-negative and finite, got {self.noise_multiplier}")
-        if self.noise_multiplier > 0 and not 0 < self.l2_clip_norm < math.inf:
-            raise ValueError(
-                f"l2_clip_norm must be positive and finite, got {self.l2_clip_norm}: without a bound on each example's "
-                "gradient no amount of noise is private"
-            )
-        if self.clipping_method not in (methods := get_args(ClippingMethod)):
-            raise ValueError(f"clipping_method must be one of {', '.join(methods)}; got {self.clipping_method!r}")
+        settle = functools.partial(object.__setattr__, self)
+        for name in ("num_examples", "num_steps", "batch_multiple_of"):
+            settle(name, integer(name, getattr(self, name), "be at least 1 and an integer", lambda n: n >= 1))
+        for name in ("max_batch_size", "microbatch_size"):
+            if getattr(self, name) is not None:
+                wanted = "be at least 1 and an integer, or None"
+                settle(name, integer(name, getattr(self, name), wanted, lambda n: n >= 1))
+        within = f"be above 0 and at most the {self.num_examples} training examples"
+        size = real("expected_batch_size", self.expected_batch_size, within, lambda b: 0 < b <= self.num_examples)
+        settle("expected_batch_size", size)
+        multiplier = real(
+            "noise_multiplier", self.noise_multiplier, "be non-negative and finite", lambda x: 0 <= x < math.inf
+        )
+        settle("noise_multiplier", multiplier)
+        settle("l2_clip_norm", self._validated_clip_norm())
+        one_of("clip", self.clip, get_args(ClippingStyle))
+        one_of("clipping_method", self.clipping_method, get_args(ClippingMethod))
+        one_of("accountant", self.accountant, get_args(accounting.Accountant))
+        settle("max_batch_size", self._validated_batch_shape())
+
+    def _validated_clip_norm(self) -> float:
+        if self.noise_multiplier == 0:
+            return real("l2_clip_norm", self.l2_clip_norm, "be positive", lambda c: c > 0)
+        wanted = "be positive and finite: without a bound on each example's gradient no amount of noise is private"
+        return real("l2_clip_norm", self.l2_clip_norm, wanted, lambda c: 0 < c < math.inf)
+
+    def _validated_batch_shape(self) -> int:
         if self.max_batch_size is None:
-            size = max_batch_size_for(
-                self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of
-            )
-            object.__setattr__(self, "max_batch_size", size)
-        elif self.max_batch_size % self.batch_multiple_of:
+            multiple = math.lcm(self.batch_multiple_of, self.microbatch_size or 1)
+            return max_batch_size_for(self.num_examples, self.sampling_probability, multiple_of=multiple)
+        if self.max_batch_size % (multiple := self.batch_multiple_of):
             raise ValueError(
-                f"max_batch_size {self.max_batch_size} must be a multiple of {self.batch_multiple_of} "
-                "(devices times microbatch size)"
+                f"max_batch_size {self.max_batch_size} must be a multiple of {multiple} (batch_multiple_of): "
+                f"give {-(-self.max_batch_size // multiple) * multiple}, or None"
             )
+        return self.max_batch_size
 
     @classmethod
     def calibrated(cls, *, epsilon: float, delta: float, **settings: Any) -> DPSGD:
@@ -102,15 +116,19 @@ class DPSGD:
 
         Raises:
           ValueError: no noise multiplier reaches the target, or a setting is out of range.
+          TypeError: a setting is no attribute, or one without a default is missing.
         """
-        draft = cls(noise_multiplier=0.0, **settings)
+        fields = [field.name for field in dataclasses.fields(cls) if field.name != "noise_multiplier"]
+        if unknown := settings.keys() - set(fields):
+            raise TypeError(
+                f"DPSGD.calibrated: unknown setting {', '.join(sorted(unknown))}; give epsilon, delta and some of "
+                f"{', '.join(fields)}; noise_multiplier is what it finds"
+            )
+        draft = cls(noise_multiplier=1.0, **settings)  # checks all that is given, before the search
+        run = draft._accounted(draft.num_steps)
+        del run["noise_multiplier"]
         noise_multiplier = accounting.calibrate_noise_multiplier(
-            epsilon=epsilon,
-            delta=delta,
-            sampling_probability=draft.sampling_probability,
-            num_steps=draft.num_steps,
-            accountant=draft.accountant,
-            truncation=draft.truncation,
+            epsilon=epsilon, delta=delta, accountant=draft.accountant, **run
         )
         return dataclasses.replace(draft, noise_multiplier=noise_multiplier)
 
@@ -166,11 +184,34 @@ class DPSGD:
         """The epsilon spent after `step` updates; infinite without noise, 0 before the first update."""
         if step == 0:
             return 0.0
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            delta=delta,
-            sampling_probability=self.sampling_probability,
-            num_steps=step,
-            accountant=accountant or self.accountant,
-            truncation=self.truncation,
+        return accounting.epsilon(delta=delta, accountant=accountant or self.accountant, **self._accounted(step))
+
+    def epsilon_by_accountant(self, step: int, delta: float) -> dict[str, float]:
+        """The bound of each accountant alone after `step` updates, by its name; see the function in `accounting`."""
+        if step == 0:
+            return dict.fromkeys(get_args(accounting.Accountant), 0.0)
+        return accounting.epsilon_by_accountant(delta=delta, **self._accounted(step))
+
+    def delta_of_truncation(self, step: int) -> float:
+        """The part of delta after `step` updates that pays for the end of the noise's support; `epsilon` has it in."""
+        if step == 0:
+            return 0.0
+        return accounting.delta_of_truncation(**self._accounted(step))
+
+    def largest_true_positive_rate(self, step: int, false_positive_rate: float) -> float:
+        """What a membership test of this rate of false alarms detects, at most, after `step` updates."""
+        if step == 0:
+            return false_positive_rate
+        return accounting.largest_true_positive_rate(
+            false_positive_rate=false_positive_rate, **self._accounted(step)
         )
+
+    def _accounted(self, step: int) -> dict[str, Any]:
+        """What the accountants are told of `step` updates."""
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "sampling_probability": self.sampling_probability,
+            "num_steps": step,
+            "truncation": self.truncation,
+            "noise_support": NOISE_SUPPORT,
+        }

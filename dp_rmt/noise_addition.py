@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-import operator
-from typing import NamedTuple
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.random import threefry2x32_p
 
+from dp_rmt.arguments import integer
 from dp_rmt.types import Params
+
+NOISE_SUPPORT = 9.155
+"""The noise ends at this many standard deviations on either side, rounded down: ``Phi_c(9.15529) = 2^-65``.
+
+A draw is ``Phi^-1((v + 1/2) / 2^64)`` of a 64-bit integer v, so that the outermost one has ``Phi_c(z) = 2^-65``. What a
+Gaussian has beyond it belongs to delta (`dp_rmt.accounting`)."""
+
+NOISE_LAW = "64 bits of Threefry an entry, through the inverse of the normal distribution"
+"""What a key and a step are turned into. Whoever repeats a step must repeat its noise, so that checkpoints hold this
+sentence, and one that holds another (an earlier version's) is not resumed: change it with the noise, and never else."""
+
+_IMPLEMENTATION = "threefry2x32"
+
+# Wichura 1988, algorithm AS 241, routine PPND16: numerators and denominators, lowest power first. Relative error 1e-16.
+_CENTRE = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)  # fmt: skip
+_TAIL = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
+     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)  # fmt: skip
+_FAR_TAIL = (
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
+     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
+     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+)  # fmt: skip
 
 
 class GaussianNoiseState(NamedTuple):
@@ -33,10 +69,11 @@ def noise_key(seed: int) -> jax.Array:
     >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
     True
     """
-    if not 0 <= operator.index(seed) < 2**128:  # a longer one could be a seed and a step of `PoissonSampling`
-        raise ValueError(f"noise_key: seed must be in [0, 2^128), got {seed}; batch_selection.fresh_seed() draws one.")
+    # A longer one could be a seed and a step of `PoissonSampling`.
+    wanted = "be in [0, 2^128), an integer; see batch_selection.fresh_seed()"
+    seed = integer("seed", seed, wanted, lambda n: 0 <= n < 2**128)
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words), impl=_IMPLEMENTATION)
 
 
 def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> optax.GradientTransformation:
@@ -45,20 +82,22 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
     The noise of leaf number j at step t is drawn from ``fold_in(fold_in(key, t), j)``: a pure function of (key, t, j),
     identical for any number of devices, and never the same for two steps or two leaves. It is drawn and added in
     float32 (float64 for float64 updates) whatever dtype comes in: bfloat16 noise has 128 distinct values a binade and
-    no tails.
+    no tails. It reaches `NOISE_SUPPORT` standard deviations on both sides (`standard_normal`).
 
     With ``ClippedGradient g`` the guarantee of noise multiplier z holds for ``noise_std = z * g.sensitivity()``. Place
     it once in a chain, after every accumulation over microbatches and devices.
 
     Args:
-      noise_std: standard deviation of one entry, or a schedule of it by step.
-      key: a typed JAX key; for private data ``noise_key(fresh_seed())``, new for every training run.
+      noise_std: standard deviation of one entry, or a schedule of it by step. It may be traced
+        (`optax.inject_hyperparams`); what is traced or scheduled is not checked.
+      key: a typed Threefry key; for private data ``noise_key(fresh_seed())``, new for every training run.
 
     Returns:
       An `optax.GradientTransformation` with a `GaussianNoiseState`.
 
     Raises:
-      ValueError: noise_std is negative or not finite.
+      ValueError: noise_std is negative, not finite or no scalar; the key is not a typed Threefry key; at an update, a
+        leaf is not real and floating.
 
     >>> import jax
     >>> noise = add_gaussian_noise(1.0, jax.random.key(0))
@@ -66,27 +105,157 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
     >>> noisy.shape, int(state.step)
     ((3,), 1)
     """
-    if not callable(noise_std) and not 0 <= noise_std < float("inf"):
-        raise ValueError(f"noise_std must be non-negative and finite, got {noise_std}")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed key such as jax.random.key(seed), got an array of {key.dtype}")
-    implementation = jax.random.key_impl(key)
+    if not callable(noise_std):
+        _check_noise_std(noise_std)
+    _check_key(key)
 
     def init(params: Params) -> GaussianNoiseState:
         del params
-        return GaussianNoiseState(jnp.zeros([], jnp.int32), jax.random.key_data(key))
+        # A copy: a state that shares its buffer with the caller's key would take the key along when it is donated.
+        return GaussianNoiseState(jnp.zeros([], jnp.int32), jnp.array(jax.random.key_data(key), copy=True))
 
     def update(updates: Params, state: GaussianNoiseState, params: Params | None = None):
         del params
         std = noise_std(state.step) if callable(noise_std) else noise_std
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=implementation), state.step)
-        leaves, structure = jax.tree.flatten(updates)
-        noisy = [_add_noise(leaf, std, jax.random.fold_in(step_key, j)) for j, leaf in enumerate(leaves)]
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=_IMPLEMENTATION), state.step)
+        leaves, structure = jax.tree.flatten_with_path(updates)
+        noisy = [_add_noise(path, leaf, std, jax.random.fold_in(step_key, j)) for j, (path, leaf) in enumerate(leaves)]
         return jax.tree.unflatten(structure, noisy), GaussianNoiseState(state.step + 1, state.key)
 
     return optax.GradientTransformation(init, update)
 
 
-def _add_noise(leaf: jax.Array, std: float | jax.Array, key: jax.Array) -> jax.Array:
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-    return leaf.astype(dtype) + jnp.asarray(std, dtype) * jax.random.normal(key, leaf.shape, dtype)
+def _add_noise(path: jax.tree_util.KeyPath, leaf: jax.Array, std: float | jax.Array, key: jax.Array) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ValueError(
+            f"add_gaussian_noise: the updates' leaf {name!r} has dtype {leaf.dtype}, but only real floating-point "
+            "leaves can get noise: take integers out of what is trained, and train a complex parameter as two real "
+            "ones, its real and its imaginary part"
+        )
+    dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    return leaf.astype(dtype) + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+
+
+def _check_noise_std(noise_std: Any) -> None:
+    if isinstance(noise_std, jax.core.Tracer):
+        is_right = noise_std.shape == ()
+    else:
+        number = np.asarray(noise_std)
+        is_real = jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
+        is_right = number.ndim == 0 and is_real and bool(0 <= number < math.inf)
+    if not is_right:
+        raise ValueError(
+            f"noise_std must be non-negative and finite, one number or a schedule of it, got {noise_std!r}; it is the "
+            "standard deviation of every entry, noise_multiplier * sensitivity"
+        )
+
+
+def _check_key(key: jax.Array) -> None:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be a typed key such as noise_key(seed), got {key!r}")
+    if key.shape != ():
+        raise ValueError(f"key must be one key such as noise_key(seed), got an array of keys of shape {key.shape}")
+    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
+        raise ValueError(
+            f"key must be a {_IMPLEMENTATION} key such as noise_key(seed), got one of {jax.random.key_impl(key)!r}: "
+            "bits of other generators may depend on the backend and the mesh, and a run that is resumed elsewhere "
+            "would release a step again with other noise"
+        )
+
+
+def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Independent N(0, 1) draws with a Gaussian's tails, up to `NOISE_SUPPORT` standard deviations on both sides.
+
+    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011).
+    `jax.random.normal` inverts the same distribution function, but from 23 bits: it never exceeds 5.2201.
+
+    Args:
+      key: a typed Threefry key.
+      shape: of the result.
+      dtype: float32 or float64; the draws are the same, but for rounding.
+
+    Returns:
+      An array of that shape and dtype; entry i depends on the key and its position alone, not on how the array is
+      divided among devices.
+
+    Raises:
+      ValueError: the key, the dtype or the shape is none of these; an axis has more than 2^32 entries.
+
+    >>> z = standard_normal(jax.random.key(0), (1000,))
+    >>> print(f"{z.std():.1f}")
+    1.0
+    """
+    _check_key(key)
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
+        raise ValueError(f"standard_normal: dtype must be float32 or float64, got {dtype}: fewer digits have no tails")
+    high, low = _words(key, tuple(shape))
+    return normal_of_words(high, low, dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # one piece, so that it rounds alike wherever it is compiled
+def normal_of_words(high: jax.Array, low: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """``Phi^-1((v + 1/2) / 2^64)`` for ``v = 2^32 high + low``.
+
+    It increases with v, ``z(2^64 - 1 - v) = -z(v)`` exactly, and is never 0. Neither tail nor centre loses digits: from
+    the integers come both the smaller tail's probability p and ``1/2 - p``, each to full relative accuracy.
+
+    Args:
+      high: upper 32 bits, uint32.
+      low: lower 32 bits, uint32, of the same shape.
+      dtype: float32 or float64, in which all is computed.
+
+    Returns:
+      Numbers of magnitude 7e-20 to 9.1553.
+    """
+    is_upper = high >> 31 == 1
+    high, low = jnp.where(is_upper, ~high, high), jnp.where(is_upper, ~low, low)  # the lower half, mirrored
+    tail = _fraction(high, low, dtype)
+    from_middle = _fraction(jnp.uint32(0x7FFFFFFF) - high, ~low, dtype)
+    r = jnp.sqrt(-jnp.log(tail))
+    magnitude = jnp.where(
+        from_middle <= 0.425,
+        from_middle * _ratio(_CENTRE, 0.180625 - from_middle * from_middle),
+        jnp.where(r <= 5, _ratio(_TAIL, r - 1.6), _ratio(_FAR_TAIL, r - 5)),
+    )
+    return jnp.where(is_upper, magnitude, -magnitude)
+
+
+def _fraction(high: jax.Array, low: jax.Array, dtype: Any) -> jax.Array:
+    """``(2^32 high + low + 1/2) / 2^64``; the least is 2^-65, a normal number of float32."""
+    return high.astype(dtype) * 2.0**-32 + (low.astype(dtype) + 0.5) * 2.0**-64
+
+
+def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: jax.Array) -> jax.Array:
+    numerator, denominator = (jnp.polyval(np.array(c[::-1], x.dtype), x, unroll=16) for c in coefficients)
+    return numerator / denominator
+
+
+def _words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The 64 bits of every entry, as two uint32: one Threefry hash of its position gives both."""
+    first, second = jax.random.key_data(key)
+    high, low = threefry2x32_p.bind(first, second, *_positions(shape))
+    return high, low
+
+
+def _positions(shape: tuple[int, ...], words: int = 2**32) -> tuple[jax.Array, jax.Array]:
+    """A pair of uint32 for each entry, no pair twice: (which block, where in it), blocks of at most `words` entries."""
+    split = 0
+    while math.prod(shape[split:]) > words:
+        split += 1
+    if math.prod(shape[:split]) > words or max(shape, default=0) > words:
+        raise ValueError(
+            f"standard_normal: shape {shape} has an axis of more than {words} entries, or more than {words} blocks of "
+            "as many: divide the array into several"
+        )
+    return _linear_index(shape, range(split)), _linear_index(shape, range(split, len(shape)))
+
+
+def _linear_index(shape: tuple[int, ...], axes: range) -> jax.Array:
+    """Row-major index over some axes, broadcast over the others; iotas, because XLA divides them without sending."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in axes:
+        stride = math.prod(shape[axis + 1 : axes.stop])
+        index += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index

@@ -13,10 +13,12 @@ import re
 
 import jax
 
+from dp_rmt.matrix_groups import WEIGHT
 from dp_rmt.matrix_view import MatrixAxes, kernels_are_matrices
 
 _READS = re.compile(
-    r"(?P<before>(.*/)?)layers(_\d+)?/(.*/)?(query|key|value|gate|up|intermediate)(?P<after>/kernel|_lora/lora_a/kernel)"
+    r"(?P<before>(.*[/.])?)(layers?|h|blocks?)([_/.]\d+)?[/.](.*[/.])?"
+    rf"(query|key|value|[qkv](?=_proj)|gate|up|intermediate)(_proj)?(?P<after>{WEIGHT})"
 )
 
 
@@ -27,6 +29,8 @@ def reads_the_stream(path: str) -> str | None:
     'encoder/residual_stream/kernel'
     >>> reads_the_stream("decoder/layers_3/up_lora/lora_a/kernel")
     'decoder/residual_stream_lora/lora_a/kernel'
+    >>> reads_the_stream("model.layers.3.mlp.up_proj.weight")
+    'model.residual_stream.weight'
     >>> reads_the_stream("decoder/layers/down/kernel") is None  # it writes to the stream
     True
     """
@@ -34,7 +38,7 @@ def reads_the_stream(path: str) -> str | None:
     return f"{found['before']}residual_stream{found['after']}" if found else None
 
 
-def layers_side_by_side(path: str, leaf: jax.Array) -> MatrixAxes | None:
+def layers_side_by_side(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
     """Matrix rule: as `kernels_are_matrices`, with the layers of what reads the stream as columns of one matrix.
 
     >>> import jax.numpy as jnp
@@ -44,4 +48,5 @@ def layers_side_by_side(path: str, leaf: jax.Array) -> MatrixAxes | None:
     axes = kernels_are_matrices(path, leaf)
     if axes is None or reads_the_stream(path) is None:
         return axes
-    return MatrixAxes((-2,), (*range(-leaf.ndim, -2), -1))
+    layers = tuple(axis for axis in range(-leaf.ndim, 0) if axis not in axes.rows + axes.cols)
+    return MatrixAxes(axes.rows, layers + axes.cols)

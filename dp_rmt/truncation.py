@@ -17,7 +17,7 @@ def truncate_rank(
     rank: int = 4,
     *,
     svd: Literal["exact", "gram"] = "gram",
-    matrix_rule: matrix_view.MatrixRule = matrix_view.kernels_are_matrices,
+    matrix_rule: matrix_view.MatrixRule | None = None,
 ) -> optax.GradientTransformation:
     """Keeps the leading components of every matrix: ``sum_{i <= rank} y_i u_i v_i^T`` of ``sum_i y_i u_i v_i^T``.
 
@@ -29,18 +29,19 @@ def truncate_rank(
     below_edge="drop")``, except that a matrix with nothing above it passes unchanged there.
 
     Placed after `add_gaussian_noise` it is post-processing; on the clean gradient it would not be private. Leaves that
-    the matrix rule does not name, and matrices whose shorter side is at most `rank`, pass unchanged.
+    the matrix rule does not name, matrices whose shorter side is at most `rank`, and those with an entry that is not
+    finite pass unchanged.
 
     Args:
       rank: number of components kept, at least 1.
       svd: "exact" or "gram", see `dp_rmt.random_matrix.singular_values`.
-      matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`.
+      matrix_rule: which leaves are matrices, see `dp_rmt.matrix_view`; None for `kernels_are_matrices` there.
 
     Returns:
       An `optax.GradientTransformation` without state; shapes are kept, matrices come out in float32 at least.
 
     Raises:
-      ValueError: rank is below 1, or svd is unknown.
+      ValueError: rank is below 1, or svd is unknown. By ``init``: there are matrices, and the rule names none of them.
 
     >>> updates = {"kernel": jnp.diag(jnp.arange(8.0, 0.0, -1.0))}
     >>> truncate = truncate_rank(2)
@@ -61,8 +62,13 @@ def truncate_rank(
             if rank >= min(noisy.shape[1:]):
                 return noisy
             basis, values = singular_values.short_side_svd(noisy, method=svd)
-            return singular_values.scale_spectrum(noisy, basis[..., :rank], jnp.ones_like(values[..., :rank]))
+            truncated = singular_values.scale_spectrum(noisy, basis[..., :rank], jnp.ones_like(values[..., :rank]))
+            return jnp.where(jnp.isfinite(values[:, :1, None]), truncated, noisy)
 
         return matrix_groups.map_groups(truncate, updates, matrix_rule), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def init(params: Params) -> optax.EmptyState:
+        matrix_view.check_names_some(params, matrix_rule, "truncate_rank")
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, update)

@@ -98,25 +98,29 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
     """
     privacy, train = config.privacy, config.train
     delta = delta_for(privacy, num_examples)
-    microbatch_size = -(-max(train.microbatch_size, 1) // num_devices) * num_devices
+    microbatch_size = max(train.microbatch_size, 1)
     settings = {
         "num_examples": num_examples,
         "expected_batch_size": privacy.expected_batch_size,
         "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / privacy.expected_batch_size)),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
-        "batch_multiple_of": max(train.microbatch_size, 1),
+        "batch_multiple_of": microbatch_size,
         "microbatch_size": microbatch_size,
         "clipping_method": train.clipping_method,
         "accountant": privacy.accountant,
     }
     try:
         if math.isinf(privacy.epsilon):
-            return DPSGD(**settings, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
-        settings["l2_clip_norm"] = privacy.l2_clip_norm
-        return DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **settings), delta
+            mechanism = DPSGD(**settings, l2_clip_norm=math.inf, noise_multiplier=0.0)
+        else:
+            settings["l2_clip_norm"] = privacy.l2_clip_norm
+            mechanism = DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **settings)
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
+    # Rounded up afterwards: the batch shape stays that of the config, and the train loop pads it to whole microbatches.
+    for_devices = -(-microbatch_size // num_devices) * num_devices
+    return dataclasses.replace(mechanism, microbatch_size=for_devices), delta
 
 
 def build_run(

@@ -55,7 +55,7 @@ class OneRun:
 
         @jax.jit
         def score(params: Params, released: Params) -> jax.Array:
-            _, per_example = right.clipped_grad(self.losses)(params, planted)
+            _, per_example = right.clipped_grad(self.losses)(params, planted, is_padding_example=None)
             return canaries.gradient_scores(
                 self.losses, params, planted, released, per_example.grad_norm, l2_clip_norm=right.l2_clip_norm
             )
@@ -173,7 +173,7 @@ def _repeated_runs(mechanism: Audited) -> Any:
         if mechanism.repeats_noise:
             restarted = state.noise._replace(step=number % (mechanism.num_steps // 2))
             state = dataclasses.replace(state, noise=restarted)
-        _, per_example = right(state.params, canary)
+        _, per_example = right(state.params, canary, is_padding_example=None)
         params = state.params
         state, _ = train_step(state, [({"row": rows}, is_padding)])
         released = optax.tree.get(state.optimizer, RELEASED)

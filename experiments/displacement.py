@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from dp_rmt import matrix_view
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
 from dp_rmt.training.train_state import published_params
+from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
 from experiments import command_line
 from experiments.gradient_stream import GradientStream, five_digits, write_record
@@ -96,9 +97,9 @@ def split_displacement(params: Params, start: Params) -> Split:
     Returns:
       A `Split`; matrices that have not moved, such as frozen ones, are not counted.
     """
-    matrices, began = matrix_view.matrix_leaves(params), dict(matrix_view.leaves_by_path(start))
+    matrices, began = matrix_view.matrix_leaves(params), dict(leaves_by_path(start))
     above, below, ranks, tops = [], [], [], []
-    for path, leaf in matrix_view.leaves_by_path(params):
+    for path, leaf in leaves_by_path(params):
         if path not in matrices or not np.any(leaf != began[path]):
             above.append(leaf)
             below.append(leaf)

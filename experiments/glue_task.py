@@ -74,4 +74,5 @@ def load_glue_task(config: ConfigDict) -> Task:
             logits, arrays, metrics=glue.task.metrics, lengths=lengths, batch_size=batch_size
         ),
         label_names=None if infilling else (tuple(glue.task.label_names) or None),
+        num_labels=None if glue.task.is_regression else glue.task.num_labels,
     )

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
-from dp_rmt.matrix_view import leaves_by_path
+from dp_rmt.trees import leaves_by_path
 from experiments import assemble, command_line, lora_noise_report, machine
 from experiments import lora_noise_laws as laws
 from experiments.gradient_stream import five_digits, write_record

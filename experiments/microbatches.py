@@ -51,7 +51,7 @@ def with_microbatch_size(config: ConfigDict, task: Task) -> ConfigDict:
         def losses(params: Params, batch: Batch) -> jax.Array:
             return task.losses(merge_params(params, frozen), batch)
 
-        return mechanism.clipped_grad(losses)(trained, batch)
+        return mechanism.clipped_grad(losses)(trained, batch, is_padding_example=None)
 
     def compile_step(size: int) -> jax.stages.Compiled:
         batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in task.train.items()}

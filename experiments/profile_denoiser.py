@@ -31,6 +31,7 @@ from dp_rmt.denoising import DenoiseState
 from dp_rmt.matrix_denoiser import Backend
 from dp_rmt.random_matrix import marchenko_pastur, subspace
 from dp_rmt.training.metrics import write_atomically
+from dp_rmt.trees import leaves_by_path
 from experiments import command_line, machine, rounds
 from experiments.profile_models import MODELS, make_workload
 
@@ -104,7 +105,7 @@ def profile(model: str, repeats: int) -> dict[str, Any]:
 def matrix_shapes(model: str) -> Tree:
     """The leaves of a model that are matrices, by path, as shapes."""
     params = jax.eval_shape(lambda: make_workload(model, batch_size=1, sequence_length=1, dtype="float32").trainable)
-    leaves = dict(matrix_view.leaves_by_path(params))
+    leaves = dict(leaves_by_path(params))
     return {path: leaves[path] for path in matrix_view.matrix_leaves(params)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -68,9 +69,11 @@ def make_step(arm: str, losses: PerExampleLosses, l2_clip_norm: float, microbatc
         value_and_grad = jax.value_and_grad(lambda params, batch: jnp.mean(losses(params, batch)))
         return lambda params, batch: value_and_grad(params, batch)[::-1]
     if arm == "vmap":
-        return dp_rmt.clipped_grad(losses, l2_clip_norm=l2_clip_norm, microbatch_size=microbatch_size)
-    if arm in OWN_ARMS:
-        return dp_rmt.ghost_clipped_grad(losses, l2_clip_norm=l2_clip_norm, method=arm)  # type: ignore[arg-type]
+        clipped_grad = dp_rmt.clipped_grad(losses, l2_clip_norm=l2_clip_norm, microbatch_size=microbatch_size)
+    elif arm in OWN_ARMS:
+        clipped_grad = dp_rmt.ghost_clipped_grad(losses, l2_clip_norm=l2_clip_norm, method=arm)  # type: ignore[arg-type]
+    if arm in ("vmap", *OWN_ARMS):
+        return partial(clipped_grad, is_padding_example=None)
     clipped_sum = jax_driver(arm)(losses, l2_clip_norm, microbatch_size)
     return lambda params, batch: (clipped_sum(params, batch), None)
 

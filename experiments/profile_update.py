@@ -49,7 +49,7 @@ def make_update(
             method="auto",
             microbatch_size=microbatch_size,
         )
-        gradient, per_example = clipped_grad(trainable, batch)
+        gradient, per_example = clipped_grad(trainable, batch, is_padding_example=None)
         return transform.update(gradient, transform.init(trainable), trainable)[0], per_example
 
     return update

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from dp_rmt import matrix_view
 from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.training.train_step import matrix_cosines
+from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
 from experiments import command_line
 from experiments.gradient_stream import Gradients, GradientStream, five_digits, write_record
@@ -123,7 +124,7 @@ def singular_values(tree: Params, noise_std: float) -> list[np.ndarray]:
 
 def _matrices(tree: Params) -> dict[str, np.ndarray]:
     """(B, rows, cols) of every matrix leaf, in double precision."""
-    leaves = dict(matrix_view.leaves_by_path(tree))
+    leaves = dict(leaves_by_path(tree))
     return {
         path: np.asarray(matrix_view.to_matrices(leaves[path], axes), np.float64)
         for path, axes in matrix_view.matrix_leaves(tree).items()

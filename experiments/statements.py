@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp_rmt import accounting
-from dp_rmt.accounting import Accountant
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training import provenance
 from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
 from dp_rmt.training.metrics import read_metrics
@@ -48,22 +46,20 @@ def statement_of(arm: Arm) -> Callable[[int], PrivacyStatement]:
     prompts = arm.task.prompts
 
     def statement(updates: int) -> PrivacyStatement:
-        @functools.cache  # by privacy loss distributions it takes a second
-        def epsilon(accountant: Accountant) -> float | None:
-            return mechanism.epsilon(updates, delta, accountant) if is_private else None
-
+        by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
         return PrivacyStatement(
-            epsilon=epsilon(mechanism.accountant),
+            epsilon=mechanism.epsilon(updates, delta) if is_private else None,
             target_epsilon=privacy.epsilon if is_private else None,
             delta=delta,
-            epsilon_pld=epsilon("pld"),
-            epsilon_rdp=epsilon("rdp"),
+            epsilon_pld=by_accountant.get("pld"),
+            epsilon_rdp=by_accountant.get("rdp"),
+            delta_of_truncation=mechanism.delta_of_truncation(updates) if is_private else None,
             num_steps=updates,
             seeds_from=_seeds_from(arm),
             nonprivate_metrics=privacy.nonprivate_metrics,
             evaluation_data=(*arm.task.evaluations, *((prompts.split,) if prompts else ())),
             audit=read_audit(arm.workdir),
-            detection=tuple(_detection(arm, updates)) if is_private else (),
+            detection=_detection(mechanism, updates) if is_private else (),
             texts_of=prompts.split if prompts else None,
             **numbers,
         )
@@ -135,20 +131,5 @@ def _seeds_from(arm: Arm) -> Any:
     return "os entropy" if given == (None, None) else "given in the config"
 
 
-def _detection(arm: Arm, updates: int) -> list[tuple[float, float]]:
-    mechanism = arm.run.loop.mechanism
-    if updates == 0:
-        return [(rate, rate) for rate in FALSE_ALARMS]
-    return [
-        (
-            rate,
-            accounting.largest_true_positive_rate(
-                false_positive_rate=rate,
-                noise_multiplier=mechanism.noise_multiplier,
-                sampling_probability=mechanism.sampling_probability,
-                num_steps=updates,
-                truncation=mechanism.truncation,
-            ),
-        )
-        for rate in FALSE_ALARMS
-    ]
+def _detection(mechanism: DPSGD, updates: int) -> tuple[tuple[float, float], ...]:
+    return tuple((rate, mechanism.largest_true_positive_rate(updates, rate)) for rate in FALSE_ALARMS)

@@ -33,9 +33,10 @@ from dp_rmt.denoising import TreeDenoiser
 from dp_rmt.gates import TracyWidom
 from dp_rmt.matrix_denoiser import MatrixDenoiser
 from dp_rmt.matrix_groups import JoinRule, shared_inputs
-from dp_rmt.matrix_view import MatrixAxes, MatrixRule, leaves_by_path
+from dp_rmt.matrix_view import MatrixAxes, MatrixRule
 from dp_rmt.models.encoder import ENCODER_PROJECTIONS
 from dp_rmt.residual_stream import reads_the_stream
+from dp_rmt.trees import leaves_by_path
 from experiments import command_line, lora_pairs
 from experiments.gradient_cosines import DECAY, first_moment_noise_std
 from experiments.gradient_stream import GradientStream, five_digits, write_record

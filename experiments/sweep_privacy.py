@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from dp_accounting.pld import pld_privacy_accountant
@@ -162,8 +163,12 @@ def _selection(runs: Sequence[Run], steps: Mapping[Mechanism, int], jobs: int, r
     """The best of a random number of jobs, each of which consists of these steps."""
     orders = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
     delta, one_job = _delta(runs), _divergences(steps)
-    epsilon = float(rdp_privacy_accountant.compute_epsilon(orders, repeated(one_job, repetitions, orders), delta)[0])
-    once = float(rdp_privacy_accountant.compute_epsilon(orders, one_job, delta)[0])
+    # Of the end of the noise's support a job has its part; as many jobs as the mean have it in expectation.
+    of_gaussian = delta - _ends_of_noise(runs) * repetitions.mean / jobs
+    epsilon, once = (
+        float(rdp_privacy_accountant.compute_epsilon(orders, divergences, of_gaussian)[0])
+        for divergences in (repeated(one_job, repetitions, orders), one_job)
+    )
     return Choice(
         "repeat and select",
         epsilon,
@@ -181,7 +186,7 @@ def _selection(runs: Sequence[Run], steps: Mapping[Mechanism, int], jobs: int, r
 def _composition(runs: Sequence[Run], steps: Mapping[Mechanism, int], no_selection: str) -> Choice:
     """All runs together, with the reason why nothing better applies."""
     delta = _delta(runs)
-    epsilon, how = _composed_epsilon(steps, delta)
+    epsilon, how = _composed_epsilon(steps, delta - _ends_of_noise(runs))
     alone = max(run.statement["epsilon"] or 0.0 for run in runs)
     return Choice(
         "composition",
@@ -196,19 +201,23 @@ def _composition(runs: Sequence[Run], steps: Mapping[Mechanism, int], no_selecti
 
 def _composed_epsilon(steps: Mapping[Mechanism, int], delta: float) -> tuple[float, str]:
     """Epsilon, and what it was computed from."""
+    settings: list[dict[str, Any]] = [
+        {
+            "noise_multiplier": step.noise_multiplier,
+            "sampling_probability": step.sampling_probability,
+            "num_steps": count,
+            "truncation": accounting.Truncation(step.num_examples, step.max_batch_size),
+        }
+        for step, count in steps.items()
+    ]
+    if len(settings) == 1:  # which chooses its bins, and knows the corners
+        return accounting.epsilon(delta=delta, **settings[0]), "privacy loss distributions"
     if min(step.noise_multiplier for step in steps) < _LEAST_NOISE:
         orders = rdp_privacy_accountant.RdpAccountant().orders
         return float(rdp_privacy_accountant.compute_epsilon(orders, _divergences(steps), delta)[0]), "Rényi divergences"
     accountant = pld_privacy_accountant.PLDAccountant()
-    for step, count in steps.items():
-        accountant.compose(
-            accounting.dp_event(
-                noise_multiplier=step.noise_multiplier,
-                sampling_probability=step.sampling_probability,
-                num_steps=count,
-                truncation=accounting.Truncation(step.num_examples, step.max_batch_size),
-            )
-        )
+    for each in settings:
+        accountant.compose(accounting.dp_event(**each))
     return float(accountant.get_epsilon(delta)), "privacy loss distributions"
 
 
@@ -218,8 +227,8 @@ def _caveats(runs: Sequence[Run]) -> str:
     if sharing(runs):
         text += (
             " Runs share a sampling seed (config.privacy.sampling_seed): an example is in the same steps of all of "
-            "them or in none, so that k such runs are counted as one with 1/sqrt(k) of the noise multiplier. That costs "
-            "far more than seeds of their own."
+            "them or in none, so that k such runs are counted as one with 1/sqrt(k) of the noise multiplier. That "
+            "costs far more than seeds of their own."
         )
     if seeds_are_given(runs):
         text += " The seeds were given in the configs: this holds against those alone who cannot know them."
@@ -230,12 +239,17 @@ def _delta(runs: Sequence[Run]) -> float:
     return min(run.statement["delta"] for run in runs)
 
 
+def _ends_of_noise(runs: Sequence[Run]) -> float:
+    """The part of delta for what the runs' noise lacks of a Gaussian; those of several runs add up."""
+    return math.fsum(run.statement.get("delta_of_truncation") or 0.0 for run in runs)
+
+
 def _divergences(steps: Mapping[Mechanism, int]) -> np.ndarray:
     """Rényi divergences of all the steps together at the accountant's orders."""
     total = np.zeros(len(rdp_privacy_accountant.RdpAccountant().orders))
     for mechanism, count in steps.items():
         truncation = accounting.Truncation(mechanism.num_examples, mechanism.max_batch_size)
-        step = accounting.Step(mechanism.noise_multiplier, mechanism.sampling_probability, truncation, "rdp")
+        step = accounting.Step(mechanism.noise_multiplier, mechanism.sampling_probability, truncation)
         total += count * accounting.renyi_divergences(step)
     return total
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dp_rmt.data import check_fits_model
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
@@ -57,6 +58,10 @@ class Task:
       label_names: of a classifier, for the saved model.
       prompts: of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
+      num_labels: classes of the labels; None where they are scores, or there are none.
+
+    Raises:
+      ValueError: a label or a token of the data is none that the model knows.
     """
 
     train: Arrays
@@ -71,6 +76,17 @@ class Task:
     label_names: tuple[str, ...] | None = None
     prompts: Prompts | None = None
     base_model: str = ""
+    num_labels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, arrays in {"train": self.train, **self.evaluations}.items():
+            check_fits_model(
+                arrays,
+                name=f"the data {name!r}",
+                vocab_size=self.module.config.vocab_size,
+                num_labels=self.num_labels,
+                type_vocab_size=getattr(self.module.config, "type_vocab_size", None),
+            )
 
     @property
     def num_examples(self) -> int:

@@ -108,7 +108,7 @@ def test_fresh_seeds_differ_and_are_long():
         ({"sampling_probability": 1.5}, "sampling_probability"),
         ({"sampling_probability": math.nan}, "sampling_probability"),
         ({"max_batch_size": 0}, "max_batch_size"),
-        ({"seed": -1}, r"seed must be in \[0, 2\^128\), got -1"),
+        ({"seed": -1}, r"seed must be in \[0, 2\^128\), .*got -1"),
         ({"seed": 2**128}, r"seed must be in \[0, 2\^128\)"),
     ],
 )
@@ -125,5 +125,5 @@ def test_other_errors():
         max_batch_size_for(10, 0.5, multiple_of=0)
     with pytest.raises(ValueError, match="does not divide"):
         microbatch_order(10, 3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"seed must be in .*, an integer.*got 0\.5\. Give a whole number"):
         PoissonSampling(10, 0.5, 5, 0.5)

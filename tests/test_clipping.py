@@ -54,7 +54,7 @@ def expected_sum(grads_BxD, l2_clip_norm, clip):
 def test_is_the_sum_of_clipped_gradients_over_a_constant(clip, l2_clip_norm, normalize_by):
     params, batch = gradients()
     function = clipped_grad(linear_losses, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, clip=clip)
-    gradient, per_example = jax.jit(function)(params, batch)
+    gradient, per_example = jax.jit(function)(params, batch, is_padding_example=None)
     expected, norms = expected_sum(flat(batch, BATCH), l2_clip_norm, clip)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     # float32: a norm of 18 entries, a quotient and a sum of six.
@@ -72,7 +72,7 @@ def test_equals_a_loop_over_examples_of_a_network(microbatch_size):
         return (jnp.tanh(batch["x"] @ params["in"]) @ params["out"] - batch["y"]) ** 2
 
     function = clipped_grad(losses, l2_clip_norm=1.0, normalize_by=BATCH, microbatch_size=microbatch_size)
-    gradient, per_example = jax.jit(function)(params, {"x": x, "y": y})
+    gradient, per_example = jax.jit(function)(params, {"x": x, "y": y}, is_padding_example=None)
     one = jax.jit(jax.value_and_grad(lambda p, x, y: losses(p, {"x": x[None], "y": y[None]})[0]))
     loop = [one(params, x[i], y[i]) for i in range(BATCH)]
     expected, norms = expected_sum(np.stack([flat(g) for _, g in loop]), 1.0, "flat")
@@ -87,7 +87,7 @@ def test_every_leaf_counts_in_the_norm():
     function = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))
     for name in SHAPES:
         other = {**batch, name: np.zeros_like(batch[name])}
-        with_leaf, without = (function(params, b)[1] for b in (batch, other))
+        with_leaf, without = (function(params, b, is_padding_example=None)[1] for b in (batch, other))
         lost = with_leaf.grad_norm**2 - without.grad_norm**2
         np.testing.assert_allclose(lost, (flat(batch[name], BATCH) ** 2).sum(axis=1), rtol=1e-4, atol=1e-6)
 
@@ -125,7 +125,7 @@ def test_a_gradient_without_a_finite_norm_contributes_exactly_zero(bad):
     params, batch = gradients()
     batch["matrix"][2, 1] = bad
     function = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))
-    gradient, per_example = function(params, batch)
+    gradient, per_example = function(params, batch, is_padding_example=None)
     removed, _ = function(params, batch, is_padding_example=np.arange(BATCH) == 2)
     jax.tree.map(np.testing.assert_array_equal, gradient, removed)
     np.testing.assert_array_equal(np.isfinite(per_example.grad_norm), np.arange(BATCH) != 2)
@@ -134,13 +134,15 @@ def test_a_gradient_without_a_finite_norm_contributes_exactly_zero(bad):
 def test_zero_gradients_stay_zero():
     params, batch = gradients(scales=(0.0,))
     for clip in ("flat", "automatic"):
-        gradient, _ = clipped_grad(linear_losses, l2_clip_norm=1.0, clip=clip)(params, batch)
+        gradient, _ = clipped_grad(linear_losses, l2_clip_norm=1.0, clip=clip)(
+            params, batch, is_padding_example=None
+        )
         assert not flat(gradient).any()
 
 
 def test_an_infinite_clip_norm_is_the_plain_sum():
     params, batch = gradients()
-    gradient, _ = clipped_grad(linear_losses, l2_clip_norm=np.inf)(params, batch)
+    gradient, _ = clipped_grad(linear_losses, l2_clip_norm=np.inf)(params, batch, is_padding_example=None)
     np.testing.assert_allclose(flat(gradient), flat(batch, BATCH).sum(axis=0), rtol=1e-5, atol=1e-6)
 
 
@@ -170,7 +172,9 @@ def test_trailing_microbatches_of_padding_are_not_computed():
 def test_norms_and_sums_are_float32_for_bfloat16_parameters():
     """The sum of 64 gradients of 2^-9 each: in bfloat16 it would stick at 2^-1."""
     params, batch = {"w": jnp.zeros(4, jnp.bfloat16)}, {"w": jnp.full((640, 4), 2.0**-9, jnp.bfloat16)}
-    gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(params, batch)
+    gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(
+            params, batch, is_padding_example=None
+        )
     assert gradient["w"].dtype == per_example.grad_norm.dtype == jnp.float32
     np.testing.assert_array_equal(gradient["w"], 1.25)
     np.testing.assert_array_equal(per_example.grad_norm, 2.0**-8)
@@ -179,7 +183,9 @@ def test_norms_and_sums_are_float32_for_bfloat16_parameters():
 def test_float64_parameters_keep_their_precision():
     with jax.enable_x64(True):
         params, batch = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients())
-        gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(params, batch)
+        gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(
+            params, batch, is_padding_example=None
+        )
         assert per_example.grad_norm.dtype == np.float64
         np.testing.assert_allclose(flat(gradient), expected_sum(flat(batch, BATCH), 1.0, "flat")[0], rtol=1e-13)
 
@@ -189,7 +195,7 @@ def test_the_norm_of_a_large_leaf_with_one_large_entry():
     gradient = np.full((1, 1000, 1000), 2.4e-4, np.float32)
     gradient[0, 0, 0] = 1.0
     function = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))
-    _, per_example = function({"w": jnp.zeros((1000, 1000))}, {"w": gradient})
+    _, per_example = function({"w": jnp.zeros((1000, 1000))}, {"w": gradient}, is_padding_example=None)
     np.testing.assert_allclose(per_example.grad_norm[0], np.linalg.norm(gradient.astype(np.float64)), rtol=1e-6)
 
 
@@ -221,10 +227,11 @@ def test_refuses_wrong_arguments(arguments, message):
 
 
 def test_refuses_a_mean_over_the_batch():
+    function = clipped_grad(lambda p, b: jnp.mean(linear_losses(p, b)), l2_clip_norm=1.0)
     with pytest.raises(ValueError, match=r"one loss per example.*returned shape \(\)"):
-        clipped_grad(lambda p, b: jnp.mean(linear_losses(p, b)), l2_clip_norm=1.0)(*gradients())
+        function(*gradients(), is_padding_example=None)
 
 
 def test_refuses_a_batch_that_microbatches_do_not_divide():
     with pytest.raises(ValueError, match=r"batch of 6 examples .* microbatches of 4"):
-        clipped_grad(linear_losses, l2_clip_norm=1.0, microbatch_size=4)(*gradients())
+        clipped_grad(linear_losses, l2_clip_norm=1.0, microbatch_size=4)(*gradients(), is_padding_example=None)

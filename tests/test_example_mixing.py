@@ -277,7 +277,15 @@ def attention_over_examples(x):
     return jax.nn.dot_product_attention(q[:, :, None], q[:, :, None], q[:, :, None])[:, :, 0].swapaxes(0, 1)
 
 
+def noise_of_the_first_key(params, batch):
+    """XLA's generator under jax.vmap: all bits come from the first example's key."""
+    keys = jax.vmap(lambda label: jax.random.fold_in(jax.random.key(0, impl="rbg"), label))(batch["label"])
+    noise = jax.vmap(lambda key: jax.random.normal(key, (TOKENS, FEATURES)))(keys)
+    return per_example(batch["x"] * noise)
+
+
 REFUSED |= {
+    "noise_of_the_first_key": noise_of_the_first_key,
     "batch_norm": of_module(nn.BatchNorm(use_running_average=False)),
     "scan_over_layers_with_batch_mean": of_module(stacked(0)),
     "rematerialised_layers_with_batch_mean": of_module(stacked(0, remat=True)),

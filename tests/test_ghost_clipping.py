@@ -130,8 +130,11 @@ def test_one_example():
 def test_bfloat16_activations(method):
     """Two bfloat16 computations of the same: 2^-9 per operation, some tens of them with random signs."""
     losses, params, batch = problem(Small(dtype="bfloat16"))
-    gradient, per_example = jax.jit(ghost_clipped_grad(losses, l2_clip_norm=1.0, method=method))(params, batch)
-    expected, expected_per_example = jax.jit(clipped_grad(losses, l2_clip_norm=1.0))(params, batch)
+    gradient, per_example = jax.jit(ghost_clipped_grad(losses, l2_clip_norm=1.0, method=method))(
+        params, batch, is_padding_example=None
+    )
+    reference = jax.jit(clipped_grad(losses, l2_clip_norm=1.0))
+    expected, expected_per_example = reference(params, batch, is_padding_example=None)
     assert {a.dtype for a in jax.tree.leaves((gradient, per_example))} == {np.dtype("float32")}
     np.testing.assert_allclose(per_example.grad_norm, expected_per_example.grad_norm, rtol=0.03)
     error = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, expected))
@@ -183,9 +186,9 @@ def test_nonfinite_example_contributes_exactly_zero(method):
         batch = {key: a.copy() for key, a in (("x", x), ("scale", ones), ("root", ones), ("weight", ones))}
         batch[name][(1,) * batch[name].ndim] = value
         is_bad = np.arange(BATCH) == 1
-        gradient, per_example = ghost(params, batch)
+        gradient, per_example = ghost(params, batch, is_padding_example=None)
         padded, _ = ghost(params, batch, is_padding_example=is_bad)
-        expected, expected_per_example = reference(params, batch)
+        expected, expected_per_example = reference(params, batch, is_padding_example=None)
         jax.tree.map(np.testing.assert_array_equal, gradient, padded)
         for norms in (per_example.grad_norm, expected_per_example.grad_norm):
             np.testing.assert_array_equal(np.isfinite(norms), ~is_bad)
@@ -256,8 +259,8 @@ def test_traces_made_elsewhere_are_not_reused():
     losses = jax.jit(lambda p, x: model.apply(p, x).sum(-1) ** 2)
     losses(params, x)
     function = ghost_clipped_grad(losses, l2_clip_norm=1.0)
-    first = function(params, x)
-    jax.tree.map(np.testing.assert_array_equal, first, function(params, x))
+    first = function(params, x, is_padding_example=None)
+    jax.tree.map(np.testing.assert_array_equal, first, function(params, x, is_padding_example=None))
     assert_equals_reference(losses, params, x, tolerance=TOLERANCE["float32"])
     losses(params, x)
 

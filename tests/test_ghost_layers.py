@@ -48,10 +48,12 @@ def token_losses(logits, batch):
 
 
 def assert_methods_equal_vmap(losses, params, batch, *, tolerance, **arguments):
-    reference, norms = jax.jit(clipped_grad(losses, **arguments))(params, batch)
+    reference, norms = jax.jit(clipped_grad(losses, **arguments))(params, batch, is_padding_example=None)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(reference))
     for method in METHODS:
-        total, per_example = jax.jit(ghost_clipped_grad(losses, method=method, **arguments))(params, batch)
+        total, per_example = jax.jit(ghost_clipped_grad(losses, method=method, **arguments))(
+            params, batch, is_padding_example=None
+        )
         np.testing.assert_allclose(per_example.grad_norm, norms.grad_norm, rtol=tolerance, atol=1e-30)
         for actual, expected in zip(jax.tree.leaves(total), jax.tree.leaves(reference), strict=True):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * largest)
@@ -95,7 +97,7 @@ def test_zero_gradients_and_no_targets_at_all():
         function = ghost_clipped_grad(
             lambda p, b: 0.0 * token_losses(model.apply(p, b["ids"]), b), l2_clip_norm=1.0, method=method
         )
-        assert not any(g.any() for g in jax.tree.leaves(jax.jit(function)(params, batch)[0]))
+        assert not any(g.any() for g in jax.tree.leaves(jax.jit(function)(params, batch, is_padding_example=None)[0]))
 
 
 def test_leaving_the_cross_term_out_would_be_noticed():
@@ -118,7 +120,7 @@ def test_leaving_the_cross_term_out_would_be_noticed():
 
     def norms(model, params):
         function = clipped_grad(lambda p, b: token_losses(model.apply(p, b["ids"]), b), l2_clip_norm=1.0)
-        return jax.jit(function)({"params": params}, batch)[1].grad_norm
+        return jax.jit(function)({"params": params}, batch, is_padding_example=None)[1].grad_norm
 
     assert np.abs(norms(Untied(), {"wte": table, "head": table}) / norms(Tied(), {"wte": table}) - 1).max() > 1e-2
     assert_methods_equal_vmap(
@@ -182,7 +184,7 @@ def test_a_users_own_layer_can_be_given_a_rule(monkeypatch):
         return jnp.sum(jnp.sin(model.apply(params, x)), axis=(1, 2))
 
     with pytest.raises(ValueError, match=r"no rule for .*\['shift'\].*LAYER_RULES"):
-        ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x)
+        ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x, is_padding_example=None)
     monkeypatch.setitem(LAYER_RULES, (Shift, "__call__"), LayerRule(lambda module, x: {"shift": Offset("btd", "d")}))
     assert_methods_equal_vmap(losses, params, x, l2_clip_norm=1.0, tolerance=1e-5)
 
@@ -192,7 +194,9 @@ def test_a_rule_that_leaves_a_parameter_out_is_refused(monkeypatch):
     model, x = nn.Dense(3), np.ones((4, 2), "float32")
     monkeypatch.setitem(LAYER_RULES, (nn.Dense, "__call__"), LayerRule(lambda module, x: {"bias": Offset("bd", "d")}))
     with pytest.raises(ValueError, match=r"no rule for .*\['kernel'\], which goes into: the operation dot_general"):
-        ghost_clipped_grad(lambda p, x: model.apply(p, x).sum(1), l2_clip_norm=1.0)(model.init(jax.random.key(0), x), x)
+        ghost_clipped_grad(lambda p, x: model.apply(p, x).sum(1), l2_clip_norm=1.0)(
+            model.init(jax.random.key(0), x), x, is_padding_example=None
+        )
 
 
 @pytest.mark.parametrize(
@@ -210,4 +214,6 @@ def test_refuses_a_model_that_mixes_examples(mix, shown):
         return jnp.sum(mix(model.apply(params, x)), axis=1)
 
     with pytest.raises(ValueError, match=f"the losses mix examples: .*{shown}.*one example at a time"):
-        ghost_clipped_grad(losses, l2_clip_norm=1.0)(model.init(jax.random.key(0), x), x)
+        ghost_clipped_grad(losses, l2_clip_norm=1.0)(
+            model.init(jax.random.key(0), x), x, is_padding_example=None
+        )

@@ -8,6 +8,7 @@ import pytest
 
 from dp_rmt import denoise_matrices, matrix_groups
 from dp_rmt.matrix_view import MatrixAxes
+from dp_rmt.trees import leaves_by_path
 
 
 def tree(seed: int = 0) -> dict:
@@ -25,7 +26,7 @@ def tree(seed: int = 0) -> dict:
 @pytest.mark.parametrize("join", [None, matrix_groups.shared_inputs])
 def test_stacking_loses_nothing(join) -> None:
     params = tree()
-    leaves = {"/".join(path.split("/")): leaf for path, leaf in matrix_groups.matrix_view.leaves_by_path(params)}
+    leaves = {"/".join(path.split("/")): leaf for path, leaf in leaves_by_path(params)}
     groups = matrix_groups.matrix_groups(params, join=join)
     restored = {}
     for group in groups.values():
@@ -50,7 +51,7 @@ def test_shared_inputs_stand_side_by_side() -> None:
     groups = matrix_groups.matrix_groups(params, join=matrix_groups.shared_inputs)
     (joined,) = groups["16x28 float32"]
     assert joined.name == "layers/attention/qkv/kernel"
-    leaves = dict(matrix_groups.matrix_view.leaves_by_path(params))
+    leaves = dict(leaves_by_path(params))
     attention = params["layers"]["attention"]
     expected = np.concatenate([attention[name]["kernel"] for name in ("key", "query", "value")], axis=2)
     np.testing.assert_array_equal(matrix_groups.stack([joined], leaves), expected)
@@ -88,7 +89,7 @@ def test_axes_of_the_matrix_rule_are_kept() -> None:
     params = {"query": {"kernel": jnp.arange(2.0 * 16 * 4 * 8).reshape(2, 16, 4, 8)}}
     groups = matrix_groups.matrix_groups(params, lambda path, leaf: MatrixAxes(rows=(1,), cols=(2, 3)))
     ((shape, group),) = groups.items()
-    leaves = dict(matrix_groups.matrix_view.leaves_by_path(params))
+    leaves = dict(leaves_by_path(params))
     assert shape == "16x32 float32"
     np.testing.assert_array_equal(
         matrix_groups.unstack(group, matrix_groups.stack(group, leaves))["query/kernel"], params["query"]["kernel"]

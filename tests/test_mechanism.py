@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from dp_accounting import NeighboringRelation
 from dp_rmt import accounting
 from dp_rmt.batch_selection import max_batch_size_for
 from dp_rmt.mechanism import DPSGD
+from dp_rmt.noise_addition import NOISE_SUPPORT
 
 SETTINGS = {
     "num_examples": 1000,
@@ -78,6 +80,7 @@ def test_sampling_is_what_the_accounting_assumes():
 def test_epsilon_is_the_accountants(accountant):
     mechanism = DPSGD(**SETTINGS, accountant=accountant)
     arguments = {"noise_multiplier": 1.5, "delta": 1e-5, "sampling_probability": 0.04, "accountant": accountant}
+    arguments["noise_support"] = NOISE_SUPPORT
     for step in (1, 20):
         expected = accounting.epsilon(**arguments, num_steps=step, truncation=mechanism.truncation)
         assert mechanism.epsilon(step, 1e-5) == expected
@@ -106,7 +109,7 @@ def test_both_methods_of_clipping_give_the_same_gradient():
 
     settings = {**SETTINGS, "expected_batch_size": 4.0, "clip": "automatic", "microbatch_size": 2}
     vmap, ghost = (DPSGD(**settings, clipping_method=m).clipped_grad(losses) for m in ("vmap", "ghost"))
-    (expected, per_example), (actual, _) = (jax.jit(f)(params, batch) for f in (vmap, ghost))
+    (expected, per_example), (actual, _) = (jax.jit(f)(params, batch, is_padding_example=None) for f in (vmap, ghost))
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
     # Sum over the EXPECTED batch size of four, though there are eight.
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(expected)))
@@ -116,7 +119,9 @@ def test_both_methods_of_clipping_give_the_same_gradient():
     by_hand = jax.tree.map(lambda g: np.einsum("b,b...->...", factors, g), gradients)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), expected, by_hand)
     with pytest.raises(ValueError, match="ghost clipping has no rule"):
-        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(jnp.ones(5), batch)
+        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(
+            jnp.ones(5), batch, is_padding_example=None
+        )
 
 
 @pytest.mark.parametrize(
@@ -138,6 +143,104 @@ def test_both_methods_of_clipping_give_the_same_gradient():
 def test_refuses_numbers_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         DPSGD(**{**SETTINGS, **change})
+
+
+@pytest.mark.parametrize("batch_multiple_of", [1, 3, 8])
+def test_the_batch_shape_fits_microbatches_and_devices(batch_multiple_of):
+    """It was 331, which no microbatch of 32 divides: the first step failed."""
+    settings = {"num_examples": 2000, "expected_batch_size": 256, "num_steps": 5, "l2_clip_norm": 1.0}
+    mechanism = DPSGD.calibrated(
+        epsilon=8.0, delta=1e-5, microbatch_size=32, batch_multiple_of=batch_multiple_of, **settings
+    )
+    multiple = math.lcm(32, batch_multiple_of)
+    assert mechanism.max_batch_size == max_batch_size_for(2000, 0.128, multiple_of=multiple)
+    assert mechanism.max_batch_size % multiple == 0
+    batch = jnp.ones((mechanism.max_batch_size, 3))
+    padding = jnp.zeros(mechanism.max_batch_size, bool)
+    gradient, _ = mechanism.clipped_grad(lambda w, x: x @ w)(jnp.ones(3), batch, is_padding_example=padding)
+    assert gradient.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("num_examples", 2000.0, "Give the integer 2000"),
+        ("num_examples", True, "Give a Python number"),
+        ("num_examples", None, "Give a Python number"),
+        ("num_steps", 5.5, "Give a whole number"),
+        ("num_steps", math.nan, "Give a whole number"),
+        ("microbatch_size", 8.0, "Give the integer 8"),
+        ("microbatch_size", 0, "got 0"),
+        ("batch_multiple_of", np.float32(2), "Give the integer 2"),
+        ("max_batch_size", "64", "Give a Python number"),
+        ("expected_batch_size", "40", "Give a Python number"),
+        ("expected_batch_size", math.nan, "got nan"),
+        ("l2_clip_norm", np.ones(2), "Give a Python number"),
+        ("l2_clip_norm", 1j, "Give a Python number"),
+        ("clip", "hard", "one of flat, automatic"),
+        ("accountant", "prv", "one of pld, rdp"),
+        ("accountant", None, "one of pld, rdp"),
+    ],
+)
+def test_one_door_refuses_what_is_no_number_of_its_kind(name, value, advice):
+    settings = {setting: given for setting, given in SETTINGS.items() if setting != "noise_multiplier"} | {name: value}
+    doors = functools.partial(DPSGD, noise_multiplier=1.0), functools.partial(DPSGD.calibrated, epsilon=1, delta=1e-5)
+    for make in doors:
+        with pytest.raises(ValueError, match=name) as error:
+            make(**settings)
+        assert advice in str(error.value)
+
+
+def test_no_clip_norm_of_nan_without_noise():
+    with pytest.raises(ValueError, match="l2_clip_norm must be positive, got nan"):
+        DPSGD(**{**SETTINGS, "noise_multiplier": 0.0, "l2_clip_norm": math.nan})
+
+
+def test_scalars_of_other_libraries_are_numbers():
+    plain = DPSGD(**SETTINGS, microbatch_size=8)
+    other = DPSGD(
+        num_examples=jnp.int32(1000),
+        expected_batch_size=np.float64(40.0),
+        num_steps=np.int64(20),
+        noise_multiplier=jnp.float32(1.5),
+        l2_clip_norm=np.float64(0.2),
+        microbatch_size=jnp.array(8),
+    )
+    assert other == plain
+    assert hash(other) == hash(plain)
+    assert all(type(value) in (int, float, str, type(None)) for value in dataclasses.asdict(other).values())
+
+
+def test_calibrated_names_settings_that_it_does_not_know():
+    with pytest.raises(TypeError, match=r"unknown setting num_example, steps; give .* some of num_examples"):
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, num_example=1000, steps=3)
+    with pytest.raises(TypeError, match="unknown setting noise_multiplier"):
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, **SETTINGS)
+    settings = {**SETTINGS, "l2_clip_norm": math.inf}
+    del settings["noise_multiplier"]
+    with pytest.raises(ValueError, match="no amount of noise is private"):  # before the search for a multiplier
+        DPSGD.calibrated(epsilon=1.0, delta=1e-5, **settings)
+
+
+def test_the_end_of_the_noise_is_in_epsilon():
+    mechanism = DPSGD(**SETTINGS)
+    missing = mechanism.delta_of_truncation(20)
+    arguments = {"noise_multiplier": 1.5, "sampling_probability": 0.04, "num_steps": 20}
+    arguments["truncation"] = mechanism.truncation
+    assert missing == accounting.delta_of_truncation(noise_support=NOISE_SUPPORT, **arguments)
+    assert 0 < missing < 1e-11
+    assert mechanism.epsilon(20, 1e-5) == accounting.epsilon(delta=1e-5 - missing, **arguments)
+    assert mechanism.epsilon(20, missing) == math.inf
+    assert mechanism.epsilon_by_accountant(20, 1e-5) == {
+        name: mechanism.epsilon(20, 1e-5, name) for name in ("pld", "rdp")
+    }
+    rate = mechanism.largest_true_positive_rate(20, 0.01)
+    assert rate == accounting.largest_true_positive_rate(
+        false_positive_rate=0.01, noise_support=NOISE_SUPPORT, **arguments
+    )
+    assert 0.01 < rate < 0.1
+    assert (mechanism.delta_of_truncation(0), mechanism.largest_true_positive_rate(0, 0.01)) == (0.0, 0.01)
+    assert mechanism.epsilon_by_accountant(0, 1e-5) == {"pld": 0.0, "rdp": 0.0}
 
 
 def test_is_one_consistent_set_of_numbers():

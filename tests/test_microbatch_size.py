@@ -29,7 +29,8 @@ def compile_clipped_gradient(size):
         return jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w.T), axis=1)
 
     gradient = clipped_grad(losses, l2_clip_norm=1.0, microbatch_size=size)
-    return jax.jit(gradient).lower(jnp.ones((FEATURES, HIDDEN)), jnp.ones((BATCH, FEATURES))).compile()
+    arguments = jnp.ones((FEATURES, HIDDEN)), jnp.ones((BATCH, FEATURES))
+    return jax.jit(gradient).lower(*arguments, is_padding_example=None).compile()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from dp_rmt import denoise_matrices, matrix_groups
 from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.residual_stream import layers_side_by_side, reads_the_stream
+from dp_rmt.trees import leaves_by_path
 
 STREAM = {"matrix_rule": layers_side_by_side, "join": reads_the_stream}
 READERS = ("attention/query", "attention/key", "attention/value", "gate", "up")
@@ -51,7 +52,7 @@ def test_scanned_and_unrolled_layers_give_the_same() -> None:
         denoise = denoise_matrices(0.9, **STREAM)
         tree = nested(leaves)
         out = denoise.update(tree, denoise.init(tree))[0]
-        return {path: np.asarray(leaf) for path, leaf in matrix_groups.matrix_view.leaves_by_path(out)}
+        return {path: np.asarray(leaf) for path, leaf in leaves_by_path(out)}
 
     together, apart = denoised(of_stack), denoised(of_layers)
     assert not np.allclose(together["decoder/layers/gate/kernel"], of_stack["decoder/layers/gate/kernel"], rtol=0.1)
@@ -76,7 +77,7 @@ def test_a_direction_that_all_layers_share_shows_though_each_is_below_the_edge(s
     def cosine(**options) -> float:
         denoise = denoise_matrices(std, svd=svd, **options)
         tree = nested(noisy)
-        out = dict(matrix_groups.matrix_view.leaves_by_path(denoise.update(tree, denoise.init(tree))[0]))
+        out = dict(leaves_by_path(denoise.update(tree, denoise.init(tree))[0]))
         a, b = (np.concatenate([np.ravel(tree[path]) for path in clean if clean[path].any()]) for tree in (clean, out))
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 

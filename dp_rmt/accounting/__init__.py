@@ -11,18 +11,22 @@ noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the ra
 """
 
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
-from dp_rmt.accounting.composition import epsilon, epsilon_curve
+from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve
+from dp_rmt.accounting.noise_support import MAX_PARAMETERS, delta_of_truncation
 from dp_rmt.accounting.renyi import renyi_divergences
 from dp_rmt.accounting.step import Accountant, Step, Truncation, dp_event
 from dp_rmt.accounting.trade_off import largest_true_positive_rate
 
 __all__ = [
+    "MAX_PARAMETERS",
     "Accountant",
     "Step",
     "Truncation",
     "calibrate_noise_multiplier",
+    "delta_of_truncation",
     "dp_event",
     "epsilon",
+    "epsilon_by_accountant",
     "epsilon_curve",
     "largest_true_positive_rate",
     "renyi_divergences",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 
 from scipy import optimize
 
-from dp_rmt.accounting.composition import composed_epsilon
-from dp_rmt.accounting.privacy_loss import BIN, SEARCH_BIN
-from dp_rmt.accounting.step import Accountant, Step, Truncation
+from dp_rmt.accounting.composition import composed_epsilon, validated_accountant
+from dp_rmt.accounting.noise_support import delta_of_truncation
+from dp_rmt.accounting.step import Accountant, Step, Truncation, validated_delta, validated_num_steps
+from dp_rmt.arguments import real
 
 # Calibration gives up outside: below, the guarantee says nothing; above, bounds are mostly their own slack.
 _MIN_NOISE_MULTIPLIER, _MAX_NOISE_MULTIPLIER = 0.2, 1e4
+# The search has bins so much wider than results: a tenth of the time.
+_COARSE = 10.0
+# The part of delta that the end of the noise's support may have.
+_SHARE_OF_TRUNCATION = 0.01
 
 
-@functools.lru_cache(maxsize=32)  # the arms of an experiment ask the same question
 def calibrate_noise_multiplier(
     *,
     epsilon: float,
@@ -25,6 +30,7 @@ def calibrate_noise_multiplier(
     num_steps: int,
     accountant: Accountant = "pld",
     truncation: Truncation | None = None,
+    noise_support: float = math.inf,
 ) -> float:
     """The smallest noise multiplier whose run is (epsilon, delta)-differentially private.
 
@@ -33,7 +39,8 @@ def calibrate_noise_multiplier(
 
     Returns:
       noise multiplier: std of the noise in the sum of clipped gradients, over the clip norm. Its epsilon is
-      never above the target and at most 1e-4 of it below.
+      never above the target and at most 1e-4 of it below; lower only where more noise is needed to keep
+      `delta_of_truncation` below 1% of delta.
 
     Raises:
       ValueError: an argument is out of its range, or no noise multiplier from 0.2 to 10,000 fits.
@@ -42,21 +49,71 @@ def calibrate_noise_multiplier(
     >>> round(sigma, 3)
     0.814
     """
-    if not 0 < epsilon < math.inf:
-        raise ValueError(f"calibrate_noise_multiplier: epsilon must be positive and finite, got {epsilon}.")
-
-    def solve(guess: float, factor: float, unspent: float, pld_bin: float) -> float:
-        def epsilon_of(noise_multiplier: float) -> float:
-            step = Step(noise_multiplier, float(sampling_probability), truncation, accountant)
-            return composed_epsilon(step, num_steps, delta, pld_bin)
-
-        return _solve(epsilon_of, epsilon, guess, factor, unspent)
-
-    sigma = solve(guess=1.0, factor=2.0, unspent=1e-5, pld_bin=SEARCH_BIN)
-    return solve(guess=sigma, factor=1.001, unspent=1e-4, pld_bin=BIN)
+    step = Step(1.0, sampling_probability, truncation)
+    target = real("epsilon", epsilon, "be positive and finite", lambda x: 0 < x < math.inf)
+    num_steps, delta = validated_num_steps(num_steps), validated_delta(delta)
+    accountant = validated_accountant(accountant)
+    return _calibrated(_Run(step.sampling_probability, truncation, num_steps, delta, accountant, noise_support), target)
 
 
-def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, unspent: float) -> float:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """All of a run but its noise."""
+
+    sampling_probability: float
+    truncation: Truncation | None
+    num_steps: int
+    delta: float
+    accountant: Accountant
+    noise_support: float
+
+    def epsilon(self, noise_multiplier: float, coarseness: float = 1.0) -> float:
+        step = Step(noise_multiplier, self.sampling_probability, self.truncation)
+        return composed_epsilon(step, self.num_steps, self.delta, self.accountant, self.noise_support, coarseness)
+
+    def delta_of_truncation(self, noise_multiplier: float) -> float:
+        return delta_of_truncation(
+            noise_support=self.noise_support,
+            noise_multiplier=noise_multiplier,
+            sampling_probability=self.sampling_probability,
+            num_steps=self.num_steps,
+            truncation=self.truncation,
+        )
+
+
+@functools.lru_cache(maxsize=32)  # the arms of an experiment ask the same question
+def _calibrated(run: _Run, target: float) -> float:
+    least = _least_for_support(run)
+    coarse = _solve(lambda sigma: run.epsilon(sigma, _COARSE), run, target, guess=1.0, factor=2.0, unspent=1e-5)
+    return max(least, _solve(run.epsilon, run, target, guess=coarse, factor=1.001, unspent=1e-4))
+
+
+def _least_for_support(run: _Run) -> float:
+    """The smallest noise multiplier from 0.2 with which the end of the noise's support has its share of delta."""
+    share = _SHARE_OF_TRUNCATION * run.delta
+    if (missing := run.delta_of_truncation(_MAX_NOISE_MULTIPLIER)) > share:
+        raise ValueError(
+            f"calibrate_noise_multiplier: delta={run.delta} is too small for noise that ends at {run.noise_support:g} "
+            f"standard deviations: at a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the end costs {missing:.2g}, "
+            f"and at most 1% of delta may go there. Raise delta above {100 * missing:.2g}, or lower num_steps or "
+            "sampling_probability."
+        )
+    if run.delta_of_truncation(_MIN_NOISE_MULTIPLIER) <= share:
+        return _MIN_NOISE_MULTIPLIER
+
+    def excess(log_sigma: float) -> float:
+        return math.log(run.delta_of_truncation(math.exp(log_sigma)) / share)
+
+    low, high = math.log(_MIN_NOISE_MULTIPLIER), math.log(_MAX_NOISE_MULTIPLIER)
+    log_sigma = float(optimize.brentq(excess, low, high, xtol=1e-9))
+    while excess(log_sigma) > 0:
+        log_sigma += 1e-8
+    return math.exp(log_sigma)
+
+
+def _solve(
+    epsilon_of: Callable[[float], float], run: _Run, target: float, guess: float, factor: float, unspent: float
+) -> float:
     """The noise multiplier that spends from (1 - unspent) to 1 times `target`, bracketed from `guess`."""
 
     @functools.cache
@@ -67,23 +124,45 @@ def _solve(epsilon_of: Callable, target: float, guess: float, factor: float, uns
         return 0.0 if -unspent <= log_ratio <= 0 else log_ratio + unspent / 2
 
     low = high = math.log(guess)
+    least, most = math.log(_MIN_NOISE_MULTIPLIER), math.log(_MAX_NOISE_MULTIPLIER)
     stride = math.log(factor)
     while gap(low) < 0:
-        if low < math.log(_MIN_NOISE_MULTIPLIER):
-            raise ValueError(
-                f"calibrate_noise_multiplier: epsilon={target} is met by a noise multiplier below "
-                f"{_MIN_NOISE_MULTIPLIER} and guarantees next to nothing. Lower epsilon."
-            )
-        high, low, stride = low, low - stride, min(2 * stride, math.log(2))
+        if low <= least:
+            raise ValueError(_too_easy(run, target))
+        high, low, stride = low, max(low - stride, least), min(2 * stride, math.log(2))
     while gap(high) > 0:
-        if high > math.log(_MAX_NOISE_MULTIPLIER):
-            raise ValueError(
-                f"calibrate_noise_multiplier: epsilon={target} needs a noise multiplier above "
-                f"{_MAX_NOISE_MULTIPLIER:g}. Raise epsilon or delta, or lower num_steps or "
-                "sampling_probability; if batches overflow often, raise max_batch_size."
-            )
-        low, high, stride = high, high + stride, min(2 * stride, math.log(2))
+        if high >= most:
+            raise ValueError(_too_hard(run, target))
+        low, high, stride = high, min(high + stride, most), min(2 * stride, math.log(2))
     log_sigma = float(optimize.brentq(gap, low, high, xtol=1e-9)) if low < high else low
     while gap(log_sigma) > 0:  # a jump of the discretised bound: step over it, to the private side
         log_sigma += 1e-7
     return math.exp(log_sigma)
+
+
+def _too_easy(run: _Run, target: float) -> str:
+    """What to do about a target that next to no noise meets: lower what binds it."""
+    met = f"calibrate_noise_multiplier: epsilon={target} is met by a noise multiplier below {_MIN_NOISE_MULTIPLIER}"
+    smallest = run.epsilon(_MIN_NOISE_MULTIPLIER)
+    if smallest > 0:
+        return f"{met} and guarantees next to nothing. Lower epsilon below {smallest:.3g}, its value there."
+    used = -math.expm1(run.num_steps * math.log1p(-run.sampling_probability)) if run.sampling_probability < 1 else 1.0
+    return (
+        f"{met}, and so is every smaller epsilon: the run uses an example at all with probability {used:.2g}, and "
+        f"delta={run.delta} lets the guarantee fail as often. Lower delta (usual: less than 1 / (data size)), or raise "
+        "num_steps or sampling_probability."
+    )
+
+
+def _too_hard(run: _Run, target: float) -> str:
+    """What to do about a target that no noise meets."""
+    there = run.epsilon(_MAX_NOISE_MULTIPLIER)
+    advice = "Raise epsilon or delta, or lower num_steps or sampling_probability."
+    if run.accountant == "rdp":
+        advice += " accountant='pld' is tighter."
+    if Step(1.0, run.sampling_probability, run.truncation).overflow_probability > 0.01:
+        advice += " Batches overflow often: raise max_batch_size."
+    return (
+        f"calibrate_noise_multiplier: epsilon={target} needs a noise multiplier above {_MAX_NOISE_MULTIPLIER:g}; "
+        f"there, epsilon is {there:.3g}. {advice}"
+    )

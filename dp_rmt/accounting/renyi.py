@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import dp_accounting
 import numpy as np
 from dp_accounting.rdp import rdp_privacy_accountant
@@ -10,6 +12,7 @@ from scipy import special
 from dp_rmt.accounting.step import Step
 
 
+@functools.lru_cache(maxsize=32)  # a step's are those of every number of its steps
 def renyi_divergences(step: Step) -> np.ndarray:
     """Renyi divergences of one step at the accountant's orders a; with truncation, a bound derived here.
 
@@ -29,17 +32,37 @@ def renyi_divergences(step: Step) -> np.ndarray:
     exp((a-1) eps(a)) <= (1-p) exp((a-1) eps_1(a)) + p exp((a-1) eps_2(a)), and steps add up.
     """
 
-    def poisson_gaussian(noise_multiplier: float) -> np.ndarray:
+    orders = rdp_privacy_accountant.RdpAccountant().orders
+    if step.noise_multiplier == 0:
+        return np.full(len(orders), np.inf)
+
+    def log_moments(noise_multiplier: float) -> np.ndarray:
         gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(step.sampling_probability, gaussian)
-        return np.asarray(rdp_privacy_accountant.RdpAccountant().compose(event).rdp)
+        rdp = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(event).rdp)
+        return (orders - 1.0) * rdp + _rounding_of_log_moments(orders)
 
-    rdp_1 = poisson_gaussian(step.noise_multiplier)
-    overflow = step.truncation.overflow_probability(step.sampling_probability) if step.truncation else 0.0
-    if overflow == 0.0:
-        return rdp_1
-    order_minus_1 = rdp_privacy_accountant.RdpAccountant().orders - 1.0
-    log_moments = order_minus_1 * np.stack([rdp_1, poisson_gaussian(step.noise_multiplier / 2)])
-    # Logarithms of the weights, not `b=weights`: scipy divides by the smallest of them, which overflows at 1e-310.
-    log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
-    return np.asarray(special.logsumexp(log_moments + log_weights, axis=0)) / order_minus_1
+    log_moment = log_moments(step.noise_multiplier)
+    if (overflow := step.overflow_probability) > 0.0:
+        both = np.stack([log_moment, log_moments(step.noise_multiplier / 2)])
+        # Logarithms of the weights, not `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
+        log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
+        log_moment = np.asarray(special.logsumexp(both + log_weights, axis=0))
+    divergences = log_moment / (orders - 1.0)
+    divergences.flags.writeable = False
+    return divergences
+
+
+def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:
+    """The epsilon at `delta` of a run with these Renyi divergences at the accountant's orders."""
+    orders = rdp_privacy_accountant.RdpAccountant().orders
+    return float(rdp_privacy_accountant.compute_epsilon(orders, divergences, delta)[0])
+
+
+def _rounding_of_log_moments(orders: np.ndarray) -> np.ndarray:
+    """What dp_accounting's float64 may have taken from a log moment: it matters to steps of next to no divergence.
+
+    The series of a fractional order ends at a term of exp(-30) = 9e-14; the logarithms of binomial coefficients are
+    differences of log-gammas of size a log(a).
+    """
+    return 2.0**-42 + 2.0**-50 * orders * np.log(orders)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-from typing import Literal
+from typing import Any, Literal
 
 import dp_accounting
 from scipy import stats
 
+from dp_rmt.arguments import integer, real
+
 Accountant = Literal["pld", "rdp"]
+AT_LEAST_1 = "be at least 1 and an integer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Truncation:
     max_batch_size: int
 
     def __post_init__(self) -> None:
-        if min(operator.index(self.num_examples), operator.index(self.max_batch_size)) < 1:
-            raise ValueError(f"{self}: both must be at least 1.")
+        for name in ("num_examples", "max_batch_size"):
+            size = integer(f"Truncation: {name}", getattr(self, name), AT_LEAST_1, lambda n: n >= 1)
+            object.__setattr__(self, name, size)
 
     def overflow_probability(self, sampling_probability: float) -> float:
         """Probability that the other N-1 examples fill the batch: P[Binomial(N-1, q) >= max_batch_size].
@@ -40,26 +43,50 @@ class Truncation:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of DP-SGD and how to account for it; the key of every cache here."""
+    """One step of DP-SGD; the key of every cache here.
+
+    Args:
+      noise_multiplier: std of the noise in the sum of clipped gradients, over the clip norm; 0: no privacy.
+      sampling_probability: probability with which a step samples each example, in (0, 1].
+      truncation: the fixed shape of the batch; None if no batch can overflow.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
 
     noise_multiplier: float
     sampling_probability: float
-    truncation: Truncation | None
-    accountant: Accountant = "pld"
+    truncation: Truncation | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(f"noise_multiplier must be finite and at least 0, got {self.noise_multiplier}.")
-        if not 0 < self.sampling_probability <= 1:
-            q = self.sampling_probability
-            raise ValueError(f"sampling_probability (batch size / data size) must be in (0, 1], got {q}.")
-        if self.accountant not in ("pld", "rdp"):
-            raise ValueError(f"accountant must be 'pld' or 'rdp', got {self.accountant!r}.")
+        multiplier = real(
+            "noise_multiplier", self.noise_multiplier, "be finite and at least 0", lambda x: 0 <= x < math.inf
+        )
+        probability = real(
+            "sampling_probability (batch size / data size)",
+            self.sampling_probability,
+            "be in (0, 1]",
+            lambda q: 0 < q <= 1,
+        )
+        if not (self.truncation is None or isinstance(self.truncation, Truncation)):
+            raise ValueError(f"truncation must be an accounting.Truncation or None, got {self.truncation!r}.")
+        object.__setattr__(self, "noise_multiplier", multiplier)
+        object.__setattr__(self, "sampling_probability", probability)
+
+    @property
+    def overflow_probability(self) -> float:
+        """Probability that the other examples fill the batch; 0 without a fixed shape."""
+        return self.truncation.overflow_probability(self.sampling_probability) if self.truncation else 0.0
 
 
-def validate_num_steps(num_steps: int) -> None:
-    if operator.index(num_steps) < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+def validated_num_steps(num_steps: Any) -> int:
+    """The number of steps as a Python int, at least 1."""
+    return integer("num_steps", num_steps, AT_LEAST_1, lambda n: n >= 1)
+
+
+def validated_delta(delta: Any) -> float:
+    """A delta as a Python float, in (0, 1)."""
+    return real("delta", delta, "be in (0, 1); usual: less than 1 / (data size)", lambda x: 0 < x < 1)
 
 
 def dp_event(
@@ -76,12 +103,11 @@ def dp_event(
     >>> dp_event(noise_multiplier=1.5, sampling_probability=0.04, num_steps=2250).count
     2250
     """
-    Step(noise_multiplier, sampling_probability, truncation)  # validates
-    validate_num_steps(num_steps)
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    step: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(sampling_probability, gaussian)
+    step = Step(noise_multiplier, sampling_probability, truncation)
+    sigma, q = step.noise_multiplier, step.sampling_probability
+    event: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma))
     if truncation is not None:
-        step = dp_accounting.TruncatedSubsampledGaussianDpEvent(
-            truncation.num_examples, sampling_probability, truncation.max_batch_size, noise_multiplier
+        event = dp_accounting.TruncatedSubsampledGaussianDpEvent(
+            truncation.num_examples, q, truncation.max_batch_size, sigma
         )
-    return dp_accounting.SelfComposedDpEvent(step, num_steps)
+    return dp_accounting.SelfComposedDpEvent(event, validated_num_steps(num_steps))

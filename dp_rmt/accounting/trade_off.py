@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from scipy import optimize
 
-from dp_rmt.accounting.privacy_loss import composed_privacy_loss
-from dp_rmt.accounting.step import Step, Truncation, validate_num_steps
-
-# Any epsilon gives a bound; these are close enough that the best of them is within 1e-5 of the infimum.
-_NUM_EPSILONS = 1000
+from dp_rmt.accounting.noise_support import delta_of_truncation
+from dp_rmt.accounting.privacy_loss import composed_privacy_loss, rounding_allowance
+from dp_rmt.accounting.step import Step, Truncation, validated_num_steps
+from dp_rmt.arguments import real
 
 
 def largest_true_positive_rate(
@@ -20,17 +21,18 @@ def largest_true_positive_rate(
     sampling_probability: float,
     num_steps: int,
     truncation: Truncation | None = None,
+    noise_support: float = math.inf,
 ) -> float:
     """The largest true positive rate, at a false positive rate, of any membership test; an upper bound.
 
-    ``inf over eps of min(e^eps a + delta(eps), 1 - e^-eps (1 - delta(eps) - a))`` with the curve delta(eps) of the
+    ``inf over eps >= 0 of min(e^eps a + delta(eps), 1 - e^-eps (1 - delta(eps) - a))`` with the curve delta(eps) of the
     whole run by its privacy loss distribution, for adding and for removing an example (Wasserman & Zhou 2010; Dong,
     Roth & Su 2022, proposition 6). One point (epsilon, delta) of that curve says far less: at epsilon 8 and a = 1% it
     allows a rate of 100%.
 
     Args:
       false_positive_rate: a, in (0, 1): with this probability, at most, the test accuses an absent example.
-      noise_multiplier, sampling_probability, num_steps, truncation: as in `epsilon`.
+      noise_multiplier, sampling_probability, num_steps, truncation, noise_support: as in `epsilon`.
 
     Returns:
       The rate with which a test detects a present example, in [a, 1].
@@ -42,17 +44,30 @@ def largest_true_positive_rate(
     >>> round(largest_true_positive_rate(false_positive_rate=0.01, **run), 2)
     0.18
     """
-    step = Step(float(noise_multiplier), float(sampling_probability), truncation)
-    validate_num_steps(num_steps)
-    alpha = float(false_positive_rate)
-    if not 0 < alpha < 1:
-        raise ValueError(f"false_positive_rate must be in (0, 1), got {false_positive_rate}.")
+    step = Step(noise_multiplier, sampling_probability, truncation)
+    num_steps = validated_num_steps(num_steps)
+    alpha = real("false_positive_rate", false_positive_rate, "be in (0, 1)", lambda a: 0 < a < 1)
     if step.noise_multiplier == 0:
         return 1.0
-    # Beyond these, either bound is at least 1: e^eps a above the first, e^-eps (1 - a) hardly anything at the second.
-    largest = max(-math.log(alpha), math.log1p(-alpha) + math.log(1e9))
-    epsilons = np.linspace(0.0, largest, _NUM_EPSILONS)
-    deltas = composed_privacy_loss(step, num_steps).get_delta_for_epsilon(epsilons)
-    amplified = np.exp(epsilons) * alpha + deltas
-    mirrored = 1.0 - np.exp(-epsilons) * (1.0 - deltas - alpha)
-    return float(np.clip(min(amplified.min(), mirrored.min()), alpha, 1.0))
+    missing = rounding_allowance(num_steps) + delta_of_truncation(
+        noise_support=noise_support,
+        noise_multiplier=step.noise_multiplier,
+        sampling_probability=step.sampling_probability,
+        num_steps=num_steps,
+        truncation=step.truncation,
+    )
+    distribution = composed_privacy_loss(step, num_steps)
+
+    def delta(epsilon: float) -> float:
+        return float(distribution.get_delta_for_epsilon(epsilon)) + missing
+
+    # Both are convex in e^eps or e^-eps. Above -log a the first exceeds 1; the second is within e^-30 of 1 at 30.
+    amplified = _least(lambda epsilon: math.exp(epsilon) * alpha + delta(epsilon), -math.log(alpha))
+    mirrored = _least(lambda epsilon: 1.0 - math.exp(-epsilon) * (1.0 - delta(epsilon) - alpha), 30.0)
+    return float(np.clip(min(amplified, mirrored), alpha, 1.0))
+
+
+def _least(bound: Callable[[float], float], largest: float) -> float:
+    """The smallest value that a search finds on [0, largest]: whatever it finds is a bound."""
+    found = optimize.minimize_scalar(bound, bounds=(0.0, largest), method="bounded", options={"xatol": 1e-4})
+    return min(float(found.fun), bound(0.0))

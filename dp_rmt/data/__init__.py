@@ -8,6 +8,7 @@ from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.glue_tasks import GLUE_TASKS, GlueTask, Infilling
 from dp_rmt.data.infilling import label_word_ids
+from dp_rmt.data.model_fit import check_fits_model
 from dp_rmt.data.scores import glue_scores
 from dp_rmt.data.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
@@ -31,6 +32,7 @@ __all__ = [
     "TextPairs",
     "TextReferences",
     "build_word_tokenizer",
+    "check_fits_model",
     "decode_completions",
     "evaluation_batches",
     "fingerprint",

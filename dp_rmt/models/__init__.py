@@ -3,6 +3,7 @@
 from dp_rmt.models.decoder import CausalLanguageModel
 from dp_rmt.models.decoder_cache import DecoderCache, init_cache
 from dp_rmt.models.decoder_config import DecoderConfig
+from dp_rmt.models.dropout import PerExampleDropout, example_keys
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
 from dp_rmt.models.hf_folder import load_tokenizer
@@ -20,7 +21,9 @@ __all__ = [
     "LoRAConfig",
     "LoRADense",
     "MaskedLanguageModel",
+    "PerExampleDropout",
     "SequenceClassifier",
+    "example_keys",
     "init_cache",
     "init_params",
     "load_adapter",

@@ -176,7 +176,7 @@ def singular_value_density(
     inside = jnp.clip(y, lower, edge)
     # sqrt(y^2 - c^2) / y, whose limit at y = c = 0 (square matrices) is 1.
     ratio = jnp.where(inside > 0, root_of_difference(inside, lower) / jnp.where(inside > 0, inside, 1.0), 1.0)
-    density = ratio * root_of_difference(edge, inside) / (math.pi * min(rows, cols) * noise_std**2)
+    density = ratio * (root_of_difference(edge, inside) / noise_std) / (math.pi * min(rows, cols) * noise_std)
     return jnp.where((y >= lower) & (y <= edge), density, 0.0)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dp_rmt.random_matrix.marchenko_pastur import at_least_float32
+from dp_rmt.random_matrix.units import largest_entry, unit_of
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -36,12 +37,17 @@ def short_side_svd(matrices: jax.Array, *, method: Literal["exact", "gram"] = "e
     times faster. Squaring costs digits: in float32 a value is accurate to about `1e-7 y_1^2 / y`, which at
     the bulk edge is nothing unless a signal stands orders of magnitude above it.
 
+    Each matrix is decomposed in units of its largest entry, a power of two, so that the digits do not depend on its
+    scale. LAPACK's SVD never returns for some matrices with an infinite entry, and its eigenvectors of matrices with a
+    NaN can look like numbers: neither sees a matrix with an entry that is not finite.
+
     Args:
       matrices: (..., rows, cols), computed in at least float32.
       method: `"exact"` or `"gram"`.
 
     Returns:
-      A `ShortSideSVD` of `basis` (..., R, R) and `values` (..., R), R = min(rows, cols).
+      A `ShortSideSVD` of `basis` (..., R, R) and `values` (..., R), R = min(rows, cols); NaN, all of both, for a
+      matrix with an entry that is not finite.
 
     Raises:
       ValueError: if `matrices` has fewer than two axes, or `method` is unknown.
@@ -50,14 +56,21 @@ def short_side_svd(matrices: jax.Array, *, method: Literal["exact", "gram"] = "e
     [[5.]]
     """
     wide = _short_side_first(at_least_float32(matrices))
+    largest = largest_entry(wide)
+    unit, is_finite = unit_of(largest), jnp.isfinite(largest)
+    wide = jnp.where(is_finite[..., None, None], wide * (1 / unit)[..., None, None], 0.0)
     if method == "exact":
         basis, values, _ = jnp.linalg.svd(wide, full_matrices=False)
-        return ShortSideSVD(basis, values)
-    if method == "gram":
+    elif method == "gram":
         gram = jnp.einsum("...rl,...sl->...rs", wide, wide, precision=_HIGHEST)
         squares, basis = jnp.linalg.eigh(gram)  # ascending
-        return ShortSideSVD(basis[..., ::-1], jnp.sqrt(jnp.maximum(squares[..., ::-1], 0.0)))
-    raise ValueError(f'method={method!r} is unknown: use "exact" (an SVD) or "gram" (eigenvectors of Y Y^T).')
+        basis, values = basis[..., ::-1], jnp.sqrt(jnp.maximum(squares[..., ::-1], 0.0))
+    else:
+        raise ValueError(f'method={method!r} is unknown: use "exact" (an SVD) or "gram" (eigenvectors of Y Y^T).')
+    return ShortSideSVD(
+        jnp.where(is_finite[..., None, None], basis, jnp.nan),
+        jnp.where(is_finite[..., None], values * unit[..., None], jnp.nan),
+    )
 
 
 def scale_spectrum(

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from dp_rmt.random_matrix.marchenko_pastur import at_least_float32
 from dp_rmt.random_matrix.singular_values import _short_side_first
+from dp_rmt.random_matrix.units import in_units, largest_entry, unit_of
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BLOCK = 8  # columns of the Krylov space's first block: small and deep reaches closer to the edge than wide and shallow
@@ -97,12 +98,12 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
         )
     if jnp.ndim(cut) and jnp.shape(cut) != (count,):
         raise ValueError(f"cut {jnp.shape(cut)} must be a scalar or one for each of the {count} matrices.")
-    squared_cut = jnp.broadcast_to(jnp.square(jnp.asarray(cut, wide.dtype)), (count,))
+    cut = jnp.broadcast_to(jnp.asarray(cut, wide.dtype), (count,))
     # The same for all matrices: results do not depend on how a batch is divided.
     fresh_KxR = jax.random.normal(key, (start.shape[2], short_side), wide.dtype) * short_side**-0.5
 
-    def batched(wide: jax.Array, start: jax.Array, squared_cut: jax.Array) -> SubspaceSVD:
-        return _decompose(wide, start, squared_cut, fresh_KxR)
+    def batched(wide: jax.Array, start: jax.Array, cut: jax.Array) -> SubspaceSVD:
+        return _decompose(wide, start, cut, fresh_KxR)
 
     def one_by_one(*batches: jax.Array) -> SubspaceSVD:
         def alone(one: tuple[jax.Array, ...]) -> SubspaceSVD:
@@ -111,16 +112,18 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
         return jax.lax.map(alone, batches)
 
     # On a CPU, a matrix that is done with before the next is begun stays in the cache: half the time.
-    return jax.lax.platform_dependent(wide, start.astype(wide.dtype), squared_cut, cpu=one_by_one, default=batched)
+    return jax.lax.platform_dependent(wide, start.astype(wide.dtype), cut, cpu=one_by_one, default=batched)
 
 
 def _decompose(
-    wide_BxRxL: jax.Array, start_BxRxK: jax.Array, squared_cut_B: jax.Array, fresh_KxR: jax.Array
+    wide_BxRxL: jax.Array, start_BxRxK: jax.Array, cut_B: jax.Array, fresh_KxR: jax.Array
 ) -> SubspaceSVD:
-    """`subspace_svd` of matrices with the short side first."""
-    gram = _gram(wide_BxRxL)
-    is_finite = jnp.all(jnp.isfinite(jnp.diagonal(gram, axis1=1, axis2=2)), axis=1)
+    """`subspace_svd` of matrices with the short side first, each in units of its largest entry."""
+    largest = largest_entry(wide_BxRxL)
+    unit, is_finite = unit_of(largest), jnp.isfinite(largest)
+    gram = _gram(wide_BxRxL * (1 / unit)[:, None, None])
     gram = jnp.where(is_finite[:, None, None], gram, 0.0)
+    squared_cut_B = jnp.square(in_units(cut_B, unit))
     width, short_side = fresh_KxR.shape
     passes = _num_passes(*wide_BxRxL.shape[1:])
     if _WORTHWHILE * width * (passes + 1) >= short_side:
@@ -131,7 +134,7 @@ def _decompose(
         squares, rows_BxDxR = _ritz_pairs(*_krylov_space(gram, _transpose(start_BxRxK) + fresh_KxR, passes))
         is_complete = is_finite & _holds_all(gram, squares, rows_BxDxR, squared_cut_B)
     has_digits = _rounding(squares, squared_cut_B) <= _MAX_ROUNDING * squared_cut_B
-    basis, values = _transpose(rows_BxDxR), jnp.sqrt(jnp.maximum(squares, 0.0))
+    basis, values = _transpose(rows_BxDxR), unit[:, None] * jnp.sqrt(jnp.maximum(squares, 0.0))
     return SubspaceSVD(basis, values, is_complete & has_digits, basis[..., :width])
 
 

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.file_digests import damage, write_digests
 from dp_rmt.training.train_state import TrainState
@@ -36,7 +37,7 @@ class Checkpoints:
 
     Args:
       directory: where they lie; made on the first save. Of several processes, all must see it.
-      identity: JSON-able facts about data, sampling, clipping, noise and model.
+      identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
       keep: so many of the newest are kept; older ones are deleted once the next is saved.
       keep_best: so many of those with the best scores are kept, too.
       score: name of the score that makes the best, such as "eval/dev/accuracy".
@@ -63,7 +64,8 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
+        facts = {**identity, "noise": NOISE_LAW}  # whoever repeats a step must repeat its noise
+        self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1

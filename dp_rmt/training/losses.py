@@ -52,12 +52,12 @@ def label_losses(logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
       labels_B: int32 classes, or float32 scores for regression.
 
     Returns:
-      (B,) float32.
+      (B,) float32; NaN for a label that is no class, which clipping leaves out.
     """
     logits_BxC = logits_BxC.astype(jnp.promote_types(logits_BxC.dtype, jnp.float32))
     if logits_BxC.shape[-1] == 1:
         return jnp.square(logits_BxC[:, 0] - labels_B)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
+    return _cross_entropy(logits_BxC, labels_B)
 
 
 def completion_losses(module: Any) -> Losses:
@@ -119,8 +119,14 @@ def _next_token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """-log p of the second to the last token, and which of them are targets, each (B, L - 1)."""
     logits = logits_BxLxV[:, :-1].astype(jnp.promote_types(logits_BxLxV.dtype, jnp.float32))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, input_ids_BxL[:, 1:])
-    return losses, loss_mask_BxL[:, 1:] != 0
+    return _cross_entropy(logits, input_ids_BxL[:, 1:]), loss_mask_BxL[:, 1:] != 0
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label]; NaN for a label that is no class."""
+    # optax counts negative labels from the end, -1 being the last class.
+    labels = jnp.where(labels < 0, logits.shape[-1], labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dp_rmt
-
 SEED = re.compile(r"(-{1,2}[\w.]*_seed)(=.*)?", re.DOTALL)
 HIDDEN = "(given; not shown)"
 
@@ -62,7 +60,7 @@ def version() -> str | None:
         return None
 
 
-def commit(package: Path = Path(dp_rmt.__file__).parent) -> str | None:
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     """The git commit of the checkout whose top has the package, with "+changes" if tracked files differ from it.
 
     Args:
@@ -94,8 +92,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """  # noqa: E501
     program, *arguments = sys.argv if argv is None else argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    runs_a_module = argv is None and module is not None
-    words = ["python", "-m", module.name.removesuffix(".__main__")] if runs_a_module else [program]
+    words = [program]
+    if argv is None and module is not None:
+        words = ["python", "-m", module.name.removesuffix(".__main__")]
     hides = False
     for argument in arguments:
         found = SEED.fullmatch(argument)

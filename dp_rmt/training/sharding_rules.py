@@ -16,8 +16,8 @@ import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dp_rmt import matrix_view
 from dp_rmt.training.train_state import TrainState
+from dp_rmt.trees import leaves_by_path
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 """``(regular expression, spec of the LAST axes)``; the first that matches somewhere in a path counts."""
@@ -99,7 +99,7 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = SHARDING_RULES
     """
     trained = {
         path: (leaf.shape, leaf_sharding(path, leaf.shape, mesh, rules))
-        for path, leaf in matrix_view.leaves_by_path(state.params)
+        for path, leaf in leaves_by_path(state.params)
     }
 
     def of_parameter(path: Any, leaf: Any) -> NamedSharding:

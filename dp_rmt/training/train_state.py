@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt import matrix_view
 from dp_rmt.filters import KalmanState, without_look_ahead
+from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
 
 
@@ -101,7 +101,7 @@ def split_params(params: Mapping[str, Any], trainable: str) -> tuple[dict[str, A
     trained: dict[str, Any] = {}
     frozen: dict[str, Any] = {}
     paths = []
-    for path, leaf in matrix_view.leaves_by_path(params):
+    for path, leaf in leaves_by_path(params):
         paths.append(path)
         target = trained if pattern.search(path) else frozen
         *parents, name = path.split("/")

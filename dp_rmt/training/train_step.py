@@ -15,6 +15,7 @@ from dp_rmt.clipping import PerExample
 from dp_rmt.denoising import DenoiseState
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.train_state import TrainState, Transforms, merge_params
+from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 TrainStep = Callable[[TrainState, Sequence[tuple[Batch, jax.Array]]], tuple[TrainState, dict[str, Any]]]
@@ -102,11 +103,11 @@ def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:
 
 def matrix_cosines(updates: Params, reference: Params) -> dict[str, jax.Array]:
     """Cosine ``<X, G> / (||X|| ||G||)`` of every matrix (`dp_rmt.matrix_view`), (B,) by path; 0 where one is zero."""
-    references = dict(matrix_view.leaves_by_path(reference))
+    references = dict(leaves_by_path(reference))
+    matrices = matrix_view.matrix_leaves(updates)
     cosines = {}
-    for path, leaf in matrix_view.leaves_by_path(updates):
-        axes = matrix_view.kernels_are_matrices(path, leaf)
-        if axes is not None:
+    for path, leaf in leaves_by_path(updates):
+        if axes := matrices.get(path):
             x, g = matrix_view.to_matrices(leaf, axes), matrix_view.to_matrices(references[path], axes)
             inner = jnp.einsum("bmn,bmn->b", x, g)
             norms = jnp.sqrt(jnp.sum(x**2, (1, 2))) * jnp.sqrt(jnp.sum(g**2, (1, 2)))

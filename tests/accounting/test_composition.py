@@ -1,26 +1,21 @@
-"""Privacy accounting: published numbers, closed forms, brute force for the truncated Renyi bound."""
+"""The epsilon of a run: published numbers, closed forms, dp_accounting, what grows with what."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 
-import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
-from dp_rmt import accounting
 from dp_rmt.accounting import Truncation, calibrate_noise_multiplier, dp_event, epsilon, epsilon_curve
-from dp_rmt.accounting.privacy_loss import privacy_loss_of
+from dp_rmt.accounting.privacy_loss import _privacy_loss
 from dp_rmt.batch_selection import max_batch_size_for
 
 SST2 = {"delta": 67_349**-1.1, "sampling_probability": 1000 / 67_349, "num_steps": 202}
-QNLI = {"delta": 104_743**-1.1, "sampling_probability": 2000 / 104_743, "num_steps": 1000}
 SST2_TRUNCATION = Truncation(67_349, max_batch_size_for(67_349, 1000 / 67_349))
 
 
@@ -30,27 +25,6 @@ def test_published_epsilon(accountant, expected):
         noise_multiplier=1.5, delta=1e-5, sampling_probability=0.04, num_steps=2250, accountant=accountant
     )
     assert value == pytest.approx(expected, abs=5e-5)
-
-
-# The reference for QNLI at epsilon 3 is printed as 1.1640, where epsilon is 2.99934: the root is 1.16385 with
-# bins of 1e-5 and of 1e-4 alike, 1.16398 with coarse ones of 1e-3. So its tolerance is wider.
-@pytest.mark.parametrize(
-    ("task", "target", "accountant", "expected", "tolerance"),
-    [
-        (SST2, 3.0, "pld", 0.7718, 5e-5),
-        (SST2, 3.0, "rdp", 0.8321, 5e-5),
-        (SST2, 8.0, "pld", 0.5501, 5e-5),
-        (SST2, 8.0, "rdp", 0.5846, 5e-5),
-        (QNLI, 3.0, "pld", 1.1640, 2e-4),
-        (QNLI, 3.0, "rdp", 1.2263, 5e-5),
-        (QNLI, 8.0, "pld", 0.7412, 5e-5),
-        (QNLI, 8.0, "rdp", 0.7738, 5e-5),
-    ],
-)
-def test_published_noise_multiplier(task, target, accountant, expected, tolerance):
-    sigma = calibrate_noise_multiplier(epsilon=target, accountant=accountant, **task)
-    assert sigma == pytest.approx(expected, abs=tolerance)
-    assert target * (1 - 1e-4) <= epsilon(noise_multiplier=sigma, accountant=accountant, **task) <= target
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0, 10.0])
@@ -76,7 +50,8 @@ def test_event_means_the_same_to_the_accountants_of_dp_accounting(truncation):
     assert PLDAccountant().compose(event).get_epsilon(1e-5) == pytest.approx(ours, rel=1e-9)
     if truncation is None:
         ours = epsilon(delta=1e-5, accountant="rdp", **run)
-        assert RdpAccountant().compose(event).get_epsilon(1e-5) == pytest.approx(ours, rel=1e-12)
+        # Above theirs by what its float64 may have lost: at most 2^-42 of a log moment of order 2 and more a step.
+        assert 0 <= ours - RdpAccountant().compose(event).get_epsilon(1e-5) <= 70 * 2.0**-42
     else:
         assert not RdpAccountant().supports(event)  # why this package derives a bound of its own
 
@@ -91,9 +66,9 @@ def test_curve_is_epsilon_at_each_point(accountant):
 
 
 def test_one_step_is_analysed_once_for_a_whole_curve():
-    privacy_loss_of.cache_clear()
+    _privacy_loss.cache_clear()
     epsilon_curve(noise_multiplier=3.0, delta=1e-6, sampling_probability=0.05, steps=range(1, 20))
-    assert privacy_loss_of.cache_info().misses == 1
+    assert _privacy_loss.cache_info().misses == 1
 
 
 def assert_monotone(run):
@@ -147,64 +122,6 @@ def test_a_batch_that_holds_all_examples_is_not_truncated(accountant):
     assert epsilon(accountant=accountant, truncation=Truncation(40, 6), **run) > plain
 
 
-def log_density(z, examples, sampling_probability, max_batch_size, sigma):
-    """Log density at z of one truncated Poisson step over scalar examples, by enumeration of every batch."""
-    weights: Counter[float] = Counter()
-    for size in range(len(examples) + 1):
-        probability = sampling_probability**size * (1 - sampling_probability) ** (len(examples) - size)
-        for sample in itertools.combinations(examples, size):
-            batches = list(itertools.combinations(sample, min(size, max_batch_size)))
-            for batch in batches:
-                weights[round(sum(batch), 9)] += probability / len(batches)
-    means = np.array(list(weights))
-    log_densities = stats.norm.logpdf(z[:, None], means, sigma)
-    return special.logsumexp(log_densities, b=list(weights.values()), axis=1)
-
-
-def exact_renyi(others, sampling_probability, max_batch_size, sigma, orders):
-    """Larger one of the two Renyi divergences between data with and without the example 1, by integration."""
-    # The trapezoidal rule is accurate to all digits for smooth integrands that decay on both sides.
-    z = np.linspace(-100.0, 100.0, 20_001)
-    without = log_density(z, others, sampling_probability, max_batch_size, sigma)
-    with_x = log_density(z, (*others, 1.0), sampling_probability, max_batch_size, sigma)
-
-    def divergence(log_p, log_q, a):
-        return (special.logsumexp(a * log_p + (1 - a) * log_q) + math.log(z[1] - z[0])) / (a - 1)
-
-    return np.array([max(divergence(with_x, without, a), divergence(without, with_x, a)) for a in orders])
-
-
-ORDERS = [2.0, 3.0, 5.0, 8.0, 16.0]
-OTHERS = [(-1.0,) * 7, (1.0,) * 7, (-1.0, 1.0, -1.0, 0.0, -1.0, 0.5, -0.5)]
-
-
-def renyi_bound(sigma, sampling_probability, truncation):
-    step = accounting.Step(sigma, sampling_probability, truncation, "rdp")
-    return accounting.renyi_divergences(step)[np.isin(RdpAccountant().orders, ORDERS)]
-
-
-@pytest.mark.parametrize(
-    ("sigma", "sampling_probability", "max_batch_size"),
-    [(1.5, 0.5, 5), (3.0, 0.5, 5), (3.0, 0.5, 4), (2.0, 0.2, 2), (1.5, 0.8, 7), (2.0, 0.1, 1)],
-)
-def test_truncated_renyi_bound_holds_by_brute_force(sigma, sampling_probability, max_batch_size):
-    bound = renyi_bound(sigma, sampling_probability, Truncation(8, max_batch_size))
-    for others in OTHERS:
-        assert (exact_renyi(others, sampling_probability, max_batch_size, sigma, ORDERS) <= bound).all()
-
-
-def test_ignoring_truncation_would_promise_too_much():
-    """What the bound is for: here, the exact divergence exceeds that of plain Poisson sampling."""
-    exact = exact_renyi(OTHERS[0], 0.5, 5, 3.0, ORDERS)
-    assert (exact[:3] > 1.04 * renyi_bound(3.0, 0.5, None)[:3]).all()
-
-
-@pytest.mark.parametrize("sigma", [1.5, 3.0])
-def test_brute_force_is_the_textbook_mechanism_where_nothing_overflows(sigma):
-    exact = exact_renyi((0.0,) * 7, 0.2, 8, sigma, ORDERS)
-    np.testing.assert_allclose(exact, renyi_bound(sigma, 0.2, None), rtol=1e-9)
-
-
 def test_no_noise_is_no_privacy():
     run = {"delta": 1e-5, "sampling_probability": 0.1, "num_steps": 1}
     assert epsilon(noise_multiplier=0.0, **run) == math.inf
@@ -239,19 +156,3 @@ def test_dp_event_validates():
         dp_event(noise_multiplier=1.0, sampling_probability=0.1, num_steps=0)
     with pytest.raises(ValueError, match="at least 1"):
         Truncation(num_examples=0, max_batch_size=1)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (0.0, "must be positive"),
-        (math.inf, "must be positive"),
-        (1e-5, "Raise epsilon or delta"),
-        (1e4, "Lower epsilon"),
-    ],
-)
-@pytest.mark.parametrize("accountant", ["pld", "rdp"])
-def test_unreachable_targets_say_what_to_change(target, message, accountant):
-    run = {"delta": 1e-5, "sampling_probability": 0.01, "num_steps": 1000, "accountant": accountant}
-    with pytest.raises(ValueError, match=message):
-        calibrate_noise_multiplier(epsilon=target, **run)

@@ -72,7 +72,7 @@ def test_gradient_score_is_the_inner_product_with_the_clipped_gradient():
         return jnp.square(jnp.tanh(batch["x"] @ p["a"]) @ p["b"])
 
     released = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), params)
-    _, per_example = jax.jit(clipped_grad(losses, l2_clip_norm=0.5))(params, batch)
+    _, per_example = jax.jit(clipped_grad(losses, l2_clip_norm=0.5))(params, batch, is_padding_example=None)
     assert 0 < np.sum(per_example.grad_norm < 0.5) < 6
     scores = canaries.gradient_scores(losses, params, batch, released, per_example.grad_norm, l2_clip_norm=0.5)
     gradients = jax.device_get(jax.jacrev(losses)(params, batch))

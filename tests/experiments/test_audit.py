@@ -88,8 +88,9 @@ def run_statement() -> PrivacyStatement:
 
 def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):
     write_privacy(tmp_path, run_statement)
-    bound = audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)
-    same = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1)  # its mechanism is what the run states
+    # With this seed the bound is .6; of so few runs one in five shows nothing, and a bound of 0 would show no more.
+    bound = audit.audit_workdir(tmp_path, num_runs=RUNS, seed=4)
+    same = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=4)  # its mechanism is what the run states
     assert 0 < bound.epsilon == pytest.approx(same["epsilon"])
     assert read_audit(tmp_path) == bound
     assert PrivacyStatement.from_json(read_privacy(tmp_path)) == dataclasses.replace(run_statement, audit=bound)

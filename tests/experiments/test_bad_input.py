@@ -219,6 +219,20 @@ def test_broken_models(
     assert_refused(config, tmp_path / "run", ValueError, str(weights), *parts)
 
 
+def test_a_tokenizer_of_another_model(make_config: MakeConfig, model: Path, tmp_path: Path) -> None:
+    """It has tokens that the model's table has no row for."""
+    weights = shutil.copytree(model, tmp_path / "model") / "model.safetensors"
+    tensors, settings = safetensors.numpy.load_file(weights), json.loads((weights.parent / "config.json").read_text())
+    size = settings["vocab_size"]
+    for name, tensor in tensors.items():
+        tensors[name] = tensor[:20] if len(tensor) == size else tensor
+    safetensors.numpy.save_file(tensors, weights)
+    (weights.parent / "config.json").write_text(json.dumps({**settings, "vocab_size": 20}))
+    config = make_config({"model.path": str(weights.parent)})
+    parts = ["the data 'train', row 0 (counted from 0): input_ids has the value", "tokens from 0 to 19"]
+    assert_refused(config, tmp_path / "run", ValueError, *parts, "Take the tokenizer of this model")
+
+
 @pytest.mark.parametrize(
     ("path", "parts"),
     [

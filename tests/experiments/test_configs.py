@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from configs.glue_recipe import SCALE, roberta
-from dp_rmt.matrix_view import leaves_by_path
+from dp_rmt.trees import leaves_by_path
 from experiments import arms, assemble
 from experiments.settings import arm_configs
 

@@ -196,7 +196,9 @@ def test_drivers_give_the_sum_of_clipped_grad(linear: Workload, peer: str, micro
     def losses(params: Any, batch: Any) -> jax.Array:
         return linear.per_example_losses(params, linear.frozen, batch)
 
-    reference, per_example = clipped_grad(losses, l2_clip_norm=0.3)(linear.trainable, linear.batch)
+    reference, per_example = clipped_grad(losses, l2_clip_norm=0.3)(
+        linear.trainable, linear.batch, is_padding_example=None
+    )
     assert 0 < jnp.sum(per_example.grad_norm > 0.3) < 4  # some examples are clipped, some are not
     gradient = make(losses, 0.3, microbatch_size)(linear.trainable, linear.batch)
     np.testing.assert_allclose(gradient["kernel"], reference["kernel"], rtol=1e-5, atol=1e-7)  # rounding of float32

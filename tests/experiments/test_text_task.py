@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.models import load_pretrained
 from dp_rmt.models.peft_adapter import load_adapter
 from dp_rmt.training.losses import completion_losses
 from dp_rmt.training.metrics import read_metrics
+from dp_rmt.trees import leaves_by_path
 from experiments import arms, texts
 from experiments.text_task import load_text_task
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -223,7 +225,7 @@ def scan_carried(leaf, y):
 )
 def test_leaves_are_followed_to_every_use(function, expected):
     jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 3)), jnp.ones(4)).jaxpr
-    assert uses_of_leaves(jaxpr, 1) == [expected]
+    assert [[use.by for use in uses] for uses in uses_of_leaves(jaxpr, 1)] == [expected]
 
 
 class Uncounted(nn.Module):
@@ -315,8 +317,9 @@ def test_refuses_what_it_cannot_count(kind, reason):
         return model.apply(params, x).sum((1, 2))
 
     with pytest.raises(ValueError, match=reason):
-        ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x)
-    jax.eval_shape(clipped_grad(losses, l2_clip_norm=1.0), params, x)  # the remedy in the message works
+        ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x, is_padding_example=None)
+    # The remedy in the message works.
+    jax.eval_shape(partial(clipped_grad(losses, l2_clip_norm=1.0), is_padding_example=None), params, x)
 
 
 def test_refuses_narrow_dtypes_and_wrong_losses():
@@ -337,4 +340,4 @@ def test_refuses_narrow_dtypes_and_wrong_losses():
         (lambda p, x: losses(p, x)[:, None], params, "one loss per example"),
     ):
         with pytest.raises(ValueError, match=reason):
-            ghost_clipped_grad(bad_losses, l2_clip_norm=1.0)(bad_params, x)
+            ghost_clipped_grad(bad_losses, l2_clip_norm=1.0)(bad_params, x, is_padding_example=None)

@@ -11,6 +11,8 @@ import dp_rmt
 
 FLOORS = [
     "types",
+    "arguments",
+    "trees",
     "random_matrix",
     "matrix_view",
     "clipping",
@@ -28,9 +30,10 @@ FLOORS = [
 ]
 # Modules with a name of their own that live on the floor of another.
 ANNEXES = dict.fromkeys(
-    ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size"),
+    ("batch_axis", "example_mixing", "ghost_layers", "ghost_rules", "ghost_tap", "leaf_uses", "microbatch_size",
+     "token_scales"),
     "ghost_clipping",
-) | dict.fromkeys(
+) | {"batch_leaves": "clipping"} | dict.fromkeys(
     (
         "gates", "matrix_groups", "residual_stream", "matrix_denoiser", "denoised_adam", "filters", "truncation", "muon"
     ),

@@ -50,7 +50,17 @@ def tail_score(z):
     return (np.sum(np.abs(z) > 4) - z.size * probability) / np.sqrt(z.size * probability)
 
 
-CHECKS = [chi_square_score, mean_score, kolmogorov_smirnov_score, tail_score]
+def skewness_score(z):
+    """``mean z^3``, of variance 15."""
+    return np.mean(np.power(z, 3, dtype=np.float64)) * np.sqrt(z.size / 15)
+
+
+def kurtosis_score(z):
+    """``mean z^4 - 3``, of variance 96."""
+    return (np.mean(np.power(z, 4, dtype=np.float64)) - 3) * np.sqrt(z.size / 96)
+
+
+CHECKS = [chi_square_score, mean_score, kolmogorov_smirnov_score, tail_score, skewness_score, kurtosis_score]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +103,14 @@ def without_tails(z):
     return np.clip(z, -4, 4)
 
 
+def skewed(z):
+    return z + 0.01 * (z**2 - 1)
+
+
+def sum_of_uniforms(z):
+    return np.random.default_rng(0).random((12, z.size)).sum(0) - 6
+
+
 @pytest.mark.parametrize(
     ("wrong", "check"),
     [
@@ -100,6 +118,8 @@ def without_tails(z):
         (shifted, mean_score),
         (laplace, kolmogorov_smirnov_score),
         (without_tails, tail_score),
+        (skewed, skewness_score),
+        (sum_of_uniforms, kurtosis_score),
     ],
 )
 def test_the_checks_reject_wrong_noise(wrong, check, standardised):

@@ -141,8 +141,8 @@ def test_seeds_are_independent():
 def test_no_sample_comes_again(seed):
     """Steps t and t + 2^k, k up to 40, and the first 2^13: two independent samples are equal with probability 2^-256.
 
-    That the generators of a seed's first 2^32 steps are all different is certain: NumPy's hash is invertible in the
-    step, one word, for a given seed, and in the seed's four words for a given step.
+    That the generators of a seed's first 2^32 steps are all different is certain: of one word, the step, NumPy's hash
+    is invertible for a given seed, as it is in the seed's four words for a given step.
     """
     sampling = PoissonSampling(num_examples=256, sampling_probability=0.5, max_batch_size=256, seed=seed)
     starts = [0, 1, 1000, 4095, 2**20 + 3]

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_rmt import matrix_view, models
+from dp_rmt import models
 from dp_rmt.models.decoder_positions import rotary_embedding, rotate
 from dp_rmt.training.losses import causal_lm_loss
+from dp_rmt.trees import leaves_by_path
 
 GOLDENS = Path(__file__).parent / "goldens"
 read_llama = runpy.run_path(str(Path(__file__).parents[1] / "oracle" / "llama_folder.py"))["read_llama"]
@@ -54,7 +55,7 @@ def test_logits_are_those_of_torch(name: str) -> None:
 def test_parameters_are_stacked_float32_matrices_by_name() -> None:
     config = dataclasses.replace(load("llama_tied")[0].config, dtype=jnp.bfloat16)
     params = models.init_params(models.CausalLanguageModel(config), jax.random.key(0))
-    shapes = {path: leaf.shape for path, leaf in matrix_view.leaves_by_path(params)}
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(params)}
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     attention = {
         f"decoder/layers/attention/{name}/{leaf}": shape
@@ -73,7 +74,7 @@ def test_parameters_are_stacked_float32_matrices_by_name() -> None:
     untied = dataclasses.replace(config, tie_word_embeddings=False, attention_bias=False)
     params = models.init_params(models.CausalLanguageModel(untied), jax.random.key(0))
     assert params["lm_head"]["kernel"].shape == (16, 50)
-    assert not [path for path, _ in matrix_view.leaves_by_path(params) if path.endswith("bias")]
+    assert not [path for path, _ in leaves_by_path(params) if path.endswith("bias")]
 
 
 @pytest.mark.parametrize("padding", [0, 3])

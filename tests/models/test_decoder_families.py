@@ -47,10 +47,12 @@ def test_ghost_clipping_is_clipping(name: str, method: str) -> None:
         ids, mask = batch["ids"], batch["mask"]
         return causal_lm_loss(module.apply({"params": params}, ids, mask), ids, mask)
 
-    expected, per_example = jax.jit(clipped_grad(losses, l2_clip_norm=0.5))(params, batch)
+    expected, per_example = jax.jit(clipped_grad(losses, l2_clip_norm=0.5))(params, batch, is_padding_example=None)
     assert (np.asarray(per_example.grad_norm)[:2] > 0.5).all()  # they are clipped
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    ours, ghost = jax.jit(ghost_clipped_grad(losses, l2_clip_norm=0.5, method=method))(params, batch)
+    ours, ghost = jax.jit(ghost_clipped_grad(losses, l2_clip_norm=0.5, method=method))(
+        params, batch, is_padding_example=None
+    )
     np.testing.assert_allclose(ghost.grad_norm, per_example.grad_norm, rtol=1e-5, atol=1e-6)
     for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(expected)):
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * largest, err_msg=str(path))

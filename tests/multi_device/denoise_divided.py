@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dp_rmt import denoise_matrices, scale_by_denoised_adam
-from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.training.partitioning import by_matrix, data_mesh, make_mesh
+from dp_rmt.trees import leaves_by_path
 from experiments.scaling_hlo import cost_of
 
 STD = 0.1

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params
 from dp_rmt.noise_addition import noise_key
@@ -23,6 +22,7 @@ from dp_rmt.training.losses import classifier_logits, label_losses
 from dp_rmt.training.partitioning import by_matrix, init_state, jit_train_step, make_mesh
 from dp_rmt.training.train_state import Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import leaves_by_path
 
 BATCH, LENGTH, WORDS, NUM_STEPS = 16, 6, 40, 3
 MECHANISM = DPSGD(

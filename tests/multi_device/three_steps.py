@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import optax
 
-from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import leaves_by_path
 
 BATCH, FEATURES, NUM_STEPS = 16, 12, 3
 AXIS = "data"

@@ -22,7 +22,6 @@ import optax
 from jax.sharding import PartitionSpec
 
 from dp_rmt.data import fingerprint
-from dp_rmt.matrix_view import leaves_by_path
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import processes, train
@@ -38,6 +37,7 @@ from dp_rmt.training.releases import Releases
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import Transforms, split_params
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import leaves_by_path
 
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH, NUM_STEPS = 40, 6, 10, 12, 12
 DELTA = 1e-3

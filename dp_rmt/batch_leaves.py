@@ -1,0 +1,88 @@
+"""What a clipped gradient is called with: leaves that share their leading axis, and a mask that says what is padding.
+
+An array of another length is broadcast by the loss without a complaint, and one row of it then belongs to all
+examples: no clip norm bounds what it adds. Whatever is wrong here is found before the loss is traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dp_rmt.types import Batch
+
+
+def num_examples(batch: Batch) -> int:
+    """The length of the leading axis that all leaves of a batch share.
+
+    Args:
+      batch: a pytree of arrays (batch, ...), typed PRNG keys among them.
+
+    Returns:
+      How many examples the batch has, padding included.
+
+    Raises:
+      ValueError: the batch has no leaves, a leaf is no array or has no axis, or leaves differ in their leading axis.
+
+    >>> num_examples({"x": jnp.ones((8, 3)), "y": jnp.ones(8)})
+    8
+    >>> num_examples({"x": jnp.ones((8, 3)), "y": jnp.ones(1)})
+    Traceback (most recent call last):
+    ValueError: batch['y'] has shape (1,), but 8 examples are in batch['x'] of shape (8, 3): ...
+    """
+    leaves = [(f"batch{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]
+    if not leaves:
+        raise ValueError(f"the batch {batch!r} has no arrays: give at least one whose first axis is the examples")
+    for name, leaf in leaves:
+        if getattr(leaf, "shape", ()) == ():
+            what = "no axis" if hasattr(leaf, "shape") else f"type {type(leaf).__name__}"
+            raise ValueError(
+                f"{name} has {what}, but every leaf of a batch is an array whose first axis is the examples: give each "
+                "example its own (jnp.full(batch_size, value)), or close over what all examples share"
+            )
+    # What most leaves agree on is right; of several such lengths the longest.
+    lengths = [leaf.shape[0] for _, leaf in leaves]
+    size = max(lengths, key=lambda length: (lengths.count(length), length))
+    agreeing = next(f"{name} of shape {leaf.shape}" for name, leaf in leaves if leaf.shape[0] == size)
+    for name, leaf in leaves:
+        if leaf.shape[0] != size:
+            raise ValueError(
+                f"{name} has shape {leaf.shape}, but {size} examples are in {agreeing}: every leaf of a batch must "
+                "have the examples as its first axis. The loss would broadcast it, and one example could then change "
+                "the gradients of all; close over what all examples share"
+            )
+    return size
+
+
+def padding_mask(is_padding_example: Any, batch_size: int) -> jax.Array:
+    """The mask of a batch's padding, checked.
+
+    Args:
+      is_padding_example: boolean (batch,), True for padding; None where no row can be padding.
+      batch_size: how many examples the batch has.
+
+    Returns:
+      Boolean, (batch,).
+
+    Raises:
+      ValueError: the mask is not boolean, or has another shape.
+
+    >>> padding_mask(None, 2).tolist()
+    [False, False]
+    """
+    if is_padding_example is None:
+        return jnp.zeros(batch_size, bool)
+    mask = jnp.asarray(is_padding_example)
+    if mask.dtype != bool:
+        raise ValueError(
+            f"is_padding_example must be boolean, True for padding, got {mask.dtype} of shape {mask.shape}: give "
+            "`indices < 0` for the indices of PoissonSampling, or None where no row can be padding"
+        )
+    if mask.shape != (batch_size,):
+        raise ValueError(
+            f"is_padding_example must have one entry for each of the {batch_size} examples of the batch, got shape "
+            f"{mask.shape}"
+        )
+    return mask

@@ -1,0 +1,64 @@
+"""Leaves of any pytree, be they arrays, numbers or shapes: by path, and in float32 at least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dp_rmt.types import Params
+
+
+def leaves_by_path(tree: Params) -> list[tuple[str, Any]]:
+    """All leaves with their paths, such as ``"encoder/layers/query/kernel"``.
+
+    Boxes are left out of the names: the kernel of a Flax nnx layer and a partitioned kernel of Flax linen are
+    ``kernel``, too, and not ``kernel/value``.
+
+    Raises:
+      ValueError: two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
+    """
+    found = [(name_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    if len(dict(found)) < len(found):
+        paths = [path for path, _ in found]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        raise ValueError(f"two leaves have the path {twice[0]!r}: a key that has a slash in it must be renamed")
+    return found
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """A key path of JAX as it is written here.
+
+    >>> name_of([jax.tree_util.DictKey("query"), jax.tree_util.DictKey("kernel"), jax.tree_util.GetAttrKey("value")])
+    'query/kernel'
+    """
+    # An attribute and not a key: attention has a layer of this name.
+    is_boxed = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(tuple(path[:-1] if is_boxed else path), simple=True, separator="/")
+
+
+def shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Of an array, a number or a shape."""
+    return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
+
+
+def wide(leaf: Any) -> jax.Array:
+    """The leaf as an array of float32 or wider."""
+    return jnp.asarray(leaf, wide_dtype(leaf))
+
+
+def wide_dtype(leaf: Any) -> jnp.dtype:
+    """float32, or what is wider than it."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def wide_zeros_like(tree: Params) -> Params:
+    """Zeros of the tree's shapes, of float32 or wider, each a buffer of its own, so that a state can be donated."""
+    return jax.tree.map(lambda leaf: jnp.zeros(shape_and_dtype(leaf).shape, wide_dtype(leaf)), tree)
+
+
+def is_known(number: Any) -> bool:
+    """Whether a number can be checked now; under `jax.jit` that of `optax.inject_hyperparams` has no value yet."""
+    return not isinstance(number, jax.core.Tracer)

@@ -1,0 +1,105 @@
+"""The discretised privacy loss in the corners: an upper bound, close to the truth, bounded in time and memory."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, special
+
+from dp_rmt.accounting import Step, epsilon, epsilon_by_accountant
+from dp_rmt.accounting.privacy_loss import composed_privacy_loss, is_nearly_exact, rounding_allowance
+
+
+def log_delta(mu, epsilon_):
+    """Balle & Wang 2018, in logarithms: Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu)."""
+    upper = special.log_ndtr(mu / 2 - epsilon_ / mu)
+    lower = epsilon_ + special.log_ndtr(-mu / 2 - epsilon_ / mu)
+    return upper + np.log(-np.expm1(lower - upper))
+
+
+def exact_epsilon(mu, delta):
+    return optimize.brentq(lambda x: log_delta(mu, x) - math.log(delta), 1e-7, 10 * mu + mu**2)
+
+
+@pytest.mark.parametrize("num_steps", [1, 202, 10**4, 10**6])
+@pytest.mark.parametrize("mu", [0.01, 1.0, 3.0])
+def test_full_batches_are_one_gaussian_mechanism_down_to_the_smallest_delta(num_steps, mu):
+    run = {"noise_multiplier": math.sqrt(num_steps) / mu, "sampling_probability": 1.0, "num_steps": num_steps}
+    for delta in (1e-3, 1e-5, 1e-8, 1e-10, 1e-12, 1e-14, 1e-15, 1e-16, 1e-20):
+        if delta > 0.1 * mu:
+            continue
+        exact = exact_epsilon(mu, delta)
+        bounds = epsilon_by_accountant(delta=delta, **run)
+        assert min(bounds.values()) >= exact * (1 - 1e-9)
+        assert epsilon(delta=delta, **run) == pytest.approx(min(bounds.values()), rel=1e-3)
+        if rounding_allowance(num_steps) < 1e-3 * delta:
+            assert bounds["pld"] <= exact * (1 + 2e-3) + 1e-6
+
+
+def test_tiny_deltas():
+    """The Fourier transform has no digits left there: 8.58 at 1e-14, infinity at 1e-15."""
+    run = {"noise_multiplier": 1.0, "sampling_probability": 0.01, "num_steps": 1000}
+    curve = [epsilon(delta=10.0**-x, **run) for x in range(5, 21)]
+    assert np.all(np.diff(curve) > 0)
+    assert curve[14 - 5] == pytest.approx(4.976, abs=1e-3)
+    assert curve[15 - 5] == pytest.approx(5.284, abs=1e-3)
+    assert curve[20 - 5] == epsilon(delta=1e-20, accountant="rdp", **run)
+    assert epsilon_by_accountant(delta=1e-15, **run)["pld"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("sigma", "sampling_probability", "num_steps"),
+    [(0.3, 1, 10**4), (0.05, 1, 10**6), (0.3, 0.01, 10**4), (0.5, 1e-6, 10**6), (1.0, 1e-3, 10**7), (1e4, 1e-4, 10**6)],
+)
+def test_time_and_memory_are_bounded(sigma, sampling_probability, num_steps):
+    """The first of these took over 90 seconds and 4.4 GB: 53 million bins."""
+    start = time.perf_counter()
+    step = Step(sigma, sampling_probability)
+    distribution = composed_privacy_loss(step, num_steps)
+    assert max(distribution._pmf_remove.size, distribution._pmf_add.size) <= 2**22
+    assert time.perf_counter() - start < 60  # 1 to 10 seconds on a free core
+    bounds = epsilon_by_accountant(
+        noise_multiplier=sigma, delta=1e-5, sampling_probability=sampling_probability, num_steps=num_steps
+    )
+    assert bounds["pld"] <= 1.02 * bounds["rdp"] + 1e-6
+
+
+CORNERS = {
+    "noise_multiplier": st.floats(-0.3, 3.5).map(lambda x: 10**x),
+    "sampling_probability": st.floats(-4, 0).map(lambda x: 10**x),
+    "num_steps": st.floats(0, 5).map(lambda x: round(10**x)),
+    "delta": st.floats(-12, -2).map(lambda x: 10**x),
+}
+
+
+@settings(max_examples=10, deadline=None)
+@given(**CORNERS)
+def test_accountants_and_bins_agree_in_the_corners(**run):
+    delta = run["delta"]
+    bounds = epsilon_by_accountant(**run)
+    best = epsilon(**run)
+    step = Step(run["noise_multiplier"], run["sampling_probability"])
+    if is_nearly_exact(step, run["num_steps"], delta):
+        assert best == bounds["pld"] <= bounds["rdp"] * (1 + 1e-3) + 1e-6
+    else:
+        assert best == min(bounds.values())
+    if rounding_allowance(run["num_steps"]) < 1e-2 * delta:
+        left = delta - rounding_allowance(run["num_steps"])
+        wider = composed_privacy_loss(step, run["num_steps"], 3.0).get_epsilon_for_delta(left)
+        assert bounds["pld"] * (1 - 1e-3) - 1e-6 <= wider <= bounds["pld"] * 1.02 + 1e-6
+
+
+@settings(max_examples=6, deadline=None)
+@given(**CORNERS)
+def test_more_noise_and_less_of_everything_else_is_more_private(**run):
+    base = epsilon(**run)
+    slack = 1e-3 * base + 1e-6  # of the bins, which follow the run
+    assert epsilon(**run | {"noise_multiplier": 1.3 * run["noise_multiplier"]}) <= base + slack
+    assert epsilon(**run | {"sampling_probability": 0.7 * run["sampling_probability"]}) <= base + slack
+    assert epsilon(**run | {"num_steps": max(1, run["num_steps"] // 2)}) <= base + slack
+    assert epsilon(**run | {"delta": 2 * run["delta"]}) <= base + slack

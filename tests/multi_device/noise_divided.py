@@ -1,0 +1,60 @@
+"""Noise of leaves that are divided over all devices there are: ``python noise_divided.py OUT.npz``.
+
+The noise of every leaf is written under ``LAYOUT/leaf``, the program's collective operations under
+``LAYOUT/collectives``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dp_rmt.noise_addition import add_gaussian_noise, noise_key
+
+SHAPES = {"matrix": (64, 96), "stack": (3, 16, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
+COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
+
+
+def layouts():
+    """``{name: (mesh, spec of the last two axes)}`` of the leaves that can be divided so."""
+    devices = jax.device_count()
+    found = {}
+    for name, sides in {"line": (devices, 1), "square": (max(1, devices // 2), min(2, devices))}.items():
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh(sides, ("rows", "cols"), axis_types=(kind, kind))
+            for spec in (("rows", None), (None, "rows"), ("rows", "cols"), (None, ("rows", "cols"))):
+                found[f"{name} {kind.name} {spec}"] = mesh, spec
+    return found
+
+
+def spec_for(shape, mesh, spec):
+    """The spec where it divides the last two axes evenly, else none: such a leaf is on every device."""
+    if len(shape) < 2:
+        return PartitionSpec()
+    parts = [np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ())]) for names in spec]
+    even = all(side % int(part) == 0 for side, part in zip(shape[-2:], parts, strict=True))
+    return PartitionSpec(*[None] * (len(shape) - 2), *spec) if even else PartitionSpec()
+
+
+def main(out: str) -> None:
+    """Draws, compiled for every layout, and saves."""
+    noise, zeros = add_gaussian_noise(1.0, noise_key(9)), {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    results = {"num_devices": np.array(jax.device_count())}
+    for layout, (mesh, spec) in layouts().items():
+        shardings = {name: NamedSharding(mesh, spec_for(shape, mesh, spec)) for name, shape in SHAPES.items()}
+        divided, state = jax.device_put(zeros, shardings), noise.init(zeros)
+        compiled = jax.jit(noise.update).lower(divided, state).compile()
+        noisy, _ = jax.block_until_ready(compiled(divided, state))
+        assert all(noisy[name].sharding.is_equivalent_to(shardings[name], len(SHAPES[name])) for name in SHAPES), layout
+        results[f"{layout}/collectives"] = np.array(sorted(set(COLLECTIVE.findall(compiled.as_text()))), dtype=str)
+        results |= {f"{layout}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
+    np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,37 @@
+"""The noise of a divided leaf, bit for bit that of a whole one, drawn where it is needed: nothing is sent."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dp_rmt.noise_addition import add_gaussian_noise, noise_key
+
+PROGRAM = Path(__file__).parent / "noise_divided.py"
+
+
+@pytest.fixture(scope="module")
+def divided(run_on_devices):
+    return run_on_devices(PROGRAM.name, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    shapes = runpy.run_path(str(PROGRAM))["SHAPES"]
+    noise, zeros = add_gaussian_noise(1.0, noise_key(9)), {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    return jax.jit(noise.update)(zeros, noise.init(zeros))[0]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_noise_is_the_same_for_every_mesh_and_layout(divided, whole, devices):
+    layouts = {path.split("/")[0] for path in divided[devices] if "/" in path}
+    assert len(layouts) == 16
+    for layout in layouts:
+        assert divided[devices][f"{layout}/collectives"].tolist() == [], layout
+        for name, expected in whole.items():
+            np.testing.assert_array_equal(divided[devices][f"{layout}/{name}"], expected, err_msg=f"{layout} {name}")
