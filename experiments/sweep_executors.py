@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from dp_rmt.training.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"
 """What tells a run that it has several processes (`dp_rmt.training.processes`)."""
@@ -220,7 +221,7 @@ def open_log(path: Path) -> IO[str] | None:
 
 def start(command: Sequence[str], log: IO[str], slot: Slot, cwd: Path | None) -> subprocess.Popen[bytes]:
     """Starts a command on the cores of a slot."""
-    log.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
+    log.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {command_line(command)}\n")
     log.flush()
     environment = {**os.environ, **slot.environment}
     with _on_cores(slot.cores):

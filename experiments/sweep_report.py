@@ -21,7 +21,7 @@ from dp_rmt.training.privacy_text import number
 from dp_rmt.training.report_plots import COLORS, STYLE
 from experiments import sweep_privacy
 from experiments.sweep_executors import Job
-from experiments.workdir import CONFIG_FILE
+from experiments.workdir import CONFIG_FILE, is_secret
 
 if TYPE_CHECKING:
     from experiments.sweep import Sweep
@@ -116,7 +116,8 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
       ValueError: a run lacks the metric of the sweep.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    keys = list(dict.fromkeys([sweep.swept, *(key for changes in sweep.changes.values() for key in changes)]))
+    changed = (key for changes in sweep.changes.values() for key in changes if not is_secret(key))
+    keys = list(dict.fromkeys([sweep.swept, *changed]))
     arms = [(job.name, arm) for job in finished for arm in arms_of(job.workdir)]
     rows = [
         {"job": job, "arm": arm.name, **{key: arm.value(key) for key in keys}, sweep.score: arm.score(sweep.score),
