@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from dp_rmt.training.private_files import make_private_folder
 from dp_rmt.training.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"
@@ -135,6 +136,7 @@ def run_submitit(
     except ImportError as error:
         raise RuntimeError('--executor=submitit needs submitit: pip install -e ".[slurm]"') from error
     parameters = dict(options)
+    make_private_folder(workdir / "submitit")  # the commands in it may give seeds
     executor = submitit.AutoExecutor(folder=workdir / "submitit", cluster=parameters.pop("cluster", "slurm"))
     submitted = {}
     try:
