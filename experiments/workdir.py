@@ -16,12 +16,15 @@ from ml_collections import ConfigDict
 CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
 """What may differ between a run and its continuation: where it runs, and what it keeps."""
+_SECRETS = ("sampling_seed", "noise_seed")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers, such as a mounted bucket."""
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes the folder this experiment's, or makes sure that it already is.
+
+    A config with given seeds is for its owner alone (mode 0600).
 
     Args:
       workdir: a new or empty folder, or one that an equal config has claimed before (the run is then resumed).
@@ -33,11 +36,15 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """
     check_workdir(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG_FILE
+    path, secret = workdir / CONFIG_FILE, _has_secrets(config)
     if not path.exists():
         partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)  # of a killed process, with any mode
+        partial.touch(0o600 if secret else 0o666)  # less the user's mask; before anything is in it
         partial.write_text(json.dumps(as_json(config), indent=2) + "\n")
         partial.replace(path)
+    elif secret:
+        path.chmod(0o600)
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -93,6 +100,12 @@ def only_writer(workdir: Path) -> Iterator[None]:
                 raise
             logging.warning("%s: its file system has no locks; never train there from two processes", workdir)
         yield
+
+
+def _has_secrets(config: ConfigDict) -> bool:
+    """Whether a seed is given, for all arms or for one: who knows it can subtract the noise, or knows the samples."""
+    flat = _flatten(as_json(config))
+    return any(key.endswith(_SECRETS) and value is not None for key, value in flat.items())
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

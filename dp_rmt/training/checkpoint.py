@@ -35,7 +35,7 @@ class Checkpoints:
     one before.
 
     Args:
-      directory: where they lie; made on the first save. Of several processes, all must see it.
+      directory: where they lie; made here, for its owner alone (mode 0700). Of several processes, all must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model.
       keep: so many of the newest are kept; older ones are deleted once the next is saved.
       keep_best: so many of those with the best scores are kept, too.
@@ -77,6 +77,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a killed process left behind
             async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
         )
+        _make_private(self._directory)
         self._manager = _Manager(self._directory, options=options)
 
     def begin(self, state: TrainState, *, sampling_seed: int) -> None:
@@ -285,6 +286,21 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         del step
         return False
+
+
+def _make_private(folder: Path) -> None:
+    """Makes the folder, for its owner alone: whoever reads the noise key in it can subtract the noise.
+
+    One that an earlier version left open is closed; what lies in it, damaged checkpoints included, is closed with it.
+    """
+    if not processes.is_first():
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        try:
+            folder.chmod(0o700)
+        except OSError as error:
+            logging.warning("%s holds the noise key, and could not be closed to others: %s", folder, error)
 
 
 def _committed(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dp_rmt.data import fingerprint
 from dp_rmt.denoising import denoise_matrices
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
+from dp_rmt.training import checkpoint
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.train_state import TrainState, Transforms
 
@@ -255,3 +257,44 @@ def test_a_score_that_is_not_there_is_named(checkpoints):
 def test_what_to_keep_is_checked(tmp_path, options):
     with pytest.raises(ValueError, match="keep"):
         Checkpoints(tmp_path, {}, **options)
+
+
+def modes(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")]}
+
+
+def test_checkpoints_are_for_their_owner_alone(checkpoints, tmp_path, monkeypatch):
+    """Before anything is in the folder, and whatever the user's mask: it holds the noise key."""
+    folder, seen = tmp_path / "checkpoints", []
+    manager = checkpoint._Manager
+
+    def opened(directory, **options):
+        seen.append(folder.stat().st_mode & 0o777)
+        return manager(directory, **options)
+
+    monkeypatch.setattr(checkpoint, "_Manager", opened)
+    mask = os.umask(0)
+    try:
+        first = checkpoints(identity())
+        first.begin(make_state(), sampling_seed=3)
+        assert (folder / "start.json").exists()
+        first.save(1, make_state(), sampling_seed=3)
+        first.close()
+    finally:
+        os.umask(mask)
+    assert (seen, modes(folder)["."]) == ([0o700], 0o700)
+
+
+def test_a_resumed_run_closes_a_folder_that_was_open(checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    first = checkpoints(identity())
+    for step in (1, 2):
+        first.save(step, make_state(), sampling_seed=3)
+    first.close()
+    folder.chmod(0o755)
+    (folder / "2" / "meta" / "metadata").write_text("damaged")
+    again = checkpoints(identity())
+    assert modes(folder)["."] == 0o700
+    again.restore(make_state())
+    assert (folder / "2.damaged").is_dir()
+    assert modes(folder)["."] == 0o700
