@@ -27,7 +27,7 @@ _POLICY = (
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
 )
 """What a browser may do for this page: show its own style sheet and plots; load, run and send nothing, even if a text
-from outside were not escaped. Inline styles are those of the sheet, and of the plots where a browser applies it to them.
+from outside were not escaped. Inline styles are those of the sheet, and of the plots in browsers that ask for them.
 """
 
 __all__ = ["Run", "results_table", "write_report"]

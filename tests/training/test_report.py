@@ -323,7 +323,8 @@ def test_the_page_may_load_run_and_send_nothing(tmp_path):
     evil = "</pre></style><img src=http://example.org/x><script>alert(1)</script>"
     texts = [{"row": 0, "source": evil, "text": evil}]
     run = arm(num_steps=2, texts_of=evil)
-    write_report(tmp_path / "report.html", {evil: Run(run.metrics, {"name": evil, evil: evil}, run.privacy, texts=texts)})
+    run = dataclasses.replace(run, config={"name": evil, evil: evil}, texts=texts)
+    write_report(tmp_path / "report.html", {"run": run})
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     policy = re.search(r"<head><meta http-equiv='Content-Security-Policy' content=\"([^\"]*)\">", source)
     assert policy is not None
