@@ -92,7 +92,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 
     Raises:
         FileNotFoundError: if there are none, or a shard is absent.
-        ValueError: if the index is not one.
+        ValueError: if the index is not one, or names a shard outside the folder.
     """
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -109,15 +109,26 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
             "are several"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{index} is not an index of shards ({type(error).__name__}: {error}); download it again"
         ) from error
     for name in names:
+        if not _stays_inside(name):
+            raise ValueError(
+                f"{index} names the shard {name!r}, which is no file of {folder}; shards lie beside their index, so "
+                "that a folder from elsewhere opens no other file of this machine. Download the model again, from a "
+                "source you trust"
+            )
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{index} names the shard {name}, which is not there; download the model again")
     return index, [folder / name for name in names]
+
+
+def _stays_inside(name: Any) -> bool:
+    """Whether a name leads to no other folder; by its letters, since the hub's cache links to files of its own."""
+    return isinstance(name, str) and bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: int | None = None) -> Any:

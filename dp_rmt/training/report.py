@@ -22,6 +22,14 @@ from dp_rmt.training.report_figures import figures_of
 from dp_rmt.training.report_plots import Plot
 from dp_rmt.training.report_style import CSS
 
+_POLICY = (
+    "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+)
+"""What a browser may do for this page: show its own style sheet and plots; load, run and send nothing, even if a text
+from outside were not escaped. Inline styles are those of the sheet, and of the plots in browsers that ask for them.
+"""
+
 __all__ = ["Run", "results_table", "write_report"]
 
 
@@ -61,7 +69,7 @@ def _page(runs: Mapping[str, Run]) -> str:
         _section("Configuration", *_configs(runs)),
     ]
     return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<!DOCTYPE html>\n<html lang='en'><head>{_POLICY}<meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{_escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)

@@ -173,3 +173,25 @@ def test_loading_takes_the_memory_of_the_model(tmp_path: Path) -> None:
         text=True,
     ).stdout
     assert 0.9 < float(ratio) < 1.5
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "sub/../../a.safetensors", "/absolute", 5, ""])
+def test_a_shard_outside_the_folder_is_refused(name: Any, changed: Callable[..., Path]) -> None:
+    folder = changed("llama")
+    (folder / "model.safetensors").rename(folder.parent / "a.safetensors")
+    (folder / "sub").mkdir()
+    shard = str(folder.parent / "a.safetensors") if name == "/absolute" else name
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {UP: shard}}))
+    with pytest.raises(ValueError, match=r"names the shard .*, which is no file of .*Download the model again"):
+        load(folder)
+
+
+def test_shards_may_be_links_as_in_the_cache_of_the_hub(changed: Callable[..., Path]) -> None:
+    folder = changed("llama")
+    blob = folder.parent / "blobs" / "0123abc"
+    blob.parent.mkdir()
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model-00001-of-00001.safetensors").symlink_to(Path("..") / "blobs" / "0123abc")
+    weight_map = {UP: "model-00001-of-00001.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    jax.tree.map(np.testing.assert_array_equal, load(folder)[1], build("llama")[1])

@@ -316,3 +316,22 @@ def test_durations():
     assert duration(59.94) == "59.9 s"
     assert duration(59.96) == "1 min 00 s"
     assert duration(3599.6) == "1 h 00 min"
+
+
+def test_the_page_may_load_run_and_send_nothing(tmp_path):
+    """The policy comes before anything that it could be too late for, and allows what the page has."""
+    evil = "</pre></style><img src=http://example.org/x><script>alert(1)</script>"
+    texts = [{"row": 0, "source": evil, "text": evil}]
+    run = arm(num_steps=2, texts_of=evil)
+    run = dataclasses.replace(run, config={"name": evil, evil: evil}, texts=texts)
+    write_report(tmp_path / "report.html", {"run": run})
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    policy = re.search(r"<head><meta http-equiv='Content-Security-Policy' content=\"([^\"]*)\">", source)
+    assert policy is not None
+    assert dict(part.strip().split(" ", 1) for part in policy[1].split(";")) == {
+        "default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'", "base-uri": "'none'",
+        "form-action": "'none'",
+    }  # fmt: skip
+    assert set(re.findall(r"<(script|link|iframe|object|embed|base|form|video|audio)\b", source)) == set()
+    assert re.findall(r"<img (?!alt=)", source) == []
+    assert re.findall(r"\son\w+\s*=", re.sub(r"'[^']*'", "''", re.sub(r">[^<]*<", "><", source))) == []
