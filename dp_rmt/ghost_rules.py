@@ -11,6 +11,7 @@ Axes are named by letters, as in einsum; the first of ``x`` and of ``g`` is the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -71,7 +72,10 @@ class Contraction:
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
         by_pairs = num_tokens * (num_inputs + num_outputs) <= num_inputs * num_outputs
         if by_pairs and not self._keeps_gradients(x):
-            norm = self._choose(self._norm_by_pairs, x, g, self._token_norms(x, g))
+            # Outside the choice: layers that share their input, such as query, key and value, share these products.
+            of_x = self._products_of_pairs(self.x_axes, with_range_of_float32(x))
+            ordinary = functools.partial(self._norm_by_pairs, of_x=of_x)
+            norm = self._choose(self._norm_by_pairs, x, g, self._token_norms(x, g), ordinary=ordinary)
         else:
             norm = _norm_of_sum(self._gradients(x, g), self._size(x, g), num_tokens)
         return jnp.square(norm + self.rounding_of_sum(x, g))
@@ -99,14 +103,20 @@ class Contraction:
 
         return self._choose(contracted, x, g, token_norms, finite=True)
 
-    def _norm_by_pairs(self, x: jax.Array, g: jax.Array, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
-        """From ``(x_it . x_is)(g_it . g_is)``, plus bounds of rounding and of what flushes to zero."""
-        tokens, inputs, outputs, shared = self._axes()
+    def _products_of_pairs(self, axes: str, a: jax.Array) -> jax.Array:
+        """``a_it . a_is``, with the axes of the batch, of shared indices, and of the tokens twice."""
+        tokens, _, _, shared = self._axes()
         # A copy of each token axis, named by its capital.
-        pairs = self.x_axes[0] + shared + tokens + tokens.upper()
-        other = str.maketrans(tokens, tokens.upper())
-        of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
-        of_g = _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
+        other = axes.translate(str.maketrans(tokens, tokens.upper()))
+        return _einsum(f"{axes},{other}->{self.x_axes[0]}{shared}{tokens}{tokens.upper()}", a, a)
+
+    def _norm_by_pairs(
+        self, x: jax.Array, g: jax.Array, x_norms: jax.Array, g_norms: jax.Array, of_x: jax.Array | None = None
+    ) -> jax.Array:
+        """From ``(x_it . x_is)(g_it . g_is)``, plus bounds of rounding and of what flushes to zero."""
+        _, inputs, outputs, _ = self._axes()
+        of_x = self._products_of_pairs(self.x_axes, x) if of_x is None else of_x
+        of_g = self._products_of_pairs(self.y_axes, g)
         squared = jnp.maximum(_sum_but_first(of_x * of_g), 0.0)  # rounding can make it negative
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
         terms = math.sqrt(num_inputs) + math.sqrt(num_outputs)
@@ -136,6 +146,7 @@ class Contraction:
         token_norms: tuple[jax.Array, jax.Array],
         *,
         finite: bool = False,
+        ordinary: Callable[..., jax.Array] | None = None,
     ) -> jax.Array:
         """``function(x, g, *token_norms)``, or the same of ``x / s`` and ``s g`` (see `dp_rmt.token_scales`).
 
@@ -147,6 +158,7 @@ class Contraction:
           g: the output gradient.
           token_norms: of these; not finite where they are not.
           finite: whether what is not finite counts as zero.
+          ordinary: a cheaper form of the function, where nothing is scaled; None for the function itself.
         """
         kept = self._kept()
         x, g = with_range_of_float32(x), with_range_of_float32(g)
@@ -159,7 +171,7 @@ class Contraction:
             x, g = (a.astype(old.dtype) for a, old in zip(pair, (x, g)))
             return function(x, g, *self._token_norms(x, g))
 
-        return jax.lax.cond(are_ordinary(*token_norms), function, scaled, x, g, *token_norms)
+        return jax.lax.cond(are_ordinary(*token_norms), ordinary or function, scaled, x, g, *token_norms)
 
     def _kept(self) -> str:
         tokens, _, _, shared = self._axes()
