@@ -55,8 +55,8 @@ def wide_dtype(leaf: Any) -> jnp.dtype:
 
 
 def wide_zeros_like(tree: Params) -> Params:
-    """Zeros of the tree's shapes, of float32 or wider, each a buffer of its own, so that a state can be donated."""
-    return jax.tree.map(lambda leaf: jnp.zeros(shape_and_dtype(leaf).shape, wide_dtype(leaf)), tree)
+    """Zeros of the tree's shapes and shardings, of float32 or wider, each a buffer of its own (a state is donated)."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf)), tree)
 
 
 def is_known(number: Any) -> bool:

@@ -93,7 +93,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 
     Raises:
         FileNotFoundError: if there are none, or a shard is absent.
-        ValueError: if the index is not one, or names a file that is not in the folder.
+        ValueError: if the index is not one, or names a shard outside the folder.
     """
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -110,7 +110,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
             "are several"
         )
     try:
-        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{index} is not an index of shards ({type(error).__name__}: {error}); download it again"
@@ -125,13 +125,14 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 def _check_is_inside(name: Any, named_in: Path) -> None:
     """Raises ValueError unless a name that a file gives leads to a file below that file's folder.
 
-    It is about the name: the hub's cache keeps its files elsewhere, behind links that the user's own machine has made.
+    Names are judged by their letters, since the hub's cache links to files of its own.
     """
     parts = re.split(r"[/\\]", name) if isinstance(name, str) else [""]
     if any(part in ("", ".", "..") or ":" in part or "\0" in part for part in parts):
         raise ValueError(
-            f"{named_in} names the file {name!r}, which is not a path inside its folder. Whoever wrote that wants "
-            "another file of this machine to be read: do not trust this model; download it from its origin"
+            f"{named_in} names the file {name!r}, which is no file of its folder; files lie beside the one that names "
+            "them, so that a folder from elsewhere opens no other file of this machine. Download the model again, from "
+            "a source you trust"
         )
 
 

@@ -67,24 +67,33 @@ def test_rule_equals_explicit_gradients(name, sizes, seed):
     np.testing.assert_allclose(total, np.einsum("b,b...->...", weights, explicit), rtol=1e-11, atol=1e-11)
 
 
+def shapes_of_results(function, *arguments):
+    """Of every operation, those within the branches of a choice included."""
+
+    def within(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (v.aval.shape for v in eqn.outvars)
+            for branch in eqn.params.get("branches", ()):
+                yield from within(branch.jaxpr)
+
+    return list(within(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
 @pytest.mark.parametrize(("tokens", "gram", "kept"), [(2, True, False), (8, False, True), (40, False, True)])
 def test_matrix_rule_takes_the_cheapest_form(tokens, gram, kept):
     """Of 16 x 16: gradients are kept from T = I / 2 on; below, the Gram form; no array of the other form exists."""
     x, g, weights = jnp.ones((3, tokens, 16)), jnp.ones((3, tokens, 16)), jnp.ones(3)
 
-    def shapes(function, *arguments):
-        return [v.aval.shape for eqn in jax.make_jaxpr(function)(*arguments).eqns for v in eqn.outvars]
-
-    norm = shapes(MATRIX.squared_norm, x, g)
+    norm = shapes_of_results(MATRIX.squared_norm, x, g)
     assert ((3, tokens, tokens) in norm) == gram
     assert ((3, 16, 16) in norm) == (not gram)
-    assert ((3, 16, 16) in shapes(MATRIX.weighted_sum, x, g, weights)) == kept
+    assert ((3, 16, 16) in shapes_of_results(MATRIX.weighted_sum, x, g, weights)) == kept
 
 
 def test_direct_form_is_taken_where_gradients_are_not_kept_and_tokens_are_many():
     """T = 5 tokens, I = 16 > 2 T, O = 4: I O = 64 is less than T (I + O) = 100."""
     x, g = jnp.ones((3, 5, 16)), jnp.ones((3, 5, 4))
-    shapes = [v.aval.shape for eqn in jax.make_jaxpr(MATRIX.squared_norm)(x, g).eqns for v in eqn.outvars]
+    shapes = shapes_of_results(MATRIX.squared_norm, x, g)
     assert (3, 16, 4) in shapes
     assert (3, 5, 5) not in shapes
 
