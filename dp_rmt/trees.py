@@ -44,8 +44,10 @@ def shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 
 
-def wide(leaf: Any) -> jax.Array:
-    """The leaf as an array of float32 or wider."""
+def wide(leaf: Any) -> Any:
+    """The leaf as an array, a shape as a shape, of float32 or wider."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(dtype=wide_dtype(leaf))
     return jnp.asarray(leaf, wide_dtype(leaf))
 
 
