@@ -91,7 +91,9 @@ def test_huge_inputs_beside_tiny_gradients(method, x, g, l2_clip_norm):
         return -jax.nn.log_softmax(y.at[:, 1].add(44.0))[:, 1] if g is None else jnp.sum(y * jnp.float32(g), axis=1)
 
     batch = np.full((1, 10), x, "float32")
-    gradient, per_example = jax.jit(function_of(method, losses, l2_clip_norm=l2_clip_norm))(params, batch)
+    gradient, per_example = jax.jit(function_of(method, losses, l2_clip_norm=l2_clip_norm))(
+        params, batch, is_padding_example=None
+    )
     # In float32 the label's own logit has the gradient 1 - 1 = 0.
     norm = np.sqrt(10) * x * np.exp(-44.0) if g is None else np.sqrt(20) * x * g
     np.testing.assert_allclose(per_example.grad_norm, norm, rtol=1e-5)
@@ -109,7 +111,7 @@ def test_float16_layers(method, clip):
     function = function_of(
         method, lambda p, x: jnp.sum(model.apply(p, x).astype("float32") * 1e-4, 1), l2_clip_norm=0.17, clip=clip
     )
-    gradient, per_example = jax.jit(function)(params, batch)
+    gradient, per_example = jax.jit(function)(params, batch, is_padding_example=None)
     norm = 6e4 * float(np.float16(1e-4)) * np.sqrt(128 * 64)
     np.testing.assert_allclose(per_example.grad_norm, norm, rtol=1e-3)  # 6e4 and 1e-4 have 11 bits
     length = np.linalg.norm(np.asarray(gradient["params"]["kernel"], "float64"))
@@ -166,6 +168,6 @@ def test_norms_and_sums_are_not_cut_to_fewer_bits(method, model, shape):
         return jnp.sum(jnp.sin(y).reshape(len(y), -1), axis=1)
 
     function = function_of(method, losses, l2_clip_norm=1.0)
-    found = set(products(jax.make_jaxpr(function)(params, x).jaxpr))
+    found = set(products(jax.make_jaxpr(function)(params, x, is_padding_example=None).jaxpr))
     assert found <= {(HIGH, HIGH), (HIGHEST, HIGHEST)}
     assert (HIGHEST, HIGHEST) in found
