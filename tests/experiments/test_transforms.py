@@ -58,7 +58,8 @@ def test_every_arm_is_what_its_name_says_and_learns(arm: str) -> None:
     assert {kind for kind in kinds if has(state, kind)} == expected
 
     def loss(params: Any) -> jax.Array:
-        return jnp.mean(jnp.square(params["layers"]["query"]["kernel"] - TARGET)) + jnp.mean(jnp.square(params["bias"] - 1))
+        kernel = params["layers"]["query"]["kernel"]
+        return jnp.mean(jnp.square(kernel - TARGET)) + jnp.mean(jnp.square(params["bias"] - 1))
 
     @jax.jit
     def step(params, noise, denoise, optimizer):
