@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from scipy import signal
 
-from dp_rmt.trees import is_known, wide, wide_like, wide_zeros_like
+from dp_rmt.trees import is_known, wide, wide_zeros_like
 from dp_rmt.types import Params
 
 _CHECKED_STEPS = 1000
@@ -123,8 +123,7 @@ def kalman_filter(
     ``kappa / (2 - kappa)`` of the variance of white noise, 0.54 by default, and does not lag on a quadratic function.
 
     Args:
-      optimizer: what turns filtered gradients into steps, learning rate and weight decay included; its state is that
-        of parameters in float32 at least, as the filtered gradients are.
+      optimizer: what turns filtered gradients into steps, learning rate and weight decay included.
       kappa: gain, in (0, 1]; 1 is the optimizer alone. The authors' default is 0.7, with gamma = 0.5 (here 0.43).
 
     Returns:
@@ -144,8 +143,12 @@ def kalman_filter(
     gamma = (1 - kappa) / kappa
 
     def init(params: Params) -> KalmanState:
-        zeros = wide_zeros_like(params), wide_zeros_like(params)
-        return KalmanState(jnp.zeros([], jnp.int32), *zeros, optimizer.init(wide_like(params)))
+        return KalmanState(
+            jnp.zeros([], jnp.int32),
+            wide_zeros_like(params),
+            wide_zeros_like(params),
+            optimizer.init(jax.tree.map(wide, params)),  # what it is given are steps in float32
+        )
 
     inside = optax.with_extra_args_support(optimizer)
 

@@ -57,9 +57,8 @@ def ghost_clipped_grad(
 
     Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
     a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
-    may be reported larger than `clipped_grad` has them. The second backward pass of "ghost" is not covered by this:
-    in float32 it errs by some 1e-6, in bfloat16 a contribution can exceed the clip norm by about a percent; take
-    "bookkeeping" there.
+    may be reported larger than `clipped_grad` has them. The second backward pass of "ghost" repeats the very one that
+    gave the norms, from the same cotangents, so that they hold for it in bfloat16, too.
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
     with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype;
@@ -110,9 +109,8 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        # The rounding of a cross term can be negative; where the term overflows, the example does not contribute.
-        is_below_zero = jnp.isfinite(squared_norms) & (squared_norms < 0)
-        norms = jnp.sqrt(jnp.where(is_below_zero, 0.0, jnp.abs(squared_norms)))
+        # The rounding of a cross term can be negative. One that overflows to -inf is no norm of zero.
+        norms = jnp.sqrt(jnp.where(jnp.isneginf(squared_norms), jnp.inf, jnp.maximum(squared_norms, 0.0)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)

@@ -22,6 +22,10 @@ NOISE_SUPPORT = 9.155
 A draw is ``Phi^-1((v + 1/2) / 2^64)`` of a 64-bit integer v, so that the outermost one has ``Phi_c(z) = 2^-65``. What a
 Gaussian has beyond it belongs to delta (`dp_rmt.accounting`)."""
 
+NOISE_LAW = "64 bits of Threefry an entry, through the inverse of the normal distribution"
+"""What a key and a step are turned into. Whoever repeats a step must repeat its noise, so that checkpoints hold this
+sentence, and one that holds another (an earlier version's) is not resumed: change it with the noise, and never else."""
+
 _IMPLEMENTATION = "threefry2x32"
 
 # Wichura 1988, algorithm AS 241, routine PPND16: numerators and denominators, lowest power first. Relative error 1e-16.

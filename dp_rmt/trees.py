@@ -44,8 +44,10 @@ def shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 
 
-def wide(leaf: Any) -> jax.Array:
-    """The leaf as an array of float32 or wider."""
+def wide(leaf: Any) -> Any:
+    """The leaf as an array, a shape as a shape, of float32 or wider."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(dtype=wide_dtype(leaf))
     return jnp.asarray(leaf, wide_dtype(leaf))
 
 
@@ -57,17 +59,6 @@ def wide_dtype(leaf: Any) -> jnp.dtype:
 def wide_zeros_like(tree: Params) -> Params:
     """Zeros of the tree's shapes and shardings, of float32 or wider, each a buffer of its own (a state is donated)."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf)), tree)
-
-
-def wide_like(tree: Params) -> Params:
-    """The tree in float32 or wider, be its leaves arrays, numbers or shapes."""
-
-    def widened(leaf: Any) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, wide_dtype(leaf), sharding=leaf.sharding)
-        return wide(leaf)
-
-    return jax.tree.map(widened, tree)
 
 
 def is_known(number: Any) -> bool:

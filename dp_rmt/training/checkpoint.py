@@ -15,8 +15,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.file_digests import damage, write_digests
+from dp_rmt.training.private_files import make_private_folder
 from dp_rmt.training.train_state import TrainState
 
 _GOODNESS = "goodness"
@@ -35,8 +37,9 @@ class Checkpoints:
     one before.
 
     Args:
-      directory: where they lie; made on the first save. Of several processes, all must see it.
-      identity: JSON-able facts about data, sampling, clipping, noise and model.
+      directory: where they lie; made with mode 0700, or closed to others if it is open to them: the key of the noise
+        is in there. Of several processes, all must see it.
+      identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
       keep: so many of the newest are kept; older ones are deleted once the next is saved.
       keep_best: so many of those with the best scores are kept, too.
       score: name of the score that makes the best, such as "eval/dev/accuracy".
@@ -63,13 +66,15 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        self._identity = json.loads(json.dumps(dict(identity)))  # as it will be read: tuples become lists
+        facts = {**identity, "noise": NOISE_LAW}  # whoever repeats a step must repeat its noise
+        self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1
         policies: list[Any] = [preservation.LatestN(keep)]
         if keep_best:
             policies.append(preservation.BestN(get_metric_fn=_goodness, n=keep_best))
+        make_private_folder(self._directory)  # before anything is in it
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(policies),
             best_fn=_goodness if keep_best else None,  # without it Orbax saves no metrics

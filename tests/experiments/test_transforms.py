@@ -21,7 +21,7 @@ from experiments.settings import arm_configs
 from experiments.transforms import build_transforms
 
 ARMS = arm_configs(sst2_methods.get_config())
-PARAMS = {"kernel": np.zeros((3, 12, 16), np.float32), "bias": np.zeros(16, np.float32)}
+PARAMS = {"layers": {"query": {"kernel": np.zeros((3, 12, 16), np.float32)}}, "bias": np.zeros(16, np.float32)}
 TARGET = jnp.outer(jnp.ones(12), jnp.linspace(-1, 1, 16)) * jnp.ones((3, 1, 1))
 MECHANISM = DPSGD(
     num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0
@@ -58,7 +58,8 @@ def test_every_arm_is_what_its_name_says_and_learns(arm: str) -> None:
     assert {kind for kind in kinds if has(state, kind)} == expected
 
     def loss(params: Any) -> jax.Array:
-        return jnp.mean(jnp.square(params["kernel"] - TARGET)) + jnp.mean(jnp.square(params["bias"] - 1))
+        kernel = params["layers"]["query"]["kernel"]
+        return jnp.mean(jnp.square(kernel - TARGET)) + jnp.mean(jnp.square(params["bias"] - 1))
 
     @jax.jit
     def step(params, noise, denoise, optimizer):

@@ -179,6 +179,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         (Sampling, {"max_new_tokens": 1, "seed": 0, "temperature": 0.0}, "temperature is 0.0; .* or use Greedy"),
         (Sampling, {"max_new_tokens": 1, "seed": 0, "top_k": -1}, "top_k is -1"),
         (Sampling, {"max_new_tokens": 1, "seed": 0, "top_p": 1.5}, "top_p is 1.5"),
+        (Sampling, {"max_new_tokens": 1, "seed": 2**32}, "seed is 4294967296"),
         (Beam, {"max_new_tokens": 1, "num_beams": 0}, "num_beams is 0"),
         (Beam, {"max_new_tokens": 1, "num_beams": 2, "early_stopping": "always"}, "early_stopping is 'always'"),
     ],

@@ -134,6 +134,17 @@ def test_another_experiment_is_refused_with_the_difference_shown(checkpoints, tm
     assert not any(f"  {name}:" in str(caught.value) for name in unchanged)
 
 
+def test_a_run_whose_noise_was_made_otherwise_is_refused(checkpoints, monkeypatch):
+    """Such as one of an earlier version: repeated, its steps would be released a second time with other noise."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr("dp_rmt.training.checkpoint.NOISE_LAW", "jax.random.normal")
+        first = checkpoints(identity())
+        first.save(1, make_state(), sampling_seed=0)
+        first.close()
+    with pytest.raises(ValueError, match=r"another experiment:\n  noise: checkpoint 'jax.random.normal', now '64 bits"):
+        checkpoints(identity()).restore(make_state())
+
+
 def test_an_identity_may_hold_what_json_changes(checkpoints):
     """Tuples come back as lists, and infinities and None as themselves."""
     facts = identity(lengths=(16, 32), clip_norm=np.inf, nothing=None)

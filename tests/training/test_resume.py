@@ -241,7 +241,6 @@ def test_until_zero_takes_no_step(training, tmp_path):
     assert int(state.step) == 0
 
 
-@pytest.mark.parametrize("seeds", [(12, SAMPLING_SEED), (11, SAMPLING_SEED + 1)])
 def test_killed_before_the_first_checkpoint_it_begins_again_with_its_own_seeds(training, uninterrupted, tmp_path):
     """Whatever seeds the second process draws: with those the data would be spent twice."""
     compiled = training.loop.train_step
@@ -261,6 +260,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again_with_its_own_seeds(t
     assert not (tmp_path / "checkpoints" / "start.json").exists()
 
 
+@pytest.mark.parametrize("seeds", [(12, SAMPLING_SEED), (11, SAMPLING_SEED + 1)])
 def test_noise_and_batches_depend_on_their_seeds(training, uninterrupted, tmp_path, seeds):
     """Or the equalities above would say little."""
     state, _ = run(training, tmp_path, seeds=seeds)
