@@ -1,0 +1,109 @@
+"""All of our transformations as one table, and the tree that the laws of optax are tried on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dp_rmt import add_gaussian_noise, denoise_matrices, gates, matrix_groups, scale_by_denoised_adam
+from dp_rmt.filters import kalman_filter, low_pass_filter
+from dp_rmt.muon import private_muon
+from dp_rmt.residual_stream import layers_side_by_side, reads_the_stream
+from dp_rmt.truncation import truncate_rank
+
+STD = 0.5
+
+
+@dataclass(eq=False)
+class Case:
+    """A factory, its numbers that may be traced, and its other arguments."""
+
+    factory: Callable[..., optax.GradientTransformation]
+    numbers: dict[str, float]
+    others: Mapping[str, Any] = field(default_factory=dict)
+    static: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def transform(self) -> optax.GradientTransformation:
+        """One for all laws: it must remember nothing, and JAX compiles it once for each tree."""
+        return self.factory(**self.others, **self.numbers)
+
+
+def denoise(**options: Any) -> Case:
+    return Case(denoise_matrices, {"noise_std": STD}, options, ("join", "matrix_rule"))
+
+
+def noise(noise_std: float, seed: int = 7) -> optax.GradientTransformation:
+    return add_gaussian_noise(noise_std, jax.random.key(seed))
+
+
+CASES = {
+    "noise": Case(noise, {"noise_std": STD}),
+    "exact": denoise(),
+    "gram": denoise(svd="gram", rescale="signal_norm", below_edge="keep", shrinker="operator"),
+    "subspace": denoise(svd="subspace", gate=gates.TracyWidom(0.01)),
+    "stein": denoise(blend="stein", rescale="none"),
+    "optshrink": denoise(shrinker="optshrink", rescale="none"),
+    "joined": denoise(join=matrix_groups.shared_inputs),
+    "stream": denoise(join=reads_the_stream, matrix_rule=layers_side_by_side),
+    "adam": Case(scale_by_denoised_adam, {"noise_std": STD, "b1": 0.9, "b2": 0.99, "eps": 1e-8}),
+    "adam_bc": Case(scale_by_denoised_adam, {"noise_std": STD, "noise_correction": 0.1}, {"svd": "gram"}),
+    "adam_own": Case(scale_by_denoised_adam, {"noise_std": STD}, {"second_moment": "denoised", "svd": "subspace"}),
+    "low_pass": Case(low_pass_filter, {}),
+    "kalman": Case(kalman_filter, {"kappa": 0.7}, {"optimizer": optax.adam(1e-2)}),
+    "truncate": Case(truncate_rank, {}, {"rank": 2}, ("rank",)),
+    "muon": Case(private_muon, {"learning_rate": 0.02, "beta": 0.9}, {"others": optax.sgd(0.1)}),
+}
+ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def tree(seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
+    """A model of layers that share their input, of other leaves, with components well above the noise."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(*shape: int) -> jax.Array:
+        x = STD * rng.standard_normal(shape)
+        return jnp.asarray(x + 4 * STD if len(shape) > 1 else x, dtype)
+
+    attention = {name: {"kernel": leaf(2, 8, 12), "bias": leaf(2, 12)} for name in ("query", "key")}
+    return {
+        "embedding": leaf(20, 8),
+        "layers": {"attention": attention, "scale": leaf(2, 8)},
+        "head": {"kernel": leaf(8, 2), "bias": leaf(2)},
+        "wide": {"kernel": leaf(8, 12)},
+    }
+
+
+def run(transform: optax.GradientTransformation, *gradients: Any, jit: bool = True, params: Any = None) -> tuple:
+    """The last output and state; parameters are the first gradients unless given."""
+    params = gradients[0] if params is None else params
+    state, update = transform.init(params), jax.jit(transform.update) if jit else transform.update
+    for gradient in gradients:
+        out, state = update(gradient, state, params)
+    return out, state
+
+
+def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
+    """Structure, dtypes, and values: to the last bit unless there is a tolerance."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, b), a in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert jnp.result_type(a) == jnp.result_type(b), name
+        if tolerance:
+            np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def is_wide(leaf: Any) -> bool:
+    return jnp.result_type(leaf) == jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
