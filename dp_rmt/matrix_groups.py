@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dp_rmt import matrix_view
-from dp_rmt.trees import leaves_by_path, wide_dtype
+from dp_rmt.trees import leaves_by_path, shape_and_dtype, wide_dtype
 from dp_rmt.types import Params
 
 JoinRule = Callable[[str], str | None]
@@ -194,5 +194,6 @@ def _single(name: str, path: str, leaf: jax.Array, axes: matrix_view.MatrixAxes)
             f"matrix {path!r} is {leaf.dtype}: the theory here is that of real matrices, whose noise has one standard "
             "deviation for each entry. Split it into real and imaginary part, or leave it out of the matrix rule."
         )
-    number, rows, cols = jax.eval_shape(lambda x: matrix_view.to_matrices(x, axes), leaf).shape
+    shape = shape_and_dtype(leaf)  # without its sharding, by which an explicit mesh has no rule for the reshape
+    number, rows, cols = jax.eval_shape(lambda x: matrix_view.to_matrices(x, axes), shape).shape
     return BlockMatrix(name, (Block(path, axes, leaf.shape, cols),), number, rows, wide_dtype(leaf))
