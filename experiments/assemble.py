@@ -148,6 +148,7 @@ def build_run(
         transforms = observe(transforms)
     params, frozen = split_params(task.params, task.trainable)
     _log_sizes(params, frozen)
+    _warn_of_nothing_to_denoise(name, config, params)
     state, shardings = init_state(transforms, params, frozen, mesh)
     train_step = make_train_step(
         mechanism,
@@ -182,6 +183,16 @@ def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
             "%s: config.privacy.delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the "
             "guarantee allows publishing an example outright, and the statement will say so; set it well below, or "
             "leave it out for N^-1.1", name, delta, 1 / mechanism.num_examples, mechanism.num_examples,
+        )  # fmt: skip
+
+
+def _warn_of_nothing_to_denoise(name: str, config: ConfigDict, params: Any) -> None:
+    is_of_matrices = config.denoise.enabled and config.denoise.method in ("rmt", "truncate_rank")
+    if is_of_matrices and not matrix_view.matrix_leaves(params):
+        logging.warning(
+            "%s: config.denoise.method=%r denoises matrices, and none is trained with config.model.tuning=%r and "
+            "config.model.trainable=%r: this run is the one without denoising. Set config.denoise.enabled=False to say "
+            "so, or train matrices, too", name, config.denoise.method, config.model.tuning, config.model.trainable,
         )  # fmt: skip
 
 
