@@ -13,7 +13,7 @@ import optax
 from dp_accounting import NeighboringRelation
 
 from dp_rmt.batch_leaves import num_examples, padding_mask
-from dp_rmt.types import Batch, Params, PerExampleLosses
+from dp_rmt.types import Batch, Params, PerExampleLosses, check_leaves_are_real
 
 ClippingStyle = Literal["flat", "automatic"]
 
@@ -21,7 +21,11 @@ AUTOMATIC_CLIPPING_STABILITY = 0.01
 """The gamma of automatic clipping (Bu et al. 2023, section 4); keeps small gradients from being blown up."""
 
 SMALLEST_CLIP_NORM = 1e-10
-"""Squares of entries below 1e-19 vanish in float32, and so would the norm of a gradient of nothing else."""
+"""Squares of entries below 1e-19 vanish in float32. Of 10^11 such entries the norm is 3e-14, which does not matter
+beside a clip norm of this size."""
+
+LARGEST_AUTOMATIC_CLIP_NORM = 1e30
+"""Automatic clipping multiplies a gradient by up to 100 C, which must be a float32."""
 
 
 class PerExample(NamedTuple):
@@ -106,14 +110,16 @@ def clipped_grad(
 
     Formal guarantee: for every pair of batches that differ by one added or removed example the gradients differ by
     at most ``.sensitivity()`` in l2 norm, up to float32 rounding, provided that no example influences the loss of
-    another. Norms and sums are float32 (float64 for float64 parameters) whatever the model's dtype.
+    another. Norms and sums are float32 (float64 for float64 parameters) whatever the model's dtype. Squares below 1e-38
+    vanish from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
+    infinite.
 
     | an example that ...               | contributes                                     |
     |-----------------------------------|-------------------------------------------------|
     | is padding                        | exactly zero                                    |
     | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
     | has a NaN or infinite loss        | exactly zero; its ``grad_norm`` is not finite   |
-    | has a norm that overflows float32 | exactly zero                                    |
+    | has a norm above 1.8e19           | exactly zero; its ``grad_norm`` is not finite   |
     | has a zero gradient               | zero                                            |
 
     Random numbers of the loss must be each example's own. For dropout that is a key for each example as a leaf of the
@@ -137,7 +143,8 @@ def clipped_grad(
       shape of its arguments, so it must be a pure function.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range; or, from the returned function, a leaf of ``params`` is complex, an
+        integer or a float of 8 bits.
 
     >>> losses = lambda w, batch: 0.5 * (batch @ w) ** 2
     >>> gradient, per_example = clipped_grad(losses, l2_clip_norm=1.0)(
@@ -191,6 +198,7 @@ def summed_over_microbatches(
     """
 
     def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+        check_leaves_are_real(params, "params")
         sum_ = clipped_sum
         if microbatch_size is not None:
             _check_divides(microbatch_size, len(is_padding))
@@ -251,7 +259,10 @@ def check_arguments(l2_clip_norm: float, normalize_by: float, clip: str, microba
         raise ValueError(f"normalize_by must be positive and finite, got {normalize_by}: give the expected batch size")
     if clip not in ("flat", "automatic"):
         raise ValueError(f"clip must be 'flat' or 'automatic', got {clip!r}")
-    if clip == "automatic" and math.isinf(l2_clip_norm):
-        raise ValueError("automatic clipping scales every gradient to l2_clip_norm, which must therefore be finite")
+    if clip == "automatic" and l2_clip_norm > LARGEST_AUTOMATIC_CLIP_NORM:
+        raise ValueError(
+            "automatic clipping scales every gradient to l2_clip_norm, which must therefore be finite, and at most "
+            f"{LARGEST_AUTOMATIC_CLIP_NORM:g}, got {l2_clip_norm}"
+        )
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1 or None, got {microbatch_size}")

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dp_rmt import matrix_groups, matrix_view
+from dp_rmt.explicit_axes import with_auto_axes
 from dp_rmt.gates import Gate
 from dp_rmt.matrix_denoiser import (
     AT_THE_EDGE,
@@ -148,6 +149,11 @@ class TreeDenoiser(NamedTuple):
         self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
     ) -> tuple[Params, DenoiseState]:
         """``(denoised updates, new state)``; noise_std is that of one entry of the updates."""
+        return with_auto_axes(self._denoise, updates, state, noise_std)
+
+    def _denoise(
+        self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
+    ) -> tuple[Params, DenoiseState]:
         diagnostics: dict[str, MatrixDiagnostics] = {}
         starts: dict[str, jax.Array | None] = {}
         denoise = self.matrix_denoiser if self.sharding is None else _divided(self.matrix_denoiser, self.sharding)

@@ -144,7 +144,10 @@ def kalman_filter(
 
     def init(params: Params) -> KalmanState:
         return KalmanState(
-            jnp.zeros([], jnp.int32), wide_zeros_like(params), wide_zeros_like(params), optimizer.init(params)
+            jnp.zeros([], jnp.int32),
+            wide_zeros_like(params),
+            wide_zeros_like(params),
+            optimizer.init(jax.tree.map(wide, params)),  # what it is given are steps in float32
         )
 
     inside = optax.with_extra_args_support(optimizer)

@@ -110,9 +110,8 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        # The rounding of a cross term can be negative; where the term overflows, the example does not contribute.
-        is_below_zero = jnp.isfinite(squared_norms) & (squared_norms < 0)
-        norms = jnp.sqrt(jnp.where(is_below_zero, 0.0, jnp.abs(squared_norms)))
+        # The rounding of a cross term can be negative. One that overflows to -inf is no norm of zero.
+        norms = jnp.sqrt(jnp.where(jnp.isneginf(squared_norms), jnp.inf, jnp.maximum(squared_norms, 0.0)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)

@@ -201,6 +201,8 @@ def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict,
     leaves = params if problem else {name: params[name] for name in rules}
     constants = {**params, **jax.lax.stop_gradient(leaves)}
     output = module.clone(parent=None).apply({"params": constants}, *args, **kwargs, method=method)
+    if problem is None and not (jnp.issubdtype(output.dtype, jnp.floating) and jnp.finfo(output.dtype).bits >= 16):
+        problem = f"computed in {output.dtype}, for which no rule bounds a norm"
     if problem is None:
         inputs = rule.rule_input(module, inputs, output)
     name = f"{type(module).__name__} {'/'.join(module.path)!r}" + ("" if method == "__call__" else f".{method}")

@@ -11,17 +11,16 @@ Axes are named by letters, as in einsum; the first of ``x`` and of ``g`` is the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 
-from dp_rmt.token_scales import LARGEST_ORDINARY_SCALE, are_ordinary, times, token_scales
-
-_OfPair = Callable[[jax.Array, jax.Array], jax.Array]
+from dp_rmt.token_scales import are_ordinary, times, token_scales
 
 
 class LeafRule(Protocol):
@@ -71,83 +70,108 @@ class Contraction:
         tokens, inputs, outputs, _ = self._axes()
         num_tokens = _count(tokens, self.x_axes, x)
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
-        scales, x_norms, g_norms = self._token_norms(x, g)
-        size = self._size(x_norms, g_norms)
-        if self._keeps_gradients(x):  # which are weighted in float32
-            return jnp.square(_norm_of_sum(self._gradients(x, g), size, num_tokens))
-        if num_tokens * (num_inputs + num_outputs) > num_inputs * num_outputs:
-            norm = _norm_of_sum(self._gradients(x, g), size, num_tokens)
+        by_pairs = num_tokens * (num_inputs + num_outputs) <= num_inputs * num_outputs
+        if by_pairs and not self._keeps_gradients(x):
+            # Outside the choice: layers that share their input, such as query, key and value, share these products.
+            of_x = self._products_of_pairs(self.x_axes, with_range_of_float32(x))
+            ordinary = functools.partial(self._norm_by_pairs, of_x=of_x)
+            norm = self._choose(self._norm_by_pairs, x, g, self._token_norms(x, g), ordinary=ordinary)
         else:
-            products = self._choose(scales, g_norms, self._products_of_pairs, x, g)
-            squared = jnp.maximum(_sum_but_first(products), 0.0)  # rounding can make it negative
-            squared = _with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs))
-            norm = jnp.sqrt(squared + _vanished_squares(num_outputs, x_norms))
+            norm = _norm_of_sum(self._gradients(x, g), self._size(x, g), num_tokens)
         return jnp.square(norm + self.rounding_of_sum(x, g))
 
     def rounding_of_sum(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``(batch,)``: by how much an example of weight one can add more to the sum than its gradient's norm."""
-        if self._keeps_gradients(x):
+        """``(batch,)``: how much longer than its gradient an example's part of the sum can be, at a weight of one."""
+        if self._keeps_gradients(x):  # which are weighted in float32
             return jnp.zeros(len(x), _wide_dtype(g))
-        _, x_norms, g_norms = self._token_norms(x, g)
-        return jnp.finfo(with_range_of_float32(g).dtype).eps / 2 * self._size(x_norms, g_norms)
+        return jnp.finfo(with_range_of_float32(g).dtype).eps / 2 * self._size(x, g)
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         if self._keeps_gradients(x):
             return _weighted_sum(self._gradients(x, g), weights_B)
-        scales, _, g_norms = self._token_norms(x, g)
+        residuals = (x, g, self._token_norms(x, g))
         # Opaque to differentiation in the weights, which would otherwise keep copies of what follows.
-        return linear_call(self._weighted_contraction, _not_transposable, (scales, g_norms, x, g), weights_B)
+        return linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
 
-    def _weighted_contraction(self, residuals: tuple[jax.Array, ...], weights_B: jax.Array) -> jax.Array:
-        scales, g_norms, x, g = residuals
+    def _weighted_contraction(self, residuals: tuple[Any, ...], weights_B: jax.Array) -> jax.Array:
+        x, g, token_norms = residuals
         weights = weights_B.reshape(-1, *[1] * (g.ndim - 1)).astype(_wide_dtype(g))
 
-        def contracted(x: jax.Array, g: jax.Array) -> jax.Array:
+        def contracted(x: jax.Array, g: jax.Array, *token_norms: jax.Array) -> jax.Array:
             return _einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
 
-        return self._choose(scales, g_norms, contracted, x, g)
+        return self._choose(contracted, x, g, token_norms, finite=True)
 
-    def _products_of_pairs(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``(x_it . x_is)(g_it . g_is)``, the batch first."""
+    def _products_of_pairs(self, axes: str, a: jax.Array) -> jax.Array:
+        """``a_it . a_is``, with the axes of the batch, of shared indices, and of the tokens twice."""
         tokens, _, _, shared = self._axes()
         # A copy of each token axis, named by its capital.
-        pairs = self.x_axes[0] + shared + tokens + tokens.upper()
-        other = str.maketrans(tokens, tokens.upper())
-        of_x = _einsum(f"{self.x_axes},{self.x_axes.translate(other)}->{pairs}", x, x)
-        return of_x * _einsum(f"{self.y_axes},{self.y_axes.translate(other)}->{pairs}", g, g)
+        other = axes.translate(str.maketrans(tokens, tokens.upper()))
+        return _einsum(f"{axes},{other}->{self.x_axes[0]}{shared}{tokens}{tokens.upper()}", a, a)
 
-    def _token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The scales s of `dp_rmt.token_scales`, ``|x_t / s|`` and ``|s g_t|``, of the shape of ``_kept()``.
+    def _norm_by_pairs(
+        self, x: jax.Array, g: jax.Array, x_norms: jax.Array, g_norms: jax.Array, of_x: jax.Array | None = None
+    ) -> jax.Array:
+        """From ``(x_it . x_is)(g_it . g_is)``, plus bounds of rounding and of what flushes to zero."""
+        _, inputs, outputs, _ = self._axes()
+        of_x = self._products_of_pairs(self.x_axes, x) if of_x is None else of_x
+        of_g = self._products_of_pairs(self.y_axes, g)
+        squared = jnp.maximum(_sum_but_first(of_x * of_g), 0.0)  # rounding can make it negative
+        num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
+        terms = math.sqrt(num_inputs) + math.sqrt(num_outputs)
+        squared = _with_rounding(squared, self._sum_of_sizes(x_norms, g_norms), terms)
+        vanished = num_outputs * jnp.square(_sum_but_first(x_norms)) + num_inputs * jnp.square(_sum_but_first(g_norms))
+        return jnp.sqrt(squared + jnp.finfo(vanished.dtype).tiny * vanished)
 
-        NaN or infinite where ``x`` or ``g`` holds such a number.
-        """
+    def _token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``|x_t|`` and ``|g_t|``, with the axes ``_kept()``."""
         kept = self._kept()
-        scales = token_scales(self.x_axes, kept, x)
-        x_norms = jnp.sqrt(_sum_of_squares(self.x_axes, kept, times(self.x_axes, x, kept, 1 / scales)))
-        return scales, x_norms, jnp.sqrt(_sum_of_squares(self.y_axes, kept, times(self.y_axes, g, kept, scales)))
+        return jnp.sqrt(_sum_of_squares(self.x_axes, kept, x)), jnp.sqrt(_sum_of_squares(self.y_axes, kept, g))
 
-    def _size(self, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
+    def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """``sum_t |x_it| |g_it|``; of several matrices the norm of theirs. Shape (batch,)."""
+        return self._choose(lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g))
+
+    def _sum_of_sizes(self, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
         _, _, _, shared = self._axes()
         sizes = jnp.sum(x_norms * g_norms, axis=range(1 + len(shared), x_norms.ndim))
         return jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
 
     def _choose(
-        self, scales: jax.Array, g_norms: jax.Array, function: _OfPair, x: jax.Array, g: jax.Array
+        self,
+        function: Callable[..., jax.Array],
+        x: jax.Array,
+        g: jax.Array,
+        token_norms: tuple[jax.Array, jax.Array],
+        *,
+        finite: bool = False,
+        ordinary: Callable[..., jax.Array] | None = None,
     ) -> jax.Array:
-        """``function(x / s, s g)`` without what is not finite.
+        """``function(x, g, *token_norms)``, or the same of ``x / s`` and ``s g`` (see `dp_rmt.token_scales`).
 
         A choice, because the scaling takes a third of the time of a product, and nearly never changes anything.
-        """
 
+        Args:
+          function: of ``x``, ``g`` and their token norms; a function of the products ``x_t g_t``.
+          x: the input.
+          g: the output gradient.
+          token_norms: of these; not finite where they are not.
+          finite: whether what is not finite counts as zero.
+          ordinary: a cheaper form of the function, where nothing is scaled; None for the function itself.
+        """
+        kept = self._kept()
         x, g = with_range_of_float32(x), with_range_of_float32(g)
 
-        def scaled(x: jax.Array, g: jax.Array) -> jax.Array:
-            moved = (times(self.x_axes, x, self._kept(), 1 / scales), times(self.y_axes, g, self._kept(), scales))
-            return function(*(jnp.where(jnp.isfinite(m), m, 0).astype(a.dtype) for m, a in zip(moved, (x, g))))
+        def scaled(x: jax.Array, g: jax.Array, *token_norms: jax.Array) -> jax.Array:
+            scales = token_scales(self.x_axes, kept, x)
+            pair = [times(self.x_axes, x, kept, 1 / scales), times(self.y_axes, g, kept, scales)]
+            if finite:
+                pair = [jnp.where(jnp.isfinite(a), a, 0) for a in pair]
+            x, g = (a.astype(old.dtype) for a, old in zip(pair, (x, g)))
+            return function(x, g, *self._token_norms(x, g))
 
-        return jax.lax.cond(are_ordinary(scales) & jnp.all(jnp.isfinite(g_norms)), function, scaled, x, g)
+        return jax.lax.cond(are_ordinary(*token_norms), ordinary or function, scaled, x, g, *token_norms)
 
     def _kept(self) -> str:
         tokens, _, _, shared = self._axes()
@@ -315,12 +339,6 @@ def _norm_of_sum(gradients: jax.Array, size: jax.Array, terms: int) -> jax.Array
 def _with_rounding(squared: jax.Array, size: jax.Array, terms: float) -> jax.Array:
     """A squared norm, from products of pairs of tokens, plus ``eps terms size^2``."""
     return squared + jnp.finfo(squared.dtype).eps * terms * jnp.square(size)
-
-
-def _vanished_squares(num_outputs: int, x_norms: jax.Array) -> jax.Array:
-    """What products of pairs of tokens lose where products of entries of ``g`` are below the smallest float."""
-    size = LARGEST_ORDINARY_SCALE * _sum_but_first(x_norms)
-    return jnp.finfo(size.dtype).tiny * num_outputs * jnp.square(size)
 
 
 def _sum_of_squares(axes: str, kept: str, a: jax.Array) -> jax.Array:

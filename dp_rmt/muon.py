@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 from dp_rmt import matrix_view
+from dp_rmt.explicit_axes import with_auto_axes
 from dp_rmt.random_matrix.units import largest_entry, unit_of
 from dp_rmt.trees import leaves_by_path, wide, wide_zeros_like
 from dp_rmt.types import Params
@@ -113,9 +114,14 @@ def _orthogonal_momentum(
             )
         else:
             direction = optax.tree.bias_correction(momentum, beta, step)
-        axes = matrix_view.matrix_leaves(updates, matrix_rule)
-        steps = [_orthogonal(leaf, axes[path], consistent_rms) for path, leaf in leaves_by_path(direction)]
-        return jax.tree.unflatten(jax.tree.structure(updates), steps), MomentumState(step, momentum)
+
+        def orthogonalize(tree: Params) -> tuple[Params, tuple[()]]:
+            axes = matrix_view.matrix_leaves(tree, matrix_rule)
+            steps = [_orthogonal(leaf, axes[path], consistent_rms) for path, leaf in leaves_by_path(tree)]
+            return jax.tree.unflatten(jax.tree.structure(tree), steps), ()
+
+        steps, _ = with_auto_axes(orthogonalize, direction)
+        return steps, MomentumState(step, momentum)
 
     return optax.GradientTransformation(init, update)
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-LARGEST_ORDINARY_SCALE = 2.0**15
-"""Inputs of ordinary size need no scaling; the largest activations of transformers are some thousands."""
+LARGEST_ORDINARY_NORM = 2.0**20
+"""Tokens up to this norm need no scaling. Activations of transformers have norms of some thousands at most, and squares
+below the smallest float, times this, are below 1e-13."""
 
 
 def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
@@ -38,9 +39,9 @@ def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponents), jnp.nan)
 
 
-def are_ordinary(scales: jax.Array) -> jax.Array:
-    """Whether all inputs are finite and so near one that nothing has to be scaled."""
-    return jnp.all((scales <= LARGEST_ORDINARY_SCALE) & (scales >= 1 / LARGEST_ORDINARY_SCALE))  # NaN is not
+def are_ordinary(*token_norms: jax.Array) -> jax.Array:
+    """Whether all these norms are finite, and small enough that nothing has to be scaled."""
+    return jnp.all(jnp.stack([jnp.max(norms, initial=0) <= LARGEST_ORDINARY_NORM for norms in token_norms]))
 
 
 def times(axes: str, a: jax.Array, kept: str, factors: jax.Array) -> jax.Array:

@@ -44,8 +44,10 @@ def shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 
 
-def wide(leaf: Any) -> jax.Array:
-    """The leaf as an array of float32 or wider."""
+def wide(leaf: Any) -> Any:
+    """The leaf as an array, a shape as a shape, of float32 or wider."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(dtype=wide_dtype(leaf))
     return jnp.asarray(leaf, wide_dtype(leaf))
 
 
@@ -55,8 +57,8 @@ def wide_dtype(leaf: Any) -> jnp.dtype:
 
 
 def wide_zeros_like(tree: Params) -> Params:
-    """Zeros of the tree's shapes, of float32 or wider, each a buffer of its own, so that a state can be donated."""
-    return jax.tree.map(lambda leaf: jnp.zeros(shape_and_dtype(leaf).shape, wide_dtype(leaf)), tree)
+    """Zeros of the tree's shapes and shardings, of float32 or wider, each a buffer of its own (a state is donated)."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf)), tree)
 
 
 def is_known(number: Any) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt import matrix_groups, matrix_view
+from dp_rmt.explicit_axes import with_auto_axes
 from dp_rmt.random_matrix import singular_values
 from dp_rmt.types import Params
 
@@ -65,7 +66,7 @@ def truncate_rank(
             truncated = singular_values.scale_spectrum(noisy, basis[..., :rank], jnp.ones_like(values[..., :rank]))
             return jnp.where(jnp.isfinite(values[:, :1, None]), truncated, noisy)
 
-        return matrix_groups.map_groups(truncate, updates, matrix_rule), state
+        return with_auto_axes(lambda tree: (matrix_groups.map_groups(truncate, tree, matrix_rule), state), updates)
 
     def init(params: Params) -> optax.EmptyState:
         matrix_view.check_names_some(params, matrix_rule, "truncate_rank")

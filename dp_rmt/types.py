@@ -1,4 +1,4 @@
-"""Type aliases that every floor shares."""
+"""Type aliases that every floor shares, and which numbers they may hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 """A pytree of arrays: the parameters that are trained, or anything shaped like them (gradients, updates)."""
@@ -18,3 +19,28 @@ PerExampleLosses = Callable[[Params, Batch], jax.Array]
 
 Metrics = Mapping[str, Any]
 """Names to scalars or small arrays; whatever was computed from raw private values is named ``nonprivate/...``."""
+
+
+def check_leaves_are_real(tree: Params, name: str) -> None:
+    """Raises ValueError, naming the leaf, unless all leaves are real floating point of 16 bits or more.
+
+    A complex leaf has two coordinates an entry, which norms and noise of real numbers count as one; integers have no
+    gradient; arithmetic with 8-bit floats has no rules of promotion in JAX.
+
+    Args:
+      tree: parameters or updates.
+      name: of the tree, for the message.
+
+    >>> check_leaves_are_real({"w": jnp.ones(2, jnp.bfloat16)}, "params")
+    >>> check_leaves_are_real({"w": jnp.ones(2, jnp.complex64)}, "params")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: params['w'] is complex64, but clipping and noise are for real floating-point numbers of 16 bits ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {dtype}, but clipping and noise are for real floating-point "
+                "numbers of 16 bits or more. Take real and imaginary parts as two leaves, and close over integers and "
+                "flags instead of training them"
+            )

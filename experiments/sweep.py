@@ -34,12 +34,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.training.metrics import write_atomically
+from dp_rmt.training.private_files import write_private
 from experiments import command_line, sweep_commands, sweep_executors, sweep_report
 from experiments.settings import FOLDER_NAME, arm_configs
 from experiments.sweep_executors import Job
 from experiments.sweep_privacy import Repetitions
-from experiments.workdir import check_workdir
+from experiments.workdir import check_workdir, is_secret
 
 ROOT = Path(__file__).parents[1]
 """Where jobs run: `configs` and `experiments` are not installed."""
@@ -136,10 +136,12 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
     else:
         drawn = list(itertools.islice(module["sweep"](), repetitions.draw()))
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(saved, json.dumps(dict(drawn), indent=1) + "\n")
+        write_private(saved, json.dumps(dict(drawn), indent=1) + "\n")  # the number of jobs is a secret
     changes = dict(drawn)
     if len(changes) < len(drawn):
         raise ValueError(f"{path}: two jobs have the same name, among {', '.join(name for name, _ in drawn)}")
+    if is_secret(module["SWEPT"]):
+        raise ValueError(f"{path}: SWEPT is {module['SWEPT']!r}, whose values would stand in table and plot")
     if wrong := [name for name in changes if not FOLDER_NAME.fullmatch(name)]:
         raise ValueError(
             f"{path}: the name {wrong[0]!r} becomes a folder; use letters, digits, '.', '_' and '-', the first a "

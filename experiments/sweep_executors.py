@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from dp_rmt.training.private_files import make_private_folder
+from dp_rmt.training.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"
 """What tells a run that it has several processes (`dp_rmt.training.processes`)."""
@@ -134,6 +136,7 @@ def run_submitit(
     except ImportError as error:
         raise RuntimeError('--executor=submitit needs submitit: pip install -e ".[slurm]"') from error
     parameters = dict(options)
+    make_private_folder(workdir / "submitit")  # the commands in it may give seeds
     executor = submitit.AutoExecutor(folder=workdir / "submitit", cluster=parameters.pop("cluster", "slurm"))
     submitted = {}
     try:
@@ -220,7 +223,7 @@ def open_log(path: Path) -> IO[str] | None:
 
 def start(command: Sequence[str], log: IO[str], slot: Slot, cwd: Path | None) -> subprocess.Popen[bytes]:
     """Starts a command on the cores of a slot."""
-    log.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
+    log.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {command_line(command)}\n")
     log.flush()
     environment = {**os.environ, **slot.environment}
     with _on_cores(slot.cores):

@@ -2,7 +2,8 @@
 
 Scores come from models that were trained on the private data, so a choice by scores has seen all runs. Two bounds:
 
-- A fixed number of runs: all of them together, as if all were published. It holds for any choice.
+- A fixed number of runs: all of them together, as if all were published. It holds for any choice. Runs that share a
+  sampling seed are not independent (`experiments.shared_samples`); of runs that share a noise seed nothing holds.
 - A random number of runs, drawn beforehand from a known distribution, each an independent draw from one and the same
   mechanism (settings drawn at random, then a run), of which the best alone is published: Papernot & Steinke 2022
   (arXiv 2110.03620), `dp_accounting.dp_event.RepeatAndSelectDpEvent`. It grows like the logarithm of the mean, or less.
@@ -14,9 +15,8 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import dp_accounting
 import numpy as np
 from dp_accounting.pld import pld_privacy_accountant
 from dp_accounting.rdp import rdp_privacy_accountant
@@ -24,6 +24,10 @@ from scipy import optimize
 
 from dp_rmt import accounting
 from dp_rmt.training.privacy_text import number
+from experiments.shared_samples import Mechanism, NoBoundError, Run, released, seeds_are_given, sharing
+
+_LEAST_NOISE = 0.2
+"""Below, privacy loss distributions take gigabytes, and either bound says that there is no privacy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +113,6 @@ def repeated(divergences: np.ndarray, repetitions: Repetitions, orders: np.ndarr
     return np.minimum.accumulate(bounds[::-1])[::-1]  # divergences grow with the order, so a higher one bounds lower
 
 
-class Run(NamedTuple):
-    """What is asked of a run.
-
-    Attributes:
-      job: its job, the unit that is repeated.
-      statement: content of its `privacy.json`.
-      config: content of its `config.json`.
-    """
-
-    job: str
-    statement: Mapping[str, Any]
-    config: Mapping[str, Any]
-
-
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """The cost of choosing among runs.
@@ -150,33 +140,35 @@ def cost_of_choosing(runs: Sequence[Run], repetitions: Repetitions | None = None
     Returns:
       A `Choice`.
     """
-    count, jobs = len(runs), len({run.job for run in runs})
     if not all(run.statement["is_private"] for run in runs):
         return Choice("none", None, None, "At least one of the runs is not private, and so is no choice among them.")
-    shared = [seed for seed, times in Counter(run.config["privacy"]["noise_seed"] for run in runs).items() if times > 1]
-    if any(seed is not None for seed in shared):
-        return Choice(
-            "none",
-            None,
-            None,
-            "Runs share a noise seed (config.privacy.noise_seed): the same noise cancels in the difference of two "
-            "models, no bound for all of them together holds, and none for the best. That is right for a comparison "
-            "on public or synthetic data. For a choice on private data leave the seeds out.",
-        )
-    delta = min(run.statement["delta"] for run in runs)
-    alone = max(run.statement["epsilon"] or 0.0 for run in runs)
-    if repetitions is None:
-        return _composition(runs, count, delta, alone)
-    per_job = {job: Counter(_mechanism(run) for run in runs if run.job == job) for job in {run.job for run in runs}}
-    kinds = list(per_job.values())
+    try:
+        steps = released(runs)
+        if repetitions is None:
+            return _composition(runs, steps, "it needs a number of runs that is drawn at random and kept secret; a "
+                                "fixed number gains nothing from it")  # fmt: skip
+        jobs = {job: [run for run in runs if run.job == job] for job in dict.fromkeys(run.job for run in runs)}
+        kinds = [released(own) for own in jobs.values()]
+    except NoBoundError as error:
+        return Choice("none", None, None, str(error))
+    if sharing(runs) and steps != sum(kinds, Counter()):
+        return _composition(runs, steps, "the number of jobs was random, but they share samples: no job is an "
+                            "independent draw")  # fmt: skip
     if any(kind != kinds[0] for kind in kinds):
-        choice = _composition(runs, count, delta, alone)
-        reason = "The number of jobs was random, but they differ in noise, sampling or steps, so that no bound for "
-        return dataclasses.replace(choice, text=f"{reason}identical repetitions applies. {choice.text}")
+        return _composition(runs, steps, "the number of jobs was random, but they differ in noise, sampling or steps")
+    return _selection(runs, kinds[0], len(jobs), repetitions)
+
+
+def _selection(runs: Sequence[Run], steps: Mapping[Mechanism, int], jobs: int, repetitions: Repetitions) -> Choice:
+    """The best of a random number of jobs, each of which consists of these steps."""
     orders = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
-    one_job = sum((n * _divergences(mechanism) for mechanism, n in kinds[0].items()), np.zeros(len(orders)))
-    epsilon = float(rdp_privacy_accountant.compute_epsilon(orders, repeated(one_job, repetitions, orders), delta)[0])
-    once = float(rdp_privacy_accountant.compute_epsilon(orders, one_job, delta)[0])
+    delta, one_job = _delta(runs), _divergences(steps)
+    # Of the end of the noise's support a job has its part; as many jobs as the mean have it in expectation.
+    of_gaussian = delta - _ends_of_noise(runs) * repetitions.mean / jobs
+    epsilon, once = (
+        float(rdp_privacy_accountant.compute_epsilon(orders, divergences, of_gaussian)[0])
+        for divergences in (repeated(one_job, repetitions, orders), one_job)
+    )
     return Choice(
         "repeat and select",
         epsilon,
@@ -187,51 +179,79 @@ def cost_of_choosing(runs: Sequence[Run], repetitions: Repetitions | None = None
         f"(Papernot & Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has "
         f"ε = {number(once, 'up')} by the same accountant, which is loose for truncated batches (docs/sharp_edges.md). "
         "This table, the number of jobs and the other models are not covered: keep them. All jobs have to be done, and "
-        "the best to be chosen by a rule fixed before.",
+        f"the best to be chosen by a rule fixed before.{_caveats(runs)}",
     )
 
 
-def _composition(runs: Sequence[Run], count: int, delta: float, alone: float) -> Choice:
-    accountant = pld_privacy_accountant.PLDAccountant()
-    for (_, *settings, num_steps), times in Counter(_mechanism(run) for run in runs).items():
-        accountant.compose(_event(settings, num_steps * times))
-    epsilon = float(accountant.get_epsilon(delta))
-    given = any(run.config["privacy"]["noise_seed"] is not None for run in runs)
-    secret = " The seeds were given in the configs: it holds against those alone who cannot know them." if given else ""
+def _composition(runs: Sequence[Run], steps: Mapping[Mechanism, int], no_selection: str) -> Choice:
+    """All runs together, with the reason why nothing better applies."""
+    delta = _delta(runs)
+    epsilon, how = _composed_epsilon(steps, delta - _ends_of_noise(runs))
+    alone = max(run.statement["epsilon"] or 0.0 for run in runs)
     return Choice(
         "composition",
         epsilon,
         delta,
-        f"The choice has seen all {count} runs, and costs what publishing all of them costs: "
+        f"The choice has seen all {len(runs)} runs, and costs what publishing all of them costs: "
         f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by composition of their "
-        f"privacy loss distributions; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the "
-        "best of several runs (repeat and select, Papernot & Steinke 2022) does not apply: it needs a number of runs "
-        f"that is drawn at random and kept secret; a fixed number gains nothing from it.{secret}",
+        f"{how}; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the best of several runs "
+        f"(repeat and select, Papernot & Steinke 2022) does not apply: {no_selection}.{_caveats(runs)}",
     )
 
 
-def _mechanism(run: Run) -> tuple[Any, ...]:
-    """What the accounting of a run depends on; hashable."""
-    names = ("noise_multiplier", "sampling_probability", "num_examples", "max_batch_size", "num_steps")
-    return ("mechanism", *(run.statement[name] for name in names))
+def _composed_epsilon(steps: Mapping[Mechanism, int], delta: float) -> tuple[float, str]:
+    """Epsilon, and what it was computed from."""
+    settings: list[dict[str, Any]] = [
+        {
+            "noise_multiplier": step.noise_multiplier,
+            "sampling_probability": step.sampling_probability,
+            "num_steps": count,
+            "truncation": accounting.Truncation(step.num_examples, step.max_batch_size),
+        }
+        for step, count in steps.items()
+    ]
+    if len(settings) == 1:  # which chooses its bins, and knows the corners
+        return accounting.epsilon(delta=delta, **settings[0]), "privacy loss distributions"
+    if min(step.noise_multiplier for step in steps) < _LEAST_NOISE:
+        orders = rdp_privacy_accountant.RdpAccountant().orders
+        return float(rdp_privacy_accountant.compute_epsilon(orders, _divergences(steps), delta)[0]), "Rényi divergences"
+    accountant = pld_privacy_accountant.PLDAccountant()
+    for each in settings:
+        accountant.compose(accounting.dp_event(**each))
+    return float(accountant.get_epsilon(delta)), "privacy loss distributions"
 
 
-def _event(settings: Sequence[Any], num_steps: int) -> dp_accounting.DpEvent:
-    noise_multiplier, sampling_probability, num_examples, max_batch_size = settings
-    return accounting.dp_event(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        num_steps=num_steps,
-        truncation=accounting.Truncation(num_examples, max_batch_size),
-    )
+def _caveats(runs: Sequence[Run]) -> str:
+    """What must be said of seeds that were given."""
+    text = ""
+    if sharing(runs):
+        text += (
+            " Runs share a sampling seed (config.privacy.sampling_seed): an example is in the same steps of all of "
+            "them or in none, so that k such runs are counted as one with 1/sqrt(k) of the noise multiplier. That "
+            "costs far more than seeds of their own."
+        )
+    if seeds_are_given(runs):
+        text += " The seeds were given in the configs: this holds against those alone who cannot know them."
+    return text
 
 
-def _divergences(mechanism: tuple[Any, ...]) -> np.ndarray:
-    """Rényi divergences of a run at the accountant's orders."""
-    _, noise_multiplier, sampling_probability, num_examples, max_batch_size, num_steps = mechanism
-    truncation = accounting.Truncation(num_examples, max_batch_size)
-    step = accounting.Step(noise_multiplier, sampling_probability, truncation)
-    return num_steps * accounting.renyi_divergences(step)
+def _delta(runs: Sequence[Run]) -> float:
+    return min(run.statement["delta"] for run in runs)
+
+
+def _ends_of_noise(runs: Sequence[Run]) -> float:
+    """The part of delta for what the runs' noise lacks of a Gaussian; those of several runs add up."""
+    return math.fsum(run.statement.get("delta_of_truncation") or 0.0 for run in runs)
+
+
+def _divergences(steps: Mapping[Mechanism, int]) -> np.ndarray:
+    """Rényi divergences of all the steps together at the accountant's orders."""
+    total = np.zeros(len(rdp_privacy_accountant.RdpAccountant().orders))
+    for mechanism, count in steps.items():
+        truncation = accounting.Truncation(mechanism.num_examples, mechanism.max_batch_size)
+        step = accounting.Step(mechanism.noise_multiplier, mechanism.sampling_probability, truncation)
+        total += count * accounting.renyi_divergences(step)
+    return total
 
 
 def _name(repetitions: Repetitions) -> str:

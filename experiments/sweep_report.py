@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from dp_rmt.training.privacy_text import number
 from dp_rmt.training.report_plots import COLORS, STYLE
 from experiments import sweep_privacy
 from experiments.sweep_executors import Job
-from experiments.workdir import CONFIG_FILE
+from experiments.workdir import CONFIG_FILE, is_secret
 
 if TYPE_CHECKING:
     from experiments.sweep import Sweep
@@ -116,7 +118,8 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
       ValueError: a run lacks the metric of the sweep.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    keys = list(dict.fromkeys([sweep.swept, *(key for changes in sweep.changes.values() for key in changes)]))
+    changed = (key for changes in sweep.changes.values() for key in changes if not is_secret(key))
+    keys = list(dict.fromkeys([sweep.swept, *changed]))
     arms = [(job.name, arm) for job in finished for arm in arms_of(job.workdir)]
     rows = [
         {"job": job, "arm": arm.name, **{key: arm.value(key) for key in keys}, sweep.score: arm.score(sweep.score),
@@ -136,7 +139,7 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
         write_atomically(workdir / "sweep.svg", _plot(rows, sweep))
     if choice is not None:
         parts += ["## The privacy of choosing the best", choice.text, _OF_THE_SCORES]
-    failures = [f"### {name}\n\n```\n{text}\n```" for name, text in failed.items()]
+    failures = [f"### {name}\n\n{_fenced(text)}" for name, text in failed.items()]
     parts += ["## Jobs that are not finished", *failures] * bool(failures)
     write_atomically(workdir / "sweep.md", "\n\n".join(parts) + "\n")
     record = {"sweep": sweep.name, "base": sweep.base, "score": sweep.score, "swept": sweep.swept, "runs": rows,
@@ -212,8 +215,15 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if not isinstance(value, float) or not math.isfinite(value):
-        return str(value)
+        return html.escape(str(value), quote=False).replace("|", "\\|")  # text of a config, in a table
     return number(value, "up" if name in _UPPER_BOUNDS else "nearest")
+
+
+def _fenced(text: str) -> str:
+    """A log as it is, in a fence that no line of it ends."""
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,12 +6,16 @@ import contextlib
 import errno
 import fcntl
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
+
+from dp_rmt.training.metrics import write_atomically
+from dp_rmt.training.private_files import close_to_others, write_private
 
 CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
@@ -22,6 +26,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes the folder this experiment's, or makes sure that it already is.
+
+    A config that gives the seeds of sampling or noise is written so that others cannot read it.
 
     Args:
       workdir: a new or empty folder, or one that an equal config has claimed before (the run is then resumed).
@@ -34,10 +40,14 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     check_workdir(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG_FILE
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(as_json(config), indent=2) + "\n")
-        partial.replace(path)
+    text = json.dumps(as_json(config), indent=2) + "\n"
+    if not _gives_seeds(as_json(config)):
+        if not path.exists():
+            write_atomically(path, text)
+    elif path.exists():
+        close_to_others(path)
+    else:
+        write_private(path, text)
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -98,6 +108,19 @@ def only_writer(workdir: Path) -> Iterator[None]:
 def as_json(config: ConfigDict) -> dict[str, Any]:
     """The config as plain JSON values (tuples become lists)."""
     return json.loads(config.to_json_best_effort())
+
+
+def is_secret(key: str) -> bool:
+    """Whether a dotted key is that of a seed of sampling or noise, of a config or of one of its arms.
+
+    >>> is_secret("arms.noisy.privacy.noise_seed"), is_secret("seed")
+    (True, False)
+    """
+    return re.fullmatch(r"(?:.*\.)?privacy\.(?:sampling|noise)_seed", key) is not None
+
+
+def _gives_seeds(config: Mapping[str, Any]) -> bool:
+    return any(is_secret(key) and value is not None for key, value in _flatten(config).items())
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

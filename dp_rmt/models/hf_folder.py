@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 
     Raises:
         FileNotFoundError: if there are none, or a shard is absent.
-        ValueError: if the index is not one.
+        ValueError: if the index is not one, or names a shard outside the folder.
     """
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -109,15 +110,30 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
             "are several"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{index} is not an index of shards ({type(error).__name__}: {error}); download it again"
         ) from error
     for name in names:
+        _check_is_inside(name, index)
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{index} names the shard {name}, which is not there; download the model again")
     return index, [folder / name for name in names]
+
+
+def _check_is_inside(name: Any, named_in: Path) -> None:
+    """Raises ValueError unless a name that a file gives leads to a file below that file's folder.
+
+    Names are judged by their letters, since the hub's cache links to files of its own.
+    """
+    parts = re.split(r"[/\\]", name) if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") or ":" in part or "\0" in part for part in parts):
+        raise ValueError(
+            f"{named_in} names the file {name!r}, which is no file of its folder; files lie beside the one that names "
+            "them, so that a folder from elsewhere opens no other file of this machine. Download the model again, from "
+            "a source you trust"
+        )
 
 
 def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: int | None = None) -> Any:
@@ -140,10 +156,11 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that "
             "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
+    _check_tokenizer_config(folder / "tokenizer_config.json")
     import transformers  # here, not above: it takes seconds to import and models do not need it
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many unrelated types for broken files
         raise ValueError(
             f"transformers could not read the tokenizer files in {folder} ({type(error).__name__}: {error}); "
@@ -156,3 +173,14 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             f"{vocab_size} rows; use the tokenizer of the model's own folder"
         )
     return tokenizer
+
+
+def _check_tokenizer_config(path: Path) -> None:
+    """Raises ValueError if the one list of files that transformers opens by the names in a config leads elsewhere."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # absent, or broken, which transformers says
+    names = config.get("fast_tokenizer_files") if isinstance(config, dict) else None
+    for name in names if isinstance(names, list) else []:
+        _check_is_inside(name, path)

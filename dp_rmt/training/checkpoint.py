@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.file_digests import damage, write_digests
+from dp_rmt.training.private_files import make_private_folder
 from dp_rmt.training.train_state import TrainState
 
 _GOODNESS = "goodness"
@@ -36,7 +37,8 @@ class Checkpoints:
     one before.
 
     Args:
-      directory: where they lie; made on the first save. Of several processes, all must see it.
+      directory: where they lie; made with mode 0700, or closed to others if it is open to them: the key of the noise
+        is in there. Of several processes, all must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
       keep: so many of the newest are kept; older ones are deleted once the next is saved.
       keep_best: so many of those with the best scores are kept, too.
@@ -72,6 +74,7 @@ class Checkpoints:
         policies: list[Any] = [preservation.LatestN(keep)]
         if keep_best:
             policies.append(preservation.BestN(get_metric_fn=_goodness, n=keep_best))
+        make_private_folder(self._directory)  # before anything is in it
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(policies),
             best_fn=_goodness if keep_best else None,  # without it Orbax saves no metrics

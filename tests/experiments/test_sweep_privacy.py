@@ -13,7 +13,7 @@ from dp_accounting import dp_event
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from dp_rmt import accounting
-from experiments import sweep_privacy
+from experiments import shared_samples, sweep_privacy
 from experiments.sweep_privacy import Repetitions, cost_of_choosing, repeated
 
 ORDERS = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
@@ -55,10 +55,12 @@ Choices = Callable[..., list[sweep_privacy.Run]]
 
 @pytest.fixture
 def choices(statement: dict[str, Any]) -> Choices:
-    """``(count, seed=, **changes of the statement) -> runs``."""
+    """``(count, seed=, sampling_seed=, **changes of the statement) -> runs``, of one job each."""
 
-    def make(count: int, seed: int | None = None, **changes: Any) -> list[sweep_privacy.Run]:
-        config = {"privacy": {"noise_seed": seed}}
+    def make(
+        count: int, seed: int | None = None, sampling_seed: int | None = None, **changes: Any
+    ) -> list[sweep_privacy.Run]:
+        config = {"privacy": {"noise_seed": seed, "sampling_seed": sampling_seed}}
         return [sweep_privacy.Run(f"job{n}", {**statement, **changes}, config) for n in range(count)]
 
     return make
@@ -103,3 +105,93 @@ def test_no_bound_is_claimed_for_runs_that_share_noise_or_have_none(choices: Cho
     assert cost_of_choosing([*choices(1), *choices(1, is_private=False, epsilon=None)]).epsilon is None
     distinct = [*choices(1, seed=7), *choices(1, seed=8)]
     assert "seeds were given" in cost_of_choosing(distinct).text
+
+
+# SST-2 at epsilon 3, batches of 1000, three epochs.
+SST2: dict[str, Any] = {
+    "epsilon": 3.0, "delta": 67_349**-1.1, "noise_multiplier": 0.77220, "sampling_probability": 1000 / 67_349,
+    "max_batch_size": 1157, "num_examples": 67_349, "num_steps": 202,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "apart", "together"), [(2, 3.76, 8.19), (8, 6.76, 58.0)])
+def test_runs_that_share_samples_cost_more_than_their_composition(
+    choices: Choices, count: int, apart: float, together: float
+) -> None:
+    assert cost_of_choosing(choices(count, **SST2)).epsilon == pytest.approx(apart, rel=2e-3)
+    choice = cost_of_choosing(choices(count, sampling_seed=5, **SST2))
+    assert (choice.rule, choice.epsilon) == ("composition", pytest.approx(together, rel=2e-3))
+    assert f"δ = {4.88e-6:.3g}"[:8] in choice.text
+    assert "Runs share a sampling seed (config.privacy.sampling_seed)" in choice.text
+
+
+def test_samples_that_are_shared_are_as_if_the_sums_stood_side_by_side(choices: Choices) -> None:
+    """Against a simulation: the privacy loss of two outputs at once, in which one coin decides for both."""
+    sigma, q, count, draws = 1.0, 0.2, 4, 1_000_000
+    runs = choices(
+        2, sampling_seed=5, noise_multiplier=sigma, sampling_probability=q, max_batch_size=10_000, delta=0.02
+    )
+    bound = cost_of_choosing(runs).epsilon
+    assert bound is not None
+    rng = np.random.default_rng(0)
+    outputs = sigma * rng.standard_normal((draws, count, 2))
+    outputs += rng.random((draws, count, 1)) < q  # the example is in both sums or in neither
+    ratio = (1 - q) + q * np.exp(np.sum((2 * outputs - 1) / (2 * sigma**2), axis=-1))
+    losses = np.log(ratio).sum(axis=1)  # of removing the example
+    excess = np.maximum(0, -np.expm1(bound - losses))
+    assert excess.mean() == pytest.approx(0.02, abs=5 * excess.std() / math.sqrt(draws))
+
+
+def test_what_is_shared_by_some_and_for_a_part_of_the_steps(choices: Choices) -> None:
+    """Of two that share samples one ends sooner, a third is on its own."""
+    runs = [*choices(1, sampling_seed=5), *choices(1, sampling_seed=5, num_steps=9, noise_multiplier=4.0), *choices(1)]
+    both = 1 / math.sqrt(2.0**-2 + 4.0**-2)
+    steps = shared_samples.released(runs)
+    counts = {mechanism.noise_multiplier: count for mechanism, count in steps.items()}
+    assert counts == {both: 4, 4.0: 5, 2.0: 4}
+    alone = shared_samples.released([*choices(1, sampling_seed=5), *choices(1, sampling_seed=6)])
+    assert [(mechanism.noise_multiplier, count) for mechanism, count in alone.items()] == [(2.0, 8)]
+    everybody = choices(3, sampling_seed=5, sampling_probability=1.0)
+    assert list(shared_samples.released(everybody).values()) == [12]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sampling_probability": 0.03}, {"num_examples": 9_999}, {"max_batch_size": 408}, {"task": "qnli"}],
+)
+def test_no_bound_is_claimed_for_one_seed_on_unlike_samples(choices: Choices, other: dict[str, Any]) -> None:
+    runs = [*choices(1, sampling_seed=5), *choices(1, sampling_seed=5, **other)]
+    if "task" in other:
+        runs[1] = runs[1]._replace(config={**runs[1].config, "data": other})
+    choice = cost_of_choosing(runs)
+    assert (choice.rule, choice.epsilon) == ("none", None)
+    assert "share a sampling seed (config.privacy.sampling_seed), but differ" in choice.text
+
+
+def test_jobs_that_share_samples_are_no_independent_repetitions(choices: Choices) -> None:
+    repetitions = Repetitions(6.0, 1.0)
+    shared = cost_of_choosing(choices(5, sampling_seed=5), repetitions)
+    assert (shared.rule, shared.epsilon) == ("composition", cost_of_choosing(choices(5, sampling_seed=5)).epsilon)
+    assert "no job is an independent draw" in shared.text
+    # The arms of a job may share samples, if each job has its own: they are counted as what they are.
+    arms = [run._replace(job=job) for job, seed in (("a", 1), ("b", 2)) for run in choices(2, sampling_seed=seed)]
+    best = cost_of_choosing(arms, repetitions)
+    plain = cost_of_choosing([run._replace(config={"privacy": {"noise_seed": None}}) for run in arms], repetitions)
+    assert best.rule == plain.rule == "repeat and select"
+    assert best.epsilon is not None
+    assert plain.epsilon is not None
+    assert best.epsilon > plain.epsilon
+    assert "Runs share a sampling seed" in best.text
+
+
+def test_a_given_seed_of_either_kind_is_named(choices: Choices) -> None:
+    given = "The seeds were given in the configs"
+    assert given in cost_of_choosing([*choices(1, sampling_seed=7), *choices(1, sampling_seed=8)]).text
+    assert given in cost_of_choosing(choices(1, sampling_seed=7), Repetitions(6.0, 1.0)).text
+    assert given not in cost_of_choosing(choices(2)).text
+
+
+def test_what_the_noise_lacks_of_a_gaussian_adds_up(choices: Choices) -> None:
+    plain = cost_of_choosing(choices(2, delta=0.8e-5)).epsilon
+    ends = cost_of_choosing(choices(2, delta=1e-5, delta_of_truncation=1e-6)).epsilon
+    assert ends == pytest.approx(plain, rel=1e-9)

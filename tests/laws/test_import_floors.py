@@ -13,6 +13,7 @@ FLOORS = [
     "types",
     "arguments",
     "trees",
+    "explicit_axes",
     "random_matrix",
     "matrix_view",
     "clipping",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -111,6 +112,37 @@ def test_a_broken_index_is_named(changed: Callable[..., Path]) -> None:
     (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
     with pytest.raises(ValueError, match=r"index\.json is not an index of shards \(KeyError: 'weight_map'\)"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.safetensors", "a/../../secret.safetensors", "{absolute}", "..", ".", "", "a//b", "..\\x", "C:x", 3],
+)
+def test_a_shard_outside_the_folder_is_refused(name: Any, changed: Callable[..., Path]) -> None:
+    """The file is there, whole, with the right tensors: it is its name that is refused."""
+    folder = changed("llama")
+    secret = (folder / "model.safetensors").rename(folder.parent / "secret.safetensors")
+    name = str(secret) if name == "{absolute}" else name
+    (folder / "a").mkdir()
+    weight_map = dict.fromkeys(load_file(secret), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r"index\.json names the file .*, which is no file of its folder"):
+        load(folder)
+
+
+def test_a_folder_of_the_hubs_cache_is_read_through_its_links(changed: Callable[..., Path], tmp_path: Path) -> None:
+    """snapshots/COMMIT/FILE is a link to ../../blobs/DIGEST; shards may also lie in a folder of their own."""
+    folder, snapshot, blobs = changed("llama"), tmp_path / "hub" / "snapshots" / "0a1b", tmp_path / "hub" / "blobs"
+    blobs.mkdir(parents=True)
+    (snapshot / "shards").mkdir(parents=True)
+    expected = load(folder)[1]
+    weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), "shards/model-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for source in ("config.json", "model.safetensors.index.json", "model.safetensors"):
+        link = snapshot / ("shards/model-00001.safetensors" if source == "model.safetensors" else source)
+        (folder / source).rename(blobs / f"digest-of-{source}")
+        link.symlink_to(os.path.relpath(blobs / f"digest-of-{source}", link.parent))
+    jax.tree.map(np.testing.assert_array_equal, load(snapshot)[1], expected)
 
 
 def test_a_tensor_in_two_shards_is_named(changed: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,26 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(FileNotFoundError, match=message):
         models.load_pretrained("runs/model", key=jax.random.key(0))
+
+
+def test_a_tokenizer_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    """transformers opens the newest of these names that it knows the version of, wherever it leads."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    for name in ("../tokenizer.4.0.json", str(tmp_path / "tokenizer.4.0.json")):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"fast_tokenizer_files": ["tokenizer.json", name]}))
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json names the file .* no file of its folder"):
+            models.load_tokenizer(folder)
+
+
+def test_a_tokenizer_of_foreign_code_is_refused_without_a_question(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "foreign.py").write_text("raise SystemExit('it ran')")
+    config = {"auto_map": {"AutoTokenizer": ["foreign.Tokenizer", None]}, "tokenizer_class": "Foreign"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trust_remote_code|could not read the tokenizer files"):
+        models.load_tokenizer(tmp_path)
 
 
 def test_tokenizer_errors_say_what_to_do(tmp_path: Path) -> None:

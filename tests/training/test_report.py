@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import re
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dp_rmt.training import report
 from dp_rmt.training.privacy_statement import PrivacyStatement
 from dp_rmt.training.report import Run, results_table, write_report
 from dp_rmt.training.report_data import Series, duration, findings, headline, main_scores
-from dp_rmt.training.report_plots import COLORS, Heat, Line, heat_maps, heat_ranges, line_plot, thin
+from dp_rmt.training.report_figures import Figures
+from dp_rmt.training.report_plots import COLORS, Heat, Line, Plot, heat_maps, heat_ranges, line_plot, thin
 
 VOID = {"meta", "img", "br"}
 QUERY, OUT = "encoder/layers/attention/query/kernel", "encoder/layers/out/kernel"
@@ -199,6 +202,61 @@ def test_text_from_outside_is_escaped(tmp_path):
     assert "<script" not in source
     assert "".join(page.text).count(evil) >= 4
     assert any(evil in image["alt"] for image in page.images)
+
+
+ATTACKS = (
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "' onmouseover='alert(1)", "\" style=\"color:red",
+    "</style><style>*{display:none}</style>", "<a href=javascript:alert(1)>", "`</code><b>`", "**<i>**",
+    "&lt;script&gt;", "<meta http-equiv=refresh content=0>", "]]><svg onload=alert(1)>", "<!--", "<base href=//evil>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("evil", ATTACKS)
+def test_no_row_and_no_name_becomes_a_part_of_the_page(tmp_path, evil, monkeypatch):
+    """Elements and attributes of the page are those of a harmless word, and the attack stands in the word's place."""
+
+    def page(word):
+        plot = Plot(b"<svg></svg>", word, f"caption {word}")
+        monkeypatch.setattr(report, "figures_of", lambda runs: Figures(*[[plot]] * 6))
+        run = arm(num_steps=2, clip=word, evaluation_data=(word,), texts_of=word)
+        metrics = [*run.metrics, {"step": 2, f"eval/{word}/accuracy": 0.5}]
+        texts = [{"row": 0, "source": word, "text": f"of {word}"}]
+        one = Run(metrics, {"name": word, word: word}, run.privacy, texts=texts)
+        other = dataclasses.replace(run, metrics=metrics, title=f"other {word}", texts=texts)
+        write_report(tmp_path / "report.html", {word: one, "other": other})
+        return Elements((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    found, harmless = page(evil), page("word")
+    assert found.elements == harmless.elements
+    assert {image["alt"] for image in found.images} == {evil}
+    marks = str.maketrans("", "", "*`")  # of bold and code, which words may have
+    assert "".join(found.text).translate(marks).count(evil.translate(marks)) >= 20
+
+
+class Elements(Page):
+    """The elements with the names of their attributes, in order, but for those that only mark up words."""
+
+    def __init__(self, source):
+        self.elements = []
+        super().__init__(source)
+
+    def handle_starttag(self, tag, attrs):
+        super().handle_starttag(tag, attrs)
+        if tag not in ("code", "strong"):
+            self.elements.append((tag, *(name for name, _ in attrs)))
+
+
+def test_the_policy_allows_what_the_page_has_and_comes_first(tmp_path):
+    write_report(tmp_path / "report.html", {"run": arm(num_steps=2)})
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (policy,) = re.findall(r"<head><meta http-equiv='Content-Security-Policy' content=\"(.*?)\">", source)
+    (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert dict(directive.split(" ", 1) for directive in policy.split("; ")) == {
+        "default-src": "'none'", "style-src": f"'sha256-{digest}'", "img-src": "data:", "base-uri": "'none'",
+        "form-action": "'none'",
+    }  # fmt: skip
+    assert not re.search(r"<[^>]* (style|on\w+)=", source)  # which it would not allow
 
 
 def test_seeds_are_not_shown(tmp_path):
