@@ -32,11 +32,12 @@ def spent_together(workdirs: Sequence[Path]) -> str:
     runs: list[Run] = []
     data: set[str] = set()
     for workdir in workdirs:
-        found = spent_by(str(workdir), workdir)
+        arms = [arm.folder for arm in arms_of(workdir)]
+        found = [run for folder in arms for run in spent_by(str(folder), folder)]
         if not found:
             raise FileNotFoundError(f"{workdir}: no run there has used its data; give folders of runs")
         runs += found
-        data |= {entry.train_data for arm in arms_of(workdir) for entry in read_ledger(arm.folder)}
+        data |= {entry.train_data for folder in arms for entry in read_ledger(folder)}
     rows = [["run", "updates", "noise multiplier", "sampling probability", "examples"]]
     for run in runs:
         names = ("noise_multiplier", "sampling_probability", "num_examples")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_rmt import accounting
+from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.training.privacy_text import number
 from dp_rmt.training.provenance import Provenance
 
@@ -86,6 +87,7 @@ class Entry:
             sampling_probability=self.sampling_probability,
             num_steps=self.updates,
             truncation=accounting.Truncation(self.num_examples, self.max_batch_size),
+            noise_support=NOISE_SUPPORT,
         )
 
 

@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate
+from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.privacy_text import number
@@ -162,9 +163,10 @@ def test_the_statement_names_the_run_and_no_folder_of_the_machine_gets_into_a_re
     rate, power = record["detection"][1]
     assert power == largest_true_positive_rate(
         false_positive_rate=rate, noise_multiplier=entry.noise_multiplier, num_steps=3, sampling_probability=0.2,
-        truncation=Truncation(num_examples=120, max_batch_size=entry.max_batch_size),
+        truncation=Truncation(num_examples=120, max_batch_size=entry.max_batch_size), noise_support=NOISE_SUPPORT,
     )  # fmt: skip
     assert 0.01 < power < 0.02
+    assert 0 < record["delta_of_truncation"] < 0.01 * record["delta"]
     page = (finished / "privacy.md").read_text()
     assert entry.run not in page
     assert entry.train_data not in page

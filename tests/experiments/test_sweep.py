@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from dp_rmt.training.ledger import Entry, Ledger, now
+from dp_rmt.training.provenance import Provenance
 from experiments import sweep, sweep_commands, sweep_executors, sweep_report
 from experiments.sweep_executors import Job, Slot
 from experiments.workdir import as_json
@@ -235,9 +237,37 @@ def test_a_killed_or_preempted_run_is_not_finished(
     assert sweep.is_finished(job)
     (job.workdir / "privacy.json").write_text(json.dumps({**statement, "num_steps": 3}))
     assert not sweep.is_finished(job)
+    (job.workdir / "privacy.json").write_text(json.dumps({**statement, "is_upper_bound": True}))
+    assert not sweep.is_finished(job)  # it announced its last update, and was killed before it came to it
     (job.workdir / "privacy.json").write_text(json.dumps(statement))
     (job.workdir / "report.html").unlink()
     assert not sweep.is_finished(job)
+
+
+def test_what_a_run_has_spent_is_what_its_ledger_says(
+    tmp_path: Path, make_sweep: sweep.Sweep, statement: dict[str, Any]
+) -> None:
+    """Of a run of an earlier version, without a ledger and perhaps killed, all that it planned."""
+    (job, *_) = stubs(make_sweep, tmp_path, statement)
+    by_local([job], tmp_path)
+    (job.workdir / "privacy.json").write_text(json.dumps({**statement, "num_steps": 0}))
+    (run,) = sweep_report.spent_by(job.name, job.workdir)
+    assert run.statement["num_steps"] == 4
+    entry = Entry(
+        run="a" * 32, updates=3, is_exact=False, num_steps=4, noise_multiplier=2.0, l2_clip_norm=0.1, delta=1e-5,
+        sampling_probability=0.02, max_batch_size=400, num_examples=10_000, seeds_from="os entropy", train_data="ff",
+        about=Provenance(), date=now(),
+    )  # fmt: skip
+    Ledger(job.workdir).append(entry)
+    (run,) = sweep_report.spent_by(job.name, job.workdir)
+    assert run.statement["num_steps"] == 3
+    Ledger(job.workdir).append(dataclasses.replace(entry, updates=0, is_exact=True))
+    assert sweep_report.spent_by(job.name, job.workdir) == []
+
+
+def test_epsilon_and_delta_of_the_table_are_rounded_up() -> None:
+    table = sweep_report._markdown([{"job": "a", "score": 0.50004, "epsilon": 8.00049, "delta": 1.00001e-5}])
+    assert table.splitlines()[-1] == "| a | 0.5 | 8.001 | 1.001e-5 |"
 
 
 @pytest.mark.parametrize("path", sorted((sweep.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)

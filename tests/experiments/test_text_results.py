@@ -59,6 +59,16 @@ def test_the_table_has_a_row_for_each_record_and_says_what_is_absent(tmp_path: P
     assert len(lines) == 4
 
 
+def test_the_table_says_what_was_spent_not_what_was_aimed_at(tmp_path: Path) -> None:
+    folder = leave_a_run(tmp_path / "noisy", epsilon=3.0, bleu=0.25)
+    statement = {"epsilon": 1.23449, "target_epsilon": 3.0, "num_steps": 2}
+    about = {"command": "python --workdir=/home/someone/run", "base_model": "/home/someone/llama", "task": "e2e"}
+    (folder / "privacy.json").write_text(json.dumps(statement | {"about": about}))
+    made = text_results.record(folder)
+    assert text_results.table([made]).splitlines()[2].startswith("| e2e | 1.235 | noisy |")
+    assert made["privacy"]["about"] == {"command": None, "base_model": "llama", "task": "e2e"}
+
+
 def test_unfinished_runs_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (leave_a_run(tmp_path / "run" / "noisy", epsilon=3.0, bleu=0.25) / "scores.json").unlink()
     assert list(text_results._finished(tmp_path / "run")) == []

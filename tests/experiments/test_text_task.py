@@ -90,7 +90,10 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     assert sorted(line["row"] for line in written) == list(range(len(arm.task.prompts.sources)))
     assert all(line["source"] == arm.task.prompts.sources[line["row"]] for line in written)
     assert any(line["text"].startswith(tuple(name.lower() for name in NAMES)) for line in written)
+    assert {line["verbatim_from"] for line in written} == {"test"}
     page = (tmp_path / "run" / "report.html").read_text()
+    assert "This page shows rows of test word for word." in page
+    assert "show rows of `test` word for word" in (tmp_path / "run" / "privacy.md").read_text()
     assert "What the models write" in page
     assert written[0]["text"] in page
     assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()

@@ -10,6 +10,7 @@ import stat
 import pytest
 
 from dp_rmt.accounting import Truncation, epsilon
+from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.training.ledger import Entry, Ledger, read_ledger
 from dp_rmt.training.privacy_text import number
 from dp_rmt.training.provenance import Provenance
@@ -78,8 +79,9 @@ def test_another_run_is_refused_with_what_was_spent_and_the_ways_on(tmp_path):
     ledger.check_run(ENTRY.run)
     truth = epsilon(
         noise_multiplier=1.0, delta=1e-5, sampling_probability=0.01, num_steps=20,
-        truncation=Truncation(num_examples=10_000, max_batch_size=160),
+        truncation=Truncation(num_examples=10_000, max_batch_size=160), noise_support=NOISE_SUPPORT,
     )  # fmt: skip
+    assert ENTRY.epsilon() == truth
     printed = number(truth, "up")
     assert float(printed) >= truth
     spent = f"up to 20 updates on 10,000 training examples were released, for epsilon = {printed} at delta = 1e-5"
