@@ -55,6 +55,11 @@ class Contraction:
     is weighted, which can lengthen a weighted gradient by ``u size``, u being that dtype's unit roundoff. All is added,
     so that what is clipped to C has at most norm C.
 
+    ``x . x`` and ``g . g`` of the second form also lose what is below the smallest float, tiny: at most ``I tiny`` and
+    ``O tiny``, and the squared norm ``tiny (O (sum_t |x_it|)^2 + I (sum_t |g_it|)^2)``, which is added, too. Where a
+    token's norm is above 2^20 the size of ``x`` is moved into ``g`` first (`dp_rmt.token_scales`), in the form of the
+    norm and in the sum, so that this is nothing beside the gradient or beside any clip norm.
+
     >>> rule = Contraction("bti", "io", "bto")
     >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
     [45.0]

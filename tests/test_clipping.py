@@ -9,6 +9,7 @@ import pytest
 from dp_accounting import NeighboringRelation
 
 from dp_rmt.clipping import AUTOMATIC_CLIPPING_STABILITY, clipped_grad
+from dp_rmt.ghost_clipping import ghost_clipped_grad
 
 BATCH = 6
 SHAPES = {"matrix": (3, 4), "vector": (5,), "scalar": ()}
@@ -212,6 +213,7 @@ def test_sensitivity_is_the_bound_or_twice_it():
         ({"normalize_by": np.inf}, "expected batch size"),
         ({"clip": "hard"}, "'flat' or 'automatic'"),
         ({"clip": "automatic", "l2_clip_norm": np.inf}, "must therefore be finite"),
+        ({"clip": "automatic", "l2_clip_norm": 1e37}, "at most 1e[+]30"),  # 100 C overflows float32
         ({"microbatch_size": 0}, "microbatch_size must be"),
     ],
 )
@@ -228,3 +230,16 @@ def test_refuses_a_mean_over_the_batch():
 def test_refuses_a_batch_that_microbatches_do_not_divide():
     with pytest.raises(ValueError, match=r"batch of 6 examples .* microbatches of 4"):
         clipped_grad(linear_losses, l2_clip_norm=1.0, microbatch_size=4)(*gradients())
+
+
+@pytest.mark.parametrize("make", [clipped_grad, ghost_clipped_grad])
+@pytest.mark.parametrize("dtype", ["complex64", "int32", "bool", "float8_e4m3fn"])
+def test_refuses_leaves_that_are_not_real_numbers_of_16_bits(make, dtype):
+    """Of complex numbers the sum was 1,414 times the clip norm: a square of a complex number is not its size."""
+    params = {"layer": {"w": jnp.ones(3, dtype)}, "b": jnp.ones(3)}
+
+    def losses(params, batch):
+        return jnp.abs(batch @ params["layer"]["w"].astype("complex64")) + batch @ params["b"]
+
+    with pytest.raises(ValueError, match=rf"params\['layer'\]\['w'\] is {dtype}, but clipping and noise are for real"):
+        make(losses, l2_clip_norm=1.0)(params, np.ones((2, 3), "float32"))

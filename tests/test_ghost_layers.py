@@ -211,3 +211,10 @@ def test_refuses_a_model_that_mixes_examples(mix, shown):
 
     with pytest.raises(ValueError, match=f"the losses mix examples: .*{shown}.*one example at a time"):
         ghost_clipped_grad(losses, l2_clip_norm=1.0)(model.init(jax.random.key(0), x), x)
+
+
+def test_refuses_layers_that_compute_with_complex_numbers():
+    model, x = nn.Dense(3, dtype="complex64"), np.ones((4, 2), "float32")
+    params = {"params": {"kernel": np.ones((2, 3), "float32"), "bias": np.zeros(3, "float32")}}
+    with pytest.raises(ValueError, match=r"no rule for .*Dense '' computed in complex64"):
+        ghost_clipped_grad(lambda p, x: jnp.abs(model.apply(p, x)).sum(1), l2_clip_norm=1.0)(params, x)

@@ -86,3 +86,13 @@ def test_noise_key_tells_seeds_apart_and_takes_long_ones():
     assert noise_key(2**127) == noise_key(2**127)
     with pytest.raises(ValueError, match="non-negative"):
         noise_key(-1)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int32"])
+def test_refuses_updates_that_are_not_real_numbers(dtype):
+    """Noise of a complex number would have a standard deviation of .707 in each of its two coordinates."""
+    noise, updates = add_gaussian_noise(1.0, jax.random.key(0)), {"w": jnp.ones(3, dtype)}
+    with pytest.raises(ValueError, match=rf"params\['w'\] is {dtype}"):
+        noise.init(updates)
+    with pytest.raises(ValueError, match=rf"updates\['w'\] is {dtype}, but clipping and noise are for real"):
+        noise.update(updates, noise.init(None))

@@ -65,6 +65,38 @@ def test_rule_equals_explicit_gradients(name, sizes, seed):
     np.testing.assert_allclose(total, np.einsum("b,b...->...", weights, explicit), rtol=1e-11, atol=1e-11)
 
 
+# Of a float32 result near one, what rounding adds to the norm is some 1e-6; where tokens cancel, more.
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=6, deadline=None)
+@given(
+    sizes=st.fixed_dictionaries(dict.fromkeys("bstiohnkv", SIZE)),
+    seed=st.integers(0, 2**32 - 1),
+    exponent=st.sampled_from([-110, -64, -60, 0, 58, 61, 63, 110]),
+)
+def test_rule_in_the_corners_of_float32(name, sizes, seed, exponent):
+    """Inputs times 2^e, output gradients times 2^-e, other e for every token: the same gradients, to the last bits."""
+    rule = CASES[name][0]
+    x, g, explicit = draw_layer(name, sizes, seed)
+    weights = np.random.default_rng(seed).standard_normal(len(g))
+    if isinstance(rule, Contraction):
+        _, x_axes, w_axes, y_axes = CASES[name]
+        spread = np.random.default_rng(seed).integers(-2, 3, [1 if a in w_axes else n for a, n in zip(x_axes, x.shape)])
+        factors = 2.0 ** (exponent + spread)
+        of_tokens = "".join(a for a in x_axes if a not in w_axes)
+        flat = np.squeeze(factors, tuple(i for i, a in enumerate(x_axes) if a in w_axes))
+        x, g = x * factors, np.einsum(f"{of_tokens},{y_axes}->{y_axes}", 1 / flat, g)
+    x = x if name == "lookup" else jnp.asarray(x, jnp.float32)
+    g, weights = jnp.asarray(g, jnp.float32), jnp.asarray(weights, jnp.float32)
+    size = np.square(explicit).sum()
+    # Up to 7^2 tokens that cancel by chance.
+    np.testing.assert_allclose(
+        rule.squared_norm(x, g), np.square(explicit).reshape(len(g), -1).sum(1), rtol=1e-3, atol=1e-4 * size
+    )
+    np.testing.assert_allclose(
+        rule.weighted_sum(x, g, weights), np.einsum("b,b...->...", weights, explicit), rtol=1e-4, atol=1e-4 * size**0.5
+    )
+
+
 @pytest.mark.parametrize(("tokens", "gram", "kept"), [(2, True, False), (8, False, True), (40, False, True)])
 def test_matrix_rule_takes_the_cheapest_form(tokens, gram, kept):
     """Of 16 x 16: gradients are kept from T = I / 2 on; below, the Gram form; no array of the other form exists."""
