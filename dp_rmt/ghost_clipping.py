@@ -65,9 +65,9 @@ def ghost_clipped_grad(
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
     with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute
-    dtype of 16 bits or more; `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: each call traces
-    ``per_example_losses``, follows each leaf to the layer that uses it, and checks that no operation mixes examples.
-    That takes time at every call, so jit the result.
+    dtype of 16 bits or more; `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: each call
+    traces ``per_example_losses``, follows each leaf to the layer that uses it, and checks that no operation mixes
+    examples. That takes time at every call, so jit the result.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen
