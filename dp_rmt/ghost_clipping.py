@@ -49,7 +49,7 @@ def ghost_clipped_grad(
 
     - "bookkeeping" (Bu et al. 2023): from ``x`` and ``g``, kept for all layers at once. The operations of a plain
       gradient and the norms; the memory of a plain gradient and ``g``.
-    - "ghost" (Li et al. 2022, section 4): from a second backward pass, with the ``c_i`` as cotangents of the losses.
+    - "ghost" (Li et al. 2022, section 4): from a second backward pass, the same with other weights in the layers' sums.
       4/3 of the operations of a plain gradient (3/2 where matrices are frozen) and the norms; its memory.
     - "auto": book-keeping, unless all ``g`` together are larger than ``memory_budget``.
 
@@ -57,15 +57,18 @@ def ghost_clipped_grad(
 
     Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
     a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
-    may be reported larger than `clipped_grad` has them. The second backward pass of "ghost" repeats the very one that
-    gave the norms, from the same cotangents, so that they hold for it in bfloat16, too.
+    may be reported larger than `clipped_grad` has them. It holds for inputs and output gradients of any size
+    (`dp_rmt.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose tokens' gradients
+    have norms of more than 1.8e19 in sum contributes zero. With "ghost" norms and sums come from two backward passes
+    of the same arithmetic, which a compiler may round differently: where a gradient is nothing but the rounding of
+    the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
-    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any compute dtype;
-    `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of its arguments
-    ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may mix examples.
-    A tied table is known by itself, so several modules may have one name; its lookup must come before its head, and
-    not inside a jit or a remat of its own.
+    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute dtype of
+    16 bits or more; `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of
+    its arguments ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may
+    mix examples. A tied table is known by itself, so several modules may have one name; its lookup must come before
+    its head, and not inside a jit or a remat of its own.
 
     Dropout: `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
@@ -146,8 +149,8 @@ def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Calla
 def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
     """The same without the book: the linear map repeats the backward pass, from the same cotangents of the losses.
 
-    Weighted cotangents would give the same sums in exact arithmetic only. What rounding makes of them in the layers
-    between, in bfloat16 above all, no norm of the first pass bounds.
+    Weighted cotangents would give the same sums in exact arithmetic only: no norm of the first pass bounds what the
+    layers between make of other numbers by rounding, in bfloat16 above all.
     """
     return _bookkeeping(tapped, params, ones, run=jax.checkpoint(_run))
 

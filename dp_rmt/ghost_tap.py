@@ -66,9 +66,7 @@ def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
         return None, None, None, None
     if x is None:
         return None, None, g, None
-    # Constants in the losses stay where they are: the compiler would take them out of products, and multiply them with
-    # each other to zero.
-    x, g = jax.lax.optimization_barrier((x, g))
+    g = jax.lax.optimization_barrier(g)  # see `dp_rmt.ghost_rules.Contraction`; not x, of which a copy would be kept
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)
     for name, rule in static:
@@ -203,7 +201,7 @@ def _tied_head_backward(residuals: Any, g: Any) -> tuple:
     if residuals is None or isinstance(g, SymbolicZero):
         return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals
-    x, g = jax.lax.optimization_barrier((x, g))
+    g = jax.lax.optimization_barrier(g)
     x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
     # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
     g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)

@@ -50,7 +50,7 @@ def test_no_contribution_above_the_clip_norm(setting):
 # Shapes: one token; pairs of tokens; gradients kept; the direct form (5 tokens of 24 with 4 outputs).
 WIDELY = [
     ("flat", 1e-2, "float32", 2, 16),
-    ("automatic", 1e-10, "float32", 1, 8),
+    ("automatic", 1e-6, "float32", 1, 8),
     ("flat", 1e3, "float32", 40, 16),
     ("flat", 1e-3, "bfloat16", 4, 16),
     ("automatic", 1.0, "bfloat16", 5, 24),
@@ -76,7 +76,7 @@ def test_no_contribution_above_the_clip_norm_in_ten_thousand_cases_of_each_metho
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("x", "g", "l2_clip_norm"),
-    [(1e18, None, 0.01), (2e18, 6e-20, 0.01), (1e30, 1e-31, 0.01), (1e25, 1e-25, 0.01), (1e-25, 1e18, 1e-9)],
+    [(1e18, None, 0.01), (2e18, 6e-20, 0.01), (1e30, 1e-31, 0.01), (1e25, 1e-25, 0.01), (2e-20, 1e18, 0.01)],
 )
 def test_huge_inputs_beside_tiny_gradients(method, x, g, l2_clip_norm):
     """Squares of ``g`` or of ``x`` are zero in float32, the norm is not. None: cross-entropy at a margin of 44.
