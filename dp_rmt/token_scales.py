@@ -15,8 +15,12 @@ and of tokens.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from dp_rmt.random_matrix.units import unit_of
 
 LARGEST_ORDINARY_NORM = 2.0**14
 """Tokens up to this norm need no scaling: activations of transformers have norms of some thousands at most, and 1e-19
@@ -26,7 +30,7 @@ times this does not matter beside any clip norm."""
 def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
     """The power of two s with ``s / 2 <= max |x_t| < s``: one for a token of zeros, NaN where one is not finite.
 
-    Near the ends of the range of ``x`` s is held back (to 2^126 in float32), so that ``1 / s`` is a normal number, too.
+    Near the ends of the range of ``x`` s is held back (to 2^125 in float32), so that ``1 / s`` is a normal number, too.
 
     >>> token_scales("bti", "bt", jnp.array([[[3.0, -5.0], [0.0, 0.25]]])).tolist()
     [[8.0, 0.5]]
@@ -34,14 +38,16 @@ def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(x), axis=[i for i, a in enumerate(axes) if a not in kept], initial=0)
     largest = jnp.einsum(f"{''.join(a for a in axes if a in kept)}->{kept}", largest)
     largest = largest.astype(jnp.promote_types(x.dtype, jnp.float32))
-    info = jnp.finfo(largest.dtype)
-    exponents = jnp.clip(jnp.frexp(largest)[1], info.minexp + 1, info.maxexp - 2)
-    return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponents), jnp.nan)
+    scales = jnp.where(largest == 0, 1.0, 2 * unit_of(largest))
+    return jnp.where(jnp.isfinite(largest), scales, jnp.nan)
 
 
 def are_ordinary(*token_norms: jax.Array) -> jax.Array:
-    """Whether all these norms are finite, and small enough that nothing has to be scaled."""
-    return jnp.all(jnp.stack([jnp.max(norms, initial=0) <= LARGEST_ORDINARY_NORM for norms in token_norms]))
+    """Whether all these norms are finite, and small enough that nothing has to be scaled.
+
+    Each norm is compared, not the largest: the maximum over the devices of a mesh leaves NaN out (jaxlib 0.10.2, CPU).
+    """
+    return functools.reduce(jnp.logical_and, (jnp.all(norms <= LARGEST_ORDINARY_NORM) for norms in token_norms))
 
 
 def times(axes: str, a: jax.Array, kept: str, factors: jax.Array) -> jax.Array:
