@@ -45,7 +45,7 @@ setup(
         # The reference that tests compare with. PyPI's torch for Linux brings CUDA libraries; the CPU build
         # is smaller: add --extra-index-url https://download.pytorch.org/whl/cpu
         "oracle": ["torch==2.13.0"],
-        # Other implementations that experiments/profile_step.py compares with.
+        # Other implementations that experiments/benchmarks/step/main.py compares with.
         "peers": ["jax-privacy==2.0.0"],
         "peers-torch": ["opacus==1.6.0", "torch==2.13.0"],
         # METEOR and the official tokenizer of ROUGE-L and CIDEr; needs Java, too.

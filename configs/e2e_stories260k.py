@@ -29,7 +29,7 @@ RATES = {
     "lora_noisy": 1e-2,
     "lora_denoised": 1e-2,
 }
-"""Chosen on E2E at epsilon 8 by `experiments.learning_rates`: experiments/results/learning_rates/e2e.json."""
+"""Chosen on E2E at epsilon 8 by `experiments.learning_rates`: experiments/studies/learning_rates/results/e2e.json."""
 
 
 def get_config(task: str = "e2e") -> ConfigDict:

@@ -11,7 +11,7 @@ and moment are this project's.
 Expected: the table in experiments/README.md. Cost: 30 steps at batch 4096 take 20 minutes of one core of an AMD EPYC,
 55 of an Intel Xeon.
 Command: python -m experiments.finetune --config=configs/sst2_methods.py --config.data.path=DIR
-With a tuned learning rate for each arm, over seeds: python -m experiments.methods_study, same flags.
+With a tuned learning rate for each arm, over seeds: python -m experiments.studies.methods.study, same flags.
 """
 
 from ml_collections import ConfigDict

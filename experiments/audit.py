@@ -1,7 +1,7 @@
 """Attacks runs of this project's own mechanism, right and with mistakes, and bounds their epsilon from below.
 
     python -m experiments.audit              the code as it is, at every epsilon of --epsilons
-    python -m experiments.audit --mutations  and with every mistake of `experiments.audit_problems.MUTATIONS`
+    python -m experiments.audit --mutations  and with every mistake of `dp_rmt.auditing.problems.MUTATIONS`
     python -m experiments.audit --workdir=RUN --runs=2000    with the noise, sampling and updates of a run; its
                                              privacy.md then has the bound
 
@@ -28,11 +28,12 @@ from absl import app, flags
 from dp_rmt.auditing.canaries import coin_flips
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import write_atomically
-from dp_rmt.training.privacy_audit import AuditBound, write_audit
-from dp_rmt.training.privacy_statement import PrivacyStatement, read_privacy, write_privacy
-from dp_rmt.training.privacy_text import number
-from experiments import command_line, machine
-from experiments.audit_problems import (
+from dp_rmt.reporting.audit_bound import AuditBound, write_audit
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.reporting.privacy_text import number
+from dp_rmt.finetuning import command_line
+from experiments.benchmarks import machine
+from dp_rmt.auditing.problems import (
     CLIP_NORM,
     MUTATIONS,
     Audited,
@@ -42,8 +43,8 @@ from experiments.audit_problems import (
     mlp_losses,
     mlp_params,
 )
-from experiments.audit_runs import OneRun, one_run_bound, repeated_bound
-from experiments.workdir import CONFIG_FILE, only_writer
+from dp_rmt.auditing.engines import OneRun, one_run_bound, repeated_bound
+from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""
@@ -266,5 +267,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("runs", 24_000, "repeated runs with, and so many without, the canary", lower_bound=20)
     flags.DEFINE_integer("canaries", 16_000, "of the one run; a multiple of 500, or less than 500", lower_bound=2)
     flags.DEFINE_integer("seed", 0, "of coins, sampling and noise")
-    flags.DEFINE_string("results", "experiments/results/audit", "where the records lie")
+    flags.DEFINE_string("results", "experiments/studies/audit/results", "where the records lie")
     app.run(main)

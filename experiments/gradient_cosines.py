@@ -29,15 +29,15 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from dp_rmt.denoising import denoise_matrices
-from dp_rmt.filters import low_pass_filter
-from dp_rmt.gates import TracyWidom
-from dp_rmt.muon import private_muon
+from dp_rmt.denoising.gradient import denoise_matrices
+from dp_rmt.baselines.filters import low_pass_filter
+from dp_rmt.denoising.gates import TracyWidom
+from dp_rmt.baselines.muon import private_muon
 from dp_rmt.training.train_step import matrix_cosines
-from dp_rmt.truncation import truncate_rank
+from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.types import Params
-from experiments import command_line
-from experiments.gradient_stream import Gradients, GradientStream, five_digits, write_record
+from dp_rmt.finetuning import command_line
+from experiments.studies.spectra.gradient_stream import Gradients, GradientStream, five_digits, write_record
 
 DECAY = 0.9
 """Of the first moment; Adam's own."""
@@ -181,6 +181,6 @@ if __name__ == "__main__":  # flags are defined here, so that other programs and
     flags.DEFINE_string("arm", "noisy", "The arm of the config that gives the trajectory.")
     flags.DEFINE_integer("num_steps", 24, "How many steps of the schedule to take.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
-    flags.DEFINE_string("results", "experiments/results/gradient_cosines", "Folder of the records.")
+    flags.DEFINE_string("results", "experiments/studies/gradient_cosines/results", "Folder of the records.")
     flags.mark_flag_as_required("config")
     command_line.run(main)

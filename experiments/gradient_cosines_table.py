@@ -1,6 +1,6 @@
 """The table of the cosines, from their records; prints Markdown.
 
-python -m experiments.gradient_cosines_table --results=experiments/results/gradient_cosines
+python -m experiments.gradient_cosines_table --results=experiments/studies/gradient_cosines/results
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def row(record: dict[str, Any], name: str) -> list[str]:
 
 
 if __name__ == "__main__":  # flags are defined here, so that other programs and tests can import the rest
-    flags.DEFINE_string("results", "experiments/results/gradient_cosines", "Folder of the records.")
+    flags.DEFINE_string("results", "experiments/studies/gradient_cosines/results", "Folder of the records.")
     app.run(main)

@@ -1,7 +1,7 @@
 """The learning rate of every arm of a config, by the training loss of a short run, on PUBLIC data.
 
     python -m experiments.learning_rates --config=configs/e2e_stories260k.py --config.data.path=DIR
-        --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/results/learning_rates/e2e.json
+        --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/studies/learning_rates/results/e2e.json
 
 For each arm, rates around its own train for the first --steps of the schedule, at the noise of the whole run; while the
 best is the largest or the smallest tried, one further factor of 2 is tried. A rate is as good as its mean training loss
@@ -20,11 +20,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.training.metrics import read_metrics
-from experiments import arms, assemble, command_line
-from experiments.gradient_stream import five_digits, write_record
-from experiments.rate_search import best_rate
-from experiments.settings import arm_configs
-from experiments.workdir import claim_workdir
+from dp_rmt.finetuning import arms, assemble, command_line
+from experiments.studies.spectra.gradient_stream import five_digits, write_record
+from dp_rmt.finetuning.rate_search import best_rate
+from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.workdir import claim_workdir
 
 LAST_STEPS = 3
 """Whose losses are averaged."""

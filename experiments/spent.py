@@ -14,10 +14,10 @@ from pathlib import Path
 from absl import app, flags
 
 from dp_rmt.training.ledger import read_ledger
-from dp_rmt.training.privacy_text import align, number
-from experiments import command_line
-from experiments.sweep_privacy import Run, cost_of_choosing
-from experiments.sweep_report import arms_of, spent_by
+from dp_rmt.reporting.privacy_text import align, number
+from dp_rmt.finetuning import command_line
+from dp_rmt.finetuning.sweep.privacy import Run, cost_of_choosing
+from dp_rmt.finetuning.sweep.report import arms_of, spent_by
 
 
 def spent_together(workdirs: Sequence[Path]) -> str:

@@ -29,17 +29,18 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.denoising import TreeDenoiser
-from dp_rmt.gates import TracyWidom
-from dp_rmt.matrix_denoiser import MatrixDenoiser
-from dp_rmt.matrix_groups import JoinRule, shared_inputs
-from dp_rmt.matrix_view import MatrixAxes, MatrixRule
+from dp_rmt.denoising.gradient import TreeDenoiser
+from dp_rmt.denoising.gates import TracyWidom
+from dp_rmt.denoising.matrix_denoiser import MatrixDenoiser
+from dp_rmt.denoising.matrix_groups import JoinRule, shared_inputs
+from dp_rmt.denoising.matrix_view import MatrixAxes, MatrixRule
 from dp_rmt.models.encoder import ENCODER_PROJECTIONS
-from dp_rmt.residual_stream import reads_the_stream
+from dp_rmt.denoising.joins import reads_the_stream
 from dp_rmt.trees import leaves_by_path
-from experiments import command_line, lora_pairs
+from dp_rmt.finetuning import command_line
+from experiments import lora_pairs
 from experiments.gradient_cosines import DECAY, first_moment_noise_std
-from experiments.gradient_stream import GradientStream, five_digits, write_record
+from experiments.studies.spectra.gradient_stream import GradientStream, five_digits, write_record
 from experiments.lora_pairs import Pair
 from experiments.structure_table import print_table
 
@@ -276,6 +277,6 @@ if __name__ == "__main__":  # flags are defined here, so that other programs and
     flags.DEFINE_float("lora_clip_norm", 1.0, "With LoRA; about the median norm of a gradient for MiniLM on SST-2.")
     flags.DEFINE_float("lora_learning_rate", 5e-3, "With LoRA.")
     flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
-    flags.DEFINE_string("results", "experiments/results/structure", "Folder of the records.")
+    flags.DEFINE_string("results", "experiments/studies/structure/results", "Folder of the records.")
     flags.mark_flag_as_required("config")
     command_line.run(main)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dp_rmt.clipping import clip_factors
+from dp_rmt.clipping.per_example import clip_factors
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 

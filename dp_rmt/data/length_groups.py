@@ -19,7 +19,7 @@ def group_by_length(
     """Splits the examples of a batch by length; the sum of their gradients does not notice.
 
     Every group has room for the whole batch, so nothing is ever dropped and the shapes never change; its padding is
-    laid out so that whole microbatches of it are skipped (`dp_rmt.clipping.summed_over_microbatches`).
+    laid out so that whole microbatches of it are skipped (`dp_rmt.clipping.per_example.summed_over_microbatches`).
 
     Args:
       arrays: the data set with ``attention_mask`` (N, L); every array with L columns is cut to the group's length.

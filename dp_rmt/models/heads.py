@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dp_rmt.ghost_layers import LAYER_RULES, LayerRule
-from dp_rmt.ghost_rules import LeafRule, Offset
-from dp_rmt.models.decoder import CausalLanguageModel
+from dp_rmt.clipping.layer_rules import LAYER_RULES, LayerRule
+from dp_rmt.clipping.leaf_rules import LeafRule, Offset
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.encoder import Encoder, EncoderConfig
 from dp_rmt.models.layers import ACTIVATIONS, dense, layer_norm
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dp_rmt.models import hf_names
+from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.heads import SequenceClassifier, init_params
-from dp_rmt.models.hf_names import Model
+from dp_rmt.models.huggingface.names import Model
 from dp_rmt.models.lora import LoRAConfig, merge_lora, with_config
 
 PATTERNS = {

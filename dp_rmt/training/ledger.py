@@ -19,8 +19,8 @@ from typing import Any
 
 from dp_rmt import accounting
 from dp_rmt.noise_addition import NOISE_SUPPORT
-from dp_rmt.training.privacy_text import number
-from dp_rmt.training.provenance import Provenance
+from dp_rmt.reporting.privacy_text import number
+from dp_rmt.reporting.provenance import Provenance
 
 FILE = "ledger.jsonl"
 
@@ -92,7 +92,7 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of one run's folder; only one process may append (see `experiments.workdir.only_writer`).
+    """The ledger of one run's folder; only one process may append (see `dp_rmt.finetuning.workdir.only_writer`).
 
     Args:
       workdir: the run's folder.

@@ -20,7 +20,7 @@ from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
-from dp_rmt.training.privacy_text import number
+from dp_rmt.reporting.privacy_text import number
 from dp_rmt.training.processes import to_devices
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState, published_params

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt.filters import KalmanState, without_look_ahead
+from dp_rmt.baselines.filters import KalmanState, without_look_ahead
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
 

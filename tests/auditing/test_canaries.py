@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dp_rmt.auditing import canaries
-from dp_rmt.clipping import clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 
 def test_coins_are_fair_and_a_function_of_the_seed():

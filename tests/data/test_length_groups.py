@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp_rmt.clipping import clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.data.length_groups import check_lengths, group_by_length, rows_by_length
 
 NUM_ROWS, LENGTH, BATCH = 30, 8, 8

@@ -17,10 +17,11 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from dp_rmt.ghost_layers import LAYER_RULES
+from dp_rmt.clipping.layer_rules import LAYER_RULES
 from dp_rmt.models.heads import MaskedLanguageModelHead
-from experiments import arms, synthetic_task
-from experiments.workdir import claim_workdir, only_writer
+from dp_rmt.finetuning import arms
+from dp_rmt.finetuning.tasks import synthetic as synthetic_task
+from dp_rmt.finetuning.workdir import claim_workdir, only_writer
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -318,7 +319,7 @@ def test_a_folder_or_file_of_something_else_is_left_alone(make_config: MakeConfi
 
 HOLD = """
 import pathlib, sys, time
-from experiments.workdir import only_writer
+from dp_rmt.finetuning.workdir import only_writer
 with only_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

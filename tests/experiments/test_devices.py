@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from experiments import assemble
-from experiments.workdir import check_workdir, claim_workdir
+from dp_rmt.finetuning import assemble
+from dp_rmt.finetuning.workdir import check_workdir, claim_workdir
 
 
 def test_the_mechanism_is_that_of_one_device(make_config):

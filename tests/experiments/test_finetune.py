@@ -22,7 +22,7 @@ from dp_rmt.models import load_pretrained, load_tokenizer
 from dp_rmt.training.losses import infilling_logits, label_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.trees import leaves_by_path
-from experiments import arms
+from dp_rmt.finetuning import arms
 
 MakeConfig = Callable[..., ConfigDict]
 FILES = {
@@ -189,10 +189,10 @@ def test_the_microbatch_size_is_found_by_compiling(
     assert arm.config.train.microbatch_size == 0  # what the workdir records, and a resumed run is compared with
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(arm.run.state.params))
     # One example takes 220 kB, beside the five copies of what is trained.
-    monkeypatch.setattr("experiments.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
+    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
     with pytest.raises(ValueError, match="one example at a time needs"):
         arms.prepare(config, tmp_path / "too_small")
-    monkeypatch.setattr("experiments.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
+    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
     (arm,) = arms.prepare(config, tmp_path / "small")
     assert arm.run.loop.mechanism.microbatch_size in (1, 2)
 

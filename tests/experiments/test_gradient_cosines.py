@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt.denoised_adam import scale_by_denoised_adam
+from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.random_matrix import marchenko_pastur
 from experiments import gradient_cosines, gradient_cosines_table
-from experiments.gradient_stream import Gradients
+from experiments.studies.spectra.gradient_stream import Gradients
 
 ROWS, COLS, STD = 48, 96, 0.1
 THRESHOLD = float(np.asarray(marchenko_pastur.detection_threshold(rows=ROWS, cols=COLS, noise_std=STD)))

@@ -11,7 +11,7 @@ import pytest
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import arms
+from dp_rmt.finetuning import arms
 
 BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant": "rdp"}
 

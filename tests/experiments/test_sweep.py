@@ -19,10 +19,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from dp_rmt.training.ledger import Entry, Ledger, now
-from dp_rmt.training.provenance import Provenance
-from experiments import sweep, sweep_commands, sweep_executors, sweep_report
-from experiments.sweep_executors import Job, Slot
-from experiments.workdir import as_json
+from dp_rmt.reporting.provenance import Provenance
+from experiments import sweep
+from dp_rmt.finetuning.sweep import commands as sweep_commands, executors as sweep_executors, report as sweep_report
+from dp_rmt.finetuning.sweep.executors import Job, Slot
+from dp_rmt.finetuning.workdir import as_json
 
 RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 
@@ -193,7 +194,7 @@ def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path: Path) -> N
 
 def test_sigterm_ends_the_jobs_too(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys\nfrom experiments.sweep_executors import Job, Slot, run_local\n"
+        "import pathlib, sys\nfrom dp_rmt.finetuning.sweep.executors import Job, Slot, run_local\n"
         "waits = 'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
         "print(1, flush=True); time.sleep(60)'\n"
         "folder = pathlib.Path(sys.argv[1])\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from dp_rmt.gates import Kappa, TracyWidom
+from dp_rmt.denoising.gates import Kappa, TracyWidom
 
 # RoBERTa-base and -large, MiniLM, and the factors of LoRA.
 SHAPES = [(768, 768), (768, 3072), (384, 384), (384, 1536), (1024, 4096), (16, 1024), (8, 4096), (64, 64), (4096, 16)]

@@ -107,13 +107,13 @@ def test_imports_come_from_earlier_floors(module):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dp_rmt.clipping", "from dp_rmt import mechanism"),
-        ("dp_rmt.clipping", "from dp_rmt.mechanism import DPSGD"),
-        ("dp_rmt.clipping", "import dp_rmt.training.train"),
-        ("dp_rmt.clipping", "from . import training"),
-        ("dp_rmt.clipping", "from .models import SequenceClassifier"),
-        ("dp_rmt.clipping", "from dp_rmt import clipped_grad"),  # through the front door
-        ("dp_rmt.clipping", "import dp_rmt"),
+        ("dp_rmt.clipping.per_example", "from dp_rmt import mechanism"),
+        ("dp_rmt.clipping.per_example", "from dp_rmt.mechanism import DPSGD"),
+        ("dp_rmt.clipping.per_example", "import dp_rmt.training.train"),
+        ("dp_rmt.clipping.per_example", "from . import training"),
+        ("dp_rmt.clipping.per_example", "from .models import SequenceClassifier"),
+        ("dp_rmt.clipping.per_example", "from dp_rmt import clipped_grad"),  # through the front door
+        ("dp_rmt.clipping.per_example", "import dp_rmt"),
         ("dp_rmt.models.layers", "from ..training import train"),
         ("dp_rmt.models.__init__", "from ..data import glue"),
         ("dp_rmt.random_matrix.shrinkage", "from dp_rmt.types import Params"),
@@ -124,7 +124,7 @@ def test_imports_come_from_earlier_floors(module):
         ("dp_rmt.training.train", "from absl import app"),
         ("dp_rmt.training.train", "import configs.sst2"),
         ("dp_rmt.training.train", "from experiments import finetune"),
-        ("dp_rmt.models.hf_folder", "import torch"),
+        ("dp_rmt.models.huggingface.folder", "import torch"),
     ],
 )
 def test_a_planted_violation_is_found(module, source):

@@ -1,6 +1,6 @@
 """The law of the largest contribution: no example adds more than C (1 + 1e-3) to the sum, in any corner.
 
-The bound is that of `dp_rmt.ghost_clipping` in bfloat16, whose norms are rounded upwards; what float32 rounding of a
+The bound is that of `dp_rmt.clipping.ghost` in bfloat16, whose norms are rounded upwards; what float32 rounding of a
 norm, a quotient and a product leave is 1e-6.
 """
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.clipping import clipped_grad
-from dp_rmt.ghost_clipping import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
+from dp_rmt.clipping.ghost import ghost_clipped_grad
 from tests.laws.contribution_search import MODELS, Setting, contributions
 
 METHODS = ("vmap", "bookkeeping", "ghost", "auto")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dp_rmt.gates import Kappa, TracyWidom
+from dp_rmt.denoising.gates import Kappa, TracyWidom
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, stein
 
 NOISE_STD = 0.7

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from dp_rmt import denoise_matrices, scale_by_denoised_adam
-from dp_rmt.muon import private_muon
-from dp_rmt.truncation import truncate_rank
+from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.truncation import truncate_rank
 from tests.laws.transformations import ALL, CASES, STD, Case, assert_same, is_wide, noise, run, tree
 
 

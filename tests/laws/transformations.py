@@ -13,11 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt import add_gaussian_noise, denoise_matrices, gates, matrix_groups, scale_by_denoised_adam
-from dp_rmt.filters import kalman_filter, low_pass_filter
-from dp_rmt.muon import private_muon
-from dp_rmt.residual_stream import layers_side_by_side, reads_the_stream
-from dp_rmt.truncation import truncate_rank
+from dp_rmt import add_gaussian_noise, denoise_matrices, scale_by_denoised_adam
+from dp_rmt.denoising import gates, matrix_groups
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.muon import private_muon
+from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream
+from dp_rmt.baselines.truncation import truncate_rank
 
 STD = 0.5
 

@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt import models
-from dp_rmt.models.decoder_config import PROJECTIONS
+from dp_rmt.models.decoder.config import PROJECTIONS
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.tuning import parameter_shapes
 from dp_rmt.training.train_state import split_params

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.example_mixing import mixed_examples
+from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.models import EncoderConfig, MaskedLanguageModel, SequenceClassifier
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 

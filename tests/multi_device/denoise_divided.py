@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dp_rmt import denoise_matrices, scale_by_denoised_adam
 from dp_rmt.training.partitioning import by_matrix, data_mesh, make_mesh
 from dp_rmt.trees import leaves_by_path
-from experiments.scaling_hlo import cost_of
+from experiments.benchmarks.scaling.hlo import cost_of
 
 STD = 0.1
 TRANSFORMS = {

@@ -31,8 +31,8 @@ from dp_rmt.training.ledger import Entry, now
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.partitioning import init_state, jit_train_step, make_mesh
-from dp_rmt.training.privacy_statement import PrivacyStatement
-from dp_rmt.training.provenance import Provenance
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import Transforms, split_params

@@ -12,7 +12,7 @@ import pytest
 
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import fingerprint
-from dp_rmt.denoising import denoise_matrices
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.training.checkpoint import Checkpoints

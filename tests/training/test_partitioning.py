@@ -11,8 +11,8 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from dp_rmt.denoising import denoise_matrices
-from dp_rmt.filters import kalman_filter, low_pass_filter
+from dp_rmt.denoising.gradient import denoise_matrices
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
 from dp_rmt.models import (
     CausalLanguageModel,
     DecoderConfig,
@@ -22,7 +22,7 @@ from dp_rmt.models import (
     SequenceClassifier,
     init_params,
 )
-from dp_rmt.models.decoder_config import PROJECTIONS
+from dp_rmt.models.decoder.config import PROJECTIONS
 from dp_rmt.models.encoder import ENCODER_PROJECTIONS
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.training.partitioning import AXES, batch_parts, by_example, by_matrix, data_mesh, make_mesh, place

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_rmt.denoising import denoise_matrices
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.training.train_state import TrainState, Transforms, merge_params, split_params
 from dp_rmt.trees import leaves_by_path

@@ -24,7 +24,7 @@ import opacus
 import torch
 import transformers
 
-from experiments.rounds import alternate, median_ratio
+from experiments.benchmarks.rounds import alternate, median_ratio
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Of Opacus's sum against gradients one by one, relative to its norm; Opacus itself adds 1e-6 to every norm."""
@@ -35,7 +35,7 @@ Step = Callable[[Batch], None]
 
 
 def main(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures both steps; see `experiments.profile_torch` for the settings and the result."""
+    """Measures both steps; see `experiments.benchmarks.step.torch_peers` for the settings and the result."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # One thread on each core that the process may use, as XLA has.
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

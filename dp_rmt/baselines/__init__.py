@@ -1,0 +1,1 @@
+"""What others do about privacy noise, as optax transformations."""

@@ -1,0 +1,290 @@
+"""Clipped gradients at about the cost of an ordinary gradient, for Flax linen models.
+
+The loss function stays the user's own: the layers inside it are found while it is traced (`dp_rmt.clipping.layer_rules`),
+each is differentiated by its rules (`dp_rmt.clipping.leaf_rules`, `dp_rmt.clipping.taps`), and every parameter is followed to the
+layers that use it (`dp_rmt.clipping.leaf_uses`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dp_rmt.clipping.per_example import (
+    ClippedGradient,
+    ClippingStyle,
+    PerExample,
+    check_arguments,
+    clip_factors,
+    summed_over_microbatches,
+)
+from dp_rmt.clipping.example_mixing import mixed_examples
+from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
+from dp_rmt.clipping.leaf_rules import is_wide_float
+from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
+from dp_rmt.clipping.leaf_uses import Use, bytes_of_marked_outputs, calls_of_layers, mark, uses_of_leaves
+from dp_rmt.clipping.microbatch_size import default_memory_budget
+from dp_rmt.types import Batch, Params, PerExampleLosses
+
+Method = Literal["auto", "bookkeeping", "ghost"]
+
+
+def ghost_clipped_grad(
+    per_example_losses: PerExampleLosses,
+    *,
+    l2_clip_norm: float,
+    normalize_by: float = 1.0,
+    clip: ClippingStyle = "flat",
+    method: Method = "auto",
+    microbatch_size: int | None = None,
+    memory_budget: int | None = None,
+) -> ClippedGradient:
+    """`dp_rmt.clipping.per_example.clipped_grad` without per-example gradients: the same numbers, sooner.
+
+    A backward pass gives every layer's input ``x`` and output gradient ``g``, from which follow the norms ``||g_i||``
+    and, with the clip factors ``c_i``, the sum ``sum_i c_i g_i``. The methods differ in where the sum comes from:
+
+    - "bookkeeping" (Bu et al. 2023): from ``x`` and ``g``, kept for all layers at once. The operations of a plain
+      gradient and the norms; the memory of a plain gradient and ``g``.
+    - "ghost" (Li et al. 2022, section 4): from a second backward pass, the same with other weights in the layers' sums.
+      4/3 of the operations of a plain gradient (3/2 where matrices are frozen) and the norms; its memory.
+    - "auto": book-keeping, unless all ``g`` together are larger than ``memory_budget``.
+
+    Under nn.remat both cost 3/2, and little more memory than the plain gradient.
+
+    Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
+    a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
+    may be reported larger than `clipped_grad` has them. It holds for inputs and output gradients of any size
+    (`dp_rmt.clipping.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose tokens' gradients
+    have norms of more than 1.8e19 in sum contributes zero. With "ghost" norms and sums come from two backward passes
+    of the same arithmetic, which a compiler may round differently: where a gradient is nothing but the rounding of
+    the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
+
+    There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
+    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute dtype of
+    16 bits or more; `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of
+    its arguments ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may
+    mix examples. A tied table is known by itself, so several modules may have one name; its lookup must come before
+    its head, and not inside a jit or a remat of its own.
+
+    Dropout: `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
+
+    Args:
+      per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen
+        parameters are closed over: any layer may use them, in any way.
+      l2_clip_norm: as in `clipped_grad`, like the arguments that follow.
+      normalize_by: divides the sum; the EXPECTED batch size.
+      clip: "flat" or "automatic".
+      method: "auto", "bookkeeping" or "ghost", as described above.
+      microbatch_size: examples differentiated at once; None for all. Must divide the batch.
+      memory_budget: of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
+
+    Returns:
+      A `ClippedGradient`.
+
+    Raises:
+      ValueError: an argument is out of range; or, from the returned function, a leaf has no rule, is used more than
+        once or is narrower than float32, an operation mixes examples, or the losses have the wrong shape or dtype.
+
+    >>> import flax.linen as nn
+    >>> model = nn.Dense(1, use_bias=False)
+    >>> losses = lambda params, batch: 0.5 * model.apply(params, batch)[:, 0] ** 2
+    >>> params = {"params": {"kernel": jnp.ones((2, 1))}}
+    >>> gradient, per_example = ghost_clipped_grad(losses, l2_clip_norm=1.0)(
+    ...     params, jnp.eye(2) * 2, is_padding_example=None
+    ... )
+    >>> [round(float(x), 3) for x in per_example.grad_norm]
+    [4.0, 4.0]
+    """
+    if method not in ("auto", *_METHODS):
+        raise ValueError(f"method must be one of {', '.join(map(repr, ('auto', *_METHODS)))}, got {method!r}")
+    check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
+
+    def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+        layers = _check_every_leaf_is_counted_once(per_example_losses, params, batch)
+        chosen = method if method != "auto" else _choose(layers.bytes_per_example * len(is_padding), memory_budget)
+
+        def tapped(params: Params, weights_B: jax.Array) -> jax.Array:
+            return _tapped_losses(per_example_losses, layers, params, batch, weights_B)
+
+        ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+        losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
+        # The rounding of a cross term can be negative. One that overflows to -inf is no norm of zero.
+        norms = jnp.sqrt(jnp.where(jnp.isneginf(squared_norms), jnp.inf, jnp.maximum(squared_norms, 0.0)))
+        norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
+        contributes = jnp.isfinite(norms) & ~is_padding
+        factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
+        return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
+
+    return summed_over_microbatches(
+        clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
+    )
+
+
+# ---- The methods: (tapped losses, params, ones) -> (losses, squared norms, weights -> weighted sum) -----------------
+
+_Tapped = Callable[[Params, jax.Array], jax.Array]
+_Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
+
+
+def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+    return pull_back(cotangents)
+
+
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
+    """The sums of a backward pass are linear in the weights of the taps; what that linear map needs is the book."""
+
+    def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:
+        losses, pull_back = jax.vjp(tapped, params, weights_B)
+        sums, squared_norms = run(pull_back, jnp.ones_like(losses))
+        return sums, (losses, squared_norms)
+
+    _, weighted_sum, (losses, squared_norms) = jax.linearize(backward, ones, has_aux=True)
+    return losses, squared_norms, weighted_sum
+
+
+def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
+    """The same without the book: the linear map repeats the backward pass, from the same cotangents of the losses.
+
+    Weighted cotangents would give the same sums in exact arithmetic only: no norm of the first pass bounds what the
+    layers between make of other numbers by rounding, in bfloat16 above all.
+    """
+    return _bookkeeping(tapped, params, ones, run=jax.checkpoint(_run))
+
+
+_METHODS: dict[str, Callable[[_Tapped, Params, jax.Array], _Outcome]] = {"bookkeeping": _bookkeeping, "ghost": _ghost}
+
+
+def _choose(bytes_kept: float, memory_budget: int | None) -> str:
+    limit = default_memory_budget() / 4 if memory_budget is None else memory_budget
+    return "bookkeeping" if bytes_kept <= limit else "ghost"
+
+
+class _Layers(NamedTuple):
+    """What is known of the layers of the losses."""
+
+    names: set[str]  # those whose rules are needed
+    tied: dict[str, str]  # those among them that share a table: lookup -> head
+    ambiguous: set[str]  # heads of which another call, of its lookup or of itself, has the same name
+    bytes_per_example: float  # of all their outputs
+
+
+def _tapped_losses(
+    per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
+) -> jax.Array:
+    """The losses; differentiation gives ``weights_B`` the squared norm of each gradient (see `dp_rmt.clipping.taps`)."""
+    missing = set(layers.names)
+    # From lookup to head. With the table, so that the identity by which it is known stays its own.
+    tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}
+
+    def table_of(head: str, layer: FoundLayer) -> Hashable:
+        # Two modules of one name have tables of their own, and each is the same object in its lookup and its head.
+        return (head, *map(id, layer.held)) if head in layers.ambiguous else head
+
+    def on_layer(layer: FoundLayer) -> jax.Array:
+        if layer.name not in layers.names:  # the rules do not hold, and no leaf of `params` needs them
+            return layer.output
+        if layer.problem is not None:  # a frozen layer of the same name as one that is trained
+            return tap_frozen(layer.leaves, layer.output, f"{layer.name} {layer.problem}: {_NOT_PURE}")
+        missing.discard(layer.name)
+        if layer.name in layers.tied:
+            (table,) = layer.leaves.values()
+            y, ticket = tap_tied_lookup(table, layer.inputs, layer.output, weights_B)
+            tickets[table_of(layers.tied[layer.name], layer)] = (layer.held, layer.inputs, ticket)
+            return y
+        if layer.name in layers.tied.values():
+            (table,) = layer.leaves.values()
+            if (key := table_of(layer.name, layer)) not in tickets:
+                return tap_frozen(layer.leaves, layer.output, f"{layer.name} {_NO_TICKET}")
+            _, ids, ticket = tickets[key]
+            return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
+        return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B)
+
+    losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
+    if missing:
+        raise ValueError(f"{sorted(missing)} are no longer used: {_NOT_PURE}")
+    return losses
+
+
+_NOT_PURE = (
+    "traced again, the losses use their layers otherwise than before. per_example_losses must be a pure function that "
+    "computes the same for every batch size"
+)
+_NO_TICKET = (
+    "is called before the lookup in the same table; ghost clipping needs it after. If several modules have this name, "
+    "it may also be that this one's table was not looked up, or was converted in between: give the modules names of "
+    "their own (nn.Embed(..., name=...)), convert parameters once, freeze the table, or use clipped_grad"
+)
+
+
+# ---- The laws that every leaf is counted exactly once, and that examples are not mixed ------------------------------
+
+# A batch size that no other axis is likely to have: an axis of that size is the batch axis.
+_TRACED_BATCH_SIZE = 7919
+
+
+def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> _Layers:
+    """Raises unless each leaf is unused, or used once by a rule, and the losses keep examples apart."""
+    names: set[str] = set()
+
+    def on_layer(layer: FoundLayer) -> jax.Array:
+        if layer.problem is None:
+            names.add(layer.name)
+        return mark(layer.name, layer.leaves, layer.output, problem=layer.problem)
+
+    def losses(params: Params, batch: Batch) -> jax.Array:
+        return intercepted(per_example_losses, params, batch, _TRACED_BATCH_SIZE, on_layer)
+
+    def many(examples: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((_TRACED_BATCH_SIZE, *examples.shape[1:]), examples.dtype)
+
+    jaxpr = jax.make_jaxpr(losses)(params, jax.tree.map(many, batch)).jaxpr
+    num_leaves = len(jax.tree.leaves(params))
+    tied: dict[str, str] = {}
+    for (path, leaf), uses in zip(jax.tree_util.tree_leaves_with_path(params), uses_of_leaves(jaxpr, num_leaves)):
+        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), uses, names, tied)
+    calls = calls_of_layers(jaxpr)
+    ambiguous = {head for lookup, head in tied.items() if calls[lookup] > 1 or calls[head] > 1}
+    depends_on_batch = [i >= num_leaves for i in range(len(jaxpr.invars))]
+    mixed = mixed_examples(jaxpr, batch_size=_TRACED_BATCH_SIZE, depends_on_batch=depends_on_batch)
+    if mixed is not None:
+        raise ValueError(
+            f"the losses mix examples: {mixed}. One example's gradient would then hold others' data, and clipping "
+            "bounds nothing. Let every operation act on one example at a time (no batch norm, no in-batch negatives, "
+            "no division by a count over the batch)"
+        )
+    return _Layers(names, tied, ambiguous, bytes_of_marked_outputs(jaxpr) / _TRACED_BATCH_SIZE)
+
+
+def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: dict[str, str]) -> None:
+    remedy = "freeze it (close over it instead of passing it in `params`), or use clipped_grad"
+    if not is_wide_float(dtype):
+        raise ValueError(
+            f"{path} is {dtype}, but a clipped sum must be float32 or wider. Keep trained parameters in "
+            "float32 and give the modules a narrower compute dtype, or use clipped_grad"
+        )
+    used_by = [use.by for use in uses]
+    if not set(used_by) <= names:
+        layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
+        raise ValueError(
+            f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
+            f"for {layers} (add yours to dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}"
+        )
+    if len(uses) == 2 and max(used_by) == f"{min(used_by)}.attend":
+        lookup, head = sorted(uses)
+        if not lookup.is_visible_from(head):
+            raise ValueError(
+                f"{path} is looked up by {lookup.by} inside a jit, a remat or a scan that its head {head.by} is not "
+                "inside: ghost clipping must hand the head what the lookup knows. Call the lookup outside, or both "
+                f"inside, {remedy}"
+            )
+        tied[lookup.by] = head.by
+    elif len(used_by) > 1:
+        raise ValueError(
+            f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule for the "
+            "cross terms of its per-example norm (only for one lookup and one `attend` of nn.Embed). Use separate "
+            f"parameters, {remedy}"
+        )

@@ -1,0 +1,224 @@
+"""The layers that can be clipped without per-example gradients, and how they are found in a user's losses.
+
+This is the one file outside ``dp_rmt.models`` that imports flax: layers inside a loss function are found by
+`flax.linen.intercept_methods` while it is traced.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from dp_rmt.clipping.leaf_rules import Contraction, LeafRule, Lookup, Offset, Scale, is_wide_float
+from dp_rmt.types import Batch, Params, PerExampleLosses
+
+
+class LayerRule(NamedTuple):
+    """Rules of a layer's parameters, and where they hold.
+
+    Attributes:
+      leaves: ``(module, input) -> {parameter name: LeafRule}``; raises ValueError, saying why, where there is no rule.
+      settings: attributes that the module must have these values of.
+      rule_input: ``(module, input, output) -> x``, what the rules take as ``x``.
+    """
+
+    leaves: Callable[[Any, jax.Array], Mapping[str, LeafRule]]
+    settings: Mapping[str, Any] = {}
+    rule_input: Callable[[Any, jax.Array, jax.Array], jax.Array] = lambda module, x, y: x.astype(y.dtype)
+
+
+def contraction_leaves(x_axes: str, w_axes: str, y_axes: str) -> dict[str, LeafRule]:
+    """Rules of the kernel and the bias of ``y = einsum("x,w->y", x, kernel) + bias``, the batch first in x and y."""
+    bias_axes = "".join(a for a in y_axes if a in w_axes)
+    return {"kernel": Contraction(x_axes, w_axes, y_axes), "bias": Offset(y_axes, bias_axes)}
+
+
+def _dense(module: nn.Dense, x: jax.Array) -> Mapping[str, LeafRule]:
+    tokens = string.ascii_letters[: x.ndim - 1]
+    return contraction_leaves(f"{tokens}y", "yz", f"{tokens}z")
+
+
+def _dense_general(module: nn.DenseGeneral, x: jax.Array) -> Mapping[str, LeafRule]:
+    axis, features = (a if isinstance(a, tuple | list) else (a,) for a in (module.axis, module.features))
+    x_axes = string.ascii_letters[: x.ndim]
+    if module.batch_dims:  # axis 0, the examples, would be among them
+        raise ValueError("with batch_dims, which would give every example a kernel of its own; use nn.Einsum")
+    inputs = "".join(x_axes[a] for a in axis)
+    outputs = string.ascii_letters[x.ndim : x.ndim + len(features)]
+    y_axes = "".join(a for a in x_axes if a not in inputs) + outputs
+    _check_axes(x_axes, inputs + outputs, y_axes)
+    return contraction_leaves(x_axes, inputs + outputs, y_axes)
+
+
+def _einsum(module: nn.Einsum, x: jax.Array) -> Mapping[str, LeafRule]:
+    subscripts = (module.einsum_str or "").replace(" ", "")
+    if "->" not in subscripts:
+        raise ValueError("with its einsum_str not given to the constructor")
+    operands, y_axes = subscripts.split("->")
+    x_axes, w_axes = operands.split(",")
+    free = [a for a in string.ascii_letters if a not in subscripts]
+    dots = "".join(free[: x.ndim - len(x_axes.replace("...", ""))])
+    x_axes, w_axes, y_axes = (axes.replace("...", dots) for axes in (x_axes, w_axes, y_axes))
+    _check_axes(x_axes, w_axes, y_axes)
+    return contraction_leaves(x_axes, w_axes, y_axes)
+
+
+def _check_axes(x_axes: str, w_axes: str, y_axes: str) -> None:
+    for axes in (x_axes, w_axes, y_axes):
+        if len(set(axes)) != len(axes) or "." in axes:
+            raise ValueError(
+                f"whose axes {x_axes},{w_axes}->{y_axes} repeat within one array, or are in the kernel's ..."
+            )
+    if x_axes[0] != y_axes[:1] or x_axes[0] in w_axes:
+        raise ValueError(
+            f"with axes {x_axes},{w_axes}->{y_axes}: the batch must be first in its input and output, alone"
+        )
+    if not set(x_axes) <= set(w_axes + y_axes) or not set(w_axes) <= set(x_axes + y_axes):
+        raise ValueError(f"with axes {x_axes},{w_axes}->{y_axes}, of which one is summed within one operand")
+
+
+def _normalisation(module: nn.LayerNorm | nn.RMSNorm, x: jax.Array) -> Mapping[str, LeafRule]:
+    axes = string.ascii_letters[: x.ndim]
+    return {"scale": Scale(), "bias": Offset(axes, axes[-1])}
+
+
+def _normalised(module: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    off = {name: False for name in ("use_scale", "use_bias") if hasattr(module, name)}
+    plain = module.clone(parent=None, dtype=jnp.promote_types(y.dtype, jnp.float32), **off)
+    return plain.apply({}, x)
+
+
+def _rows(module: nn.Embed, ids: jax.Array, y: jax.Array) -> jax.Array:
+    if module.num_embeddings == 1:  # the one row, whatever the id
+        return jnp.zeros_like(ids)
+    return jnp.where(ids < 0, ids + module.num_embeddings, ids)
+
+
+def _head(module: nn.Embed, x: jax.Array) -> Mapping[str, LeafRule]:
+    tokens = string.ascii_letters[: x.ndim - 1]
+    return {"embedding": Contraction(f"{tokens}y", "zy", f"{tokens}z")}
+
+
+_PER_TOKEN = {"reduction_axes": -1, "feature_axes": -1, "axis_name": None}
+_STOCK_PRODUCT = {"dot_general": None, "dot_general_cls": None, "promote_dtype": promote_dtype}
+_STOCK_TYPES = {"promote_dtype": promote_dtype}
+
+LAYER_RULES: dict[tuple[type[nn.Module], str], LayerRule] = {
+    (nn.Dense, "__call__"): LayerRule(_dense, _STOCK_PRODUCT),
+    (nn.DenseGeneral, "__call__"): LayerRule(_dense_general, _STOCK_PRODUCT),
+    (nn.Einsum, "__call__"): LayerRule(_einsum, _STOCK_TYPES),
+    (nn.LayerNorm, "__call__"): LayerRule(_normalisation, _PER_TOKEN, _normalised),
+    (nn.RMSNorm, "__call__"): LayerRule(_normalisation, _PER_TOKEN, _normalised),
+    (nn.Embed, "__call__"): LayerRule(
+        lambda module, ids: {"embedding": Lookup(module.num_embeddings)}, _STOCK_TYPES, _rows
+    ),
+    (nn.Embed, "attend"): LayerRule(_head, _STOCK_TYPES),
+}
+"""Rules by module type and method; subclasses may compute something else and have none. Add your own layers here."""
+
+
+class FoundLayer(NamedTuple):
+    """A call, found while the losses are traced, of a method that has rules."""
+
+    name: str  # type and path of the module, and the method
+    leaves: Mapping[str, Any]
+    held: tuple[Any, ...]  # the module's parameters as it holds them: the same objects wherever they are used
+    inputs: jax.Array  # what the rules take as x
+    output: jax.Array  # computed with the leaves held constant
+    rules: Mapping[str, LeafRule]
+    problem: str | None  # why the rules do not hold for this call
+
+
+# Part of the key of every jit cache. A jitted function inside the losses that was traced elsewhere, without
+# the interceptor or with other weights, must be traced again.
+_tracing = jax.make_user_context(None)
+
+
+def intercepted(
+    per_example_losses: PerExampleLosses,
+    params: Params,
+    batch: Batch,
+    batch_size: int,
+    on_layer: Callable[[FoundLayer], jax.Array],
+) -> jax.Array:
+    """The losses, with the output of each layer that has rules replaced by ``on_layer(FoundLayer)``.
+
+    Args:
+      per_example_losses: the user's function.
+      params: trainable parameters.
+      batch: examples.
+      batch_size: how many.
+      on_layer: gives a layer's output.
+
+    Returns:
+      ``(batch_size,)``.
+
+    Raises:
+      ValueError: the losses are not one per example, or too narrow.
+    """
+    inside_layer = False
+
+    def intercept(next_method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        nonlocal inside_layer
+        module: Any = context.module
+        rule = LAYER_RULES.get((type(module), context.method_name))
+        if inside_layer or rule is None or "params" not in module.variables:
+            return next_method(*args, **kwargs)
+        inside_layer = True  # the layer's own computation below is intercepted too
+        try:
+            return on_layer(_found(rule, module, context.method_name, args, kwargs, batch_size))
+        finally:
+            inside_layer = False
+
+    with nn.intercept_methods(intercept), _tracing(object()):
+        losses = per_example_losses(params, batch)
+    if losses.shape != (batch_size,) or not is_wide_float(losses.dtype):
+        raise ValueError(
+            f"per_example_losses must return one loss per example, in float32 or wider: for {batch_size} examples it "
+            f"returned shape {losses.shape}, {losses.dtype}; do not average over the batch, and cast the logits "
+            "to float32"
+        )
+    return losses
+
+
+def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict, batch_size: int) -> FoundLayer:
+    held = module.variables["params"]
+    params = nn.meta.unbox(held)
+    inputs = next(iter((*args, *kwargs.values())))
+    problem, rules = _problem(rule, module, len(args) + len(kwargs), inputs.shape, batch_size), {}
+    if problem is None:
+        try:
+            rules = {name: leaf_rule for name, leaf_rule in rule.leaves(module, inputs).items() if name in params}
+        except ValueError as error:
+            problem = str(error)
+    # What has no rule stays as it is: its use in this layer will be found, and refused.
+    leaves = params if problem else {name: params[name] for name in rules}
+    constants = {**params, **jax.lax.stop_gradient(leaves)}
+    output = module.clone(parent=None).apply({"params": constants}, *args, **kwargs, method=method)
+    if problem is None and not (jnp.issubdtype(output.dtype, jnp.floating) and jnp.finfo(output.dtype).bits >= 16):
+        problem = f"computed in {output.dtype}, for which no rule bounds a norm"
+    if problem is None:
+        inputs = rule.rule_input(module, inputs, output)
+    name = f"{type(module).__name__} {'/'.join(module.path)!r}" + ("" if method == "__call__" else f".{method}")
+    return FoundLayer(name, leaves, tuple(jax.tree.leaves(held)), inputs, output, rules, problem)
+
+
+def _problem(rule: LayerRule, module: Any, num_arguments: int, shape: tuple[int, ...], batch_size: int) -> str | None:
+    for setting, value in rule.settings.items():
+        if getattr(module, setting) != value:
+            return f"with {setting}={getattr(module, setting)!r}, which the rule does not cover"
+    if num_arguments != 1:
+        return "called with more than its input, such as a mask"
+    if not shape or shape[0] != batch_size:
+        shown = ", ".join("batch" if n == batch_size else str(n) for n in shape)
+        return (
+            f"whose input has shape ({shown}): the batch axis must come first, alone (broadcast what all "
+            "examples share, such as position ids)"
+        )
+    return None

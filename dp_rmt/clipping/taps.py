@@ -1,0 +1,214 @@
+"""Taps: identity functions on the outputs of layers, whose derivative gives norms and weighted sums by the leaf rules.
+
+`tap` is for a layer that uses its parameters alone; `tap_tied_lookup` and `tap_tied_head` are for a table that is
+both an embedding and a head. All take ``weights_B`` and give it the squared norm of each example's gradient as its
+"cotangent". One array of weights that is tapped by many layers receives the sum over the layers, because that is what
+a cotangent does.
+
+In each the output ``y`` must have been computed with the parameters held constant, by `jax.lax.stop_gradient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from dp_rmt.clipping.leaf_rules import Contraction, LeafRule, Lookup, head_rows, tied_product, with_range_of_float32
+
+HEAD = Contraction("bsd", "vd", "bsv")
+"""The rule of a tied head, ``y = x E^T``."""
+
+
+def tap(
+    rules: Mapping[str, LeafRule], leaves: Mapping[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array
+) -> jax.Array:
+    """Returns ``y`` unchanged, and gives ``leaves`` and ``weights_B`` their cotangents by the rules.
+
+    The cotangent of a leaf is the sum of its per-example gradients, each times its weight; linear in ``weights_B``. The
+    cotangent of ``weights_B`` is the squared norm of each example's gradient over the leaves that are differentiated.
+
+    An example of weight zero contributes exactly zero to the sum; so does one for which ``g`` holds only zeros and NaN.
+    That is every example whose loss got the cotangent zero: finite derivatives keep it zero, infinite ones make it NaN.
+
+    Args:
+      rules: one rule per leaf.
+      leaves: the parameters of the layer.
+      x: what the rules take as ``x``, (batch, ...).
+      y: the output of the layer, (batch, ...).
+      weights_B: (batch,), float32 or wider.
+
+    Returns:
+      ``y``.
+    """
+    return _tap(tuple((name, rules[name]) for name in leaves), dict(leaves), x, y, weights_B)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tap(static: tuple, leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array) -> jax.Array:
+    return y
+
+
+def _tap_forward(static: tuple, leaves: dict[str, Any], x: Any, y: Any, weights_B: Any) -> tuple[jax.Array, Any]:
+    # Residuals are arrays, but their tree is static: () marks a differentiated leaf, None a frozen one.
+    marks = {name: () if leaf.perturbed else None for name, leaf in leaves.items()}
+    trained = any(leaf.perturbed for leaf in leaves.values())
+    return y.value, (marks, x.value if trained else None, weights_B.value)
+
+
+def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
+    marks, x, weights_B = residuals
+    if isinstance(g, SymbolicZero):
+        return None, None, None, None
+    if x is None:
+        return None, None, g, None
+    g = jax.lax.optimization_barrier(g)  # see `dp_rmt.clipping.leaf_rules.Contraction`; not x, of which a copy would be kept
+    sums: dict[str, Any] = dict.fromkeys(marks)
+    squared_norms = jnp.zeros_like(weights_B)
+    for name, rule in static:
+        if marks[name] is not None:
+            sums[name] = rule.weighted_sum(x, g, weights_B).astype(weights_B.dtype)
+            squared_norms += rule.squared_norm(x, g).astype(weights_B.dtype)
+    return sums, None, g, squared_norms
+
+
+_tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
+
+
+def tap_frozen(leaves: Mapping[str, jax.Array], y: jax.Array, refusal: str) -> jax.Array:
+    """Returns ``y`` unchanged, and refuses to be differentiated with respect to ``leaves``.
+
+    Args:
+      leaves: the parameters of a layer, all of them frozen.
+      y: the output of the layer.
+      refusal: what to say if a leaf is trained after all.
+
+    Returns:
+      ``y``.
+
+    Raises:
+      ValueError: one of the leaves is differentiated.
+    """
+    return _tap_frozen(refusal, dict(leaves), y)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tap_frozen(refusal: str, leaves: dict[str, jax.Array], y: jax.Array) -> jax.Array:
+    return y
+
+
+def _tap_frozen_forward(refusal: str, leaves: dict[str, Any], y: Any) -> tuple[jax.Array, None]:
+    if any(leaf.perturbed for leaf in leaves.values()):
+        raise ValueError(refusal)
+    return y.value, None
+
+
+def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple:
+    return None, None if isinstance(g, SymbolicZero) else g
+
+
+_tap_frozen.defvjp(_tap_frozen_forward, _tap_frozen_backward, symbolic_zeros=True)
+
+
+# ---- A table that is both an embedding and a head -----------------------------------------------------------------
+
+# ||L + M||^2 = ||L||^2 + ||M||^2 + 2 <L, M>, with the gradients L of the lookup and M of the head. The last needs the
+# rows of M at the ids, which the head can compute and the lookup needs, in a backward pass that comes to the head
+# first. The lookup therefore hands the head a ticket of zeros; the rows are what the head gives back as its
+# cotangent.
+
+
+def tap_tied_lookup(
+    table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`tap` for the lookup ``y = E[ids]`` of a table that `tap_tied_head` uses as well.
+
+    Args:
+      table: E, (rows, D).
+      ids: (batch, ...), within the table.
+      y: the output.
+      weights_B: as in `tap`.
+
+    Returns:
+      ``y`` and the ticket for `tap_tied_head`.
+    """
+    tokens = ids.reshape(len(ids), -1).shape
+    ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
+    return _tied_lookup(table, ids, y, weights_B, ticket)
+
+
+@jax.custom_vjp
+def _tied_lookup(table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array, ticket: Any) -> Any:
+    return y, ticket
+
+
+def _tied_lookup_forward(table: Any, ids: Any, y: Any, weights_B: Any, ticket: Any) -> Any:
+    rows_of_table = jnp.empty((len(table.value), 0)) if table.perturbed else None
+    return (y.value, jax.tree.map(lambda t: t.value, ticket)), (rows_of_table, ids.value, weights_B.value)
+
+
+def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
+    rows_of_table, ids, weights_B = residuals
+    g, (rows_BxTxD, rounding_BxT, rounding_of_head_B) = cotangents
+    if rows_of_table is None or isinstance(g, SymbolicZero):
+        return None, None, None if isinstance(g, SymbolicZero) else g, None, None
+    rule = Lookup(len(rows_of_table))
+    g = jax.lax.optimization_barrier(g)
+    squared_norms = rule.squared_norm(ids, g)
+    if not isinstance(rows_BxTxD, SymbolicZero):  # else no head has taken the ticket
+        # What rounding adds to the head's part of the sum may point along the lookup's.
+        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
+    total = rule.weighted_sum(ids, g, weights_B).astype(weights_B.dtype)
+    return total, None, g, squared_norms.astype(weights_B.dtype), None
+
+
+_tied_lookup.defvjp(_tied_lookup_forward, _tied_lookup_backward, symbolic_zeros=True)
+
+
+def tap_tied_head(
+    table: jax.Array, ids: jax.Array, ticket: Any, x: jax.Array, y: jax.Array, weights_B: jax.Array
+) -> jax.Array:
+    """`tap` for the head ``y = x E^T`` of a table that `tap_tied_lookup` uses as well.
+
+    Args:
+      table: E, (rows, D).
+      ids: those of the lookup.
+      ticket: from the lookup.
+      x: the input, (batch, ..., D).
+      y: the output, (batch, ..., rows).
+      weights_B: as in `tap`.
+
+    Returns:
+      ``y``.
+    """
+    return _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+
+
+@jax.custom_vjp
+def _tied_head(table: jax.Array, ids: jax.Array, ticket: Any, x: jax.Array, y: jax.Array, weights_B: jax.Array) -> Any:
+    return y
+
+
+def _tied_head_forward(table: Any, ids: Any, ticket: Any, x: Any, y: Any, weights_B: Any) -> Any:
+    return y.value, (ids.value, x.value, weights_B.value) if table.perturbed else None
+
+
+def _tied_head_backward(residuals: Any, g: Any) -> tuple:
+    if residuals is None or isinstance(g, SymbolicZero):
+        return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
+    ids_BxT, x, weights_B = residuals
+    g = jax.lax.optimization_barrier(g)
+    x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
+    # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
+    g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
+    total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)
+    for_lookup = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))
+    ticket = tuple(a.astype(weights_B.dtype) for a in for_lookup)
+    return total, None, ticket, None, g, HEAD.squared_norm(x_BxSxD, g_BxSxV).astype(weights_B.dtype)
+
+
+_tied_head.defvjp(_tied_head_forward, _tied_head_backward, symbolic_zeros=True)

@@ -1,5 +1,0 @@
-"""Scores of generated text by the definitions of the E2E challenge's official script."""
-
-from dp_rmt.data.text_scores.scores import text_scores
-
-__all__ = ["text_scores"]

@@ -1,0 +1,1 @@
+"""From rows of text to arrays of token ids."""

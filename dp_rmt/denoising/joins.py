@@ -1,0 +1,52 @@
+"""Whatever reads the residual stream of a transformer, in all layers, as one matrix to denoise.
+
+The gradient of a kernel that reads the stream is ``X^T D``: X holds the stream's states, rows of X^T are its channels.
+Residual connections carry much the same states through all layers, so these gradients have column spaces in common,
+and side by side they need fewer components than alone (docs/design/0004).
+
+    dp_rmt.denoise_matrices(noise_std, matrix_rule=layers_side_by_side, join=reads_the_stream)
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+from dp_rmt.denoising.matrix_groups import WEIGHT
+from dp_rmt.denoising.matrix_view import MatrixAxes, kernels_are_matrices
+
+_READS = re.compile(
+    r"(?P<before>(.*[/.])?)(layers?|h|blocks?)([_/.]\d+)?[/.](.*[/.])?"
+    rf"(query|key|value|[qkv](?=_proj)|gate|up|intermediate)(_proj)?(?P<after>{WEIGHT})"
+)
+
+
+def reads_the_stream(path: str) -> str | None:
+    """Join rule: kernels, or A factors of LoRA, whose input is the residual stream, of whichever layer.
+
+    >>> reads_the_stream("encoder/layers/attention/query/kernel")
+    'encoder/residual_stream/kernel'
+    >>> reads_the_stream("decoder/layers_3/up_lora/lora_a/kernel")
+    'decoder/residual_stream_lora/lora_a/kernel'
+    >>> reads_the_stream("model.layers.3.mlp.up_proj.weight")
+    'model.residual_stream.weight'
+    >>> reads_the_stream("decoder/layers/down/kernel") is None  # it writes to the stream
+    True
+    """
+    found = _READS.fullmatch(path)
+    return f"{found['before']}residual_stream{found['after']}" if found else None
+
+
+def layers_side_by_side(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
+    """Matrix rule: as `kernels_are_matrices`, with the layers of what reads the stream as columns of one matrix.
+
+    >>> import jax.numpy as jnp
+    >>> layers_side_by_side("encoder/layers/attention/query/kernel", jnp.zeros((6, 64, 32)))
+    MatrixAxes(rows=(-2,), cols=(-3, -1))
+    """
+    axes = kernels_are_matrices(path, leaf)
+    if axes is None or reads_the_stream(path) is None:
+        return axes
+    layers = tuple(axis for axis in range(-leaf.ndim, 0) if axis not in axes.rows + axes.cols)
+    return MatrixAxes(axes.rows, layers + axes.cols)

@@ -1,0 +1,1 @@
+"""The program: from settings to a fine-tuned model, its report and its privacy statement."""

@@ -1,0 +1,247 @@
+"""One table and one plot over the runs of a sweep, from what the runs have left in their folders."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from dp_rmt.training.ledger import read_ledger
+from dp_rmt.training.metrics import read_metrics, write_atomically
+from dp_rmt.reporting.privacy_text import number
+from dp_rmt.reporting.plots import COLORS, STYLE
+from dp_rmt.finetuning.sweep import privacy as sweep_privacy
+from dp_rmt.finetuning.sweep.executors import Job
+from dp_rmt.finetuning.workdir import CONFIG_FILE, is_secret
+
+if TYPE_CHECKING:
+    from experiments.sweep import Sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An arm of a job, by the files that it has left.
+
+    Attributes:
+      name: of the arm; empty where the job has but one.
+      folder: its own.
+      config: its config.json.
+      privacy: its privacy.json; empty before it has begun.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    privacy: Mapping[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Updates done; -1 of a run that has not begun, or that cannot say how far it came."""
+        return -1 if self.privacy.get("is_upper_bound") else self.privacy.get("num_steps", -1)
+
+    @property
+    def spent_steps(self) -> int:
+        """Updates that have, or may have, been released: the ledger's. Without one the whole run is taken to be."""
+        entries = read_ledger(self.folder)
+        return entries[-1].updates if entries else self.planned_steps
+
+    @property
+    def planned_steps(self) -> int:
+        """Updates in the whole run, as `dp_rmt.finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
+        train, batch = self.config.get("train", {}), self.privacy.get("expected_batch_size")
+        if not train or not batch:
+            return 0
+        return train["num_steps"] or max(1, round(train["epochs"] * self.privacy["num_examples"] / batch))
+
+    def value(self, key: str) -> Any:
+        """Of a dotted key of the config."""
+        found: Any = self.config
+        for part in key.split("."):
+            found = found[part]
+        return found
+
+    def score(self, name: str) -> float:
+        """The last value of a metric.
+
+        Raises:
+          ValueError: the run has no such metric; the message lists those that can be meant.
+        """
+        lines = read_metrics(self.folder / "metrics.jsonl")
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if not values:
+            known = sorted({key for line in lines for key in line if key.startswith("eval/")})
+            raise ValueError(f"{self.folder} has no metric {name!r}; let SCORE be one of {', '.join(known)}")
+        return values[-1]
+
+
+def arms_of(workdir: Path) -> list[Arm]:
+    """The arms of a job; one, of no steps, where the folder holds no run."""
+    config = _read(workdir / CONFIG_FILE)
+    names = list(config.get("arms") or {}) or [""]
+    folders = {name: workdir / name if len(names) > 1 else workdir for name in names}
+    return [
+        Arm(name, folder, _read(folder / CONFIG_FILE), _read(folder / "privacy.json"))
+        for name, folder in folders.items()
+    ]
+
+
+def spent_by(name: str, workdir: Path) -> list[sweep_privacy.Run]:
+    """The runs of a job that have used the data, each with the updates that its ledger says."""
+    found = [arm for arm in arms_of(workdir) if arm.privacy and arm.spent_steps > 0]
+    return [sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for arm in found]
+
+
+def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
+    """Writes sweep.md, sweep.csv, sweep.json and sweep.svg.
+
+    Args:
+      sweep: what was to be run.
+      workdir: of the sweep.
+      finished: the jobs whose runs are shown.
+      failed: every other job -> why.
+
+    Returns:
+      The table and the failures, for the terminal.
+
+    Raises:
+      ValueError: a run lacks the metric of the sweep.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    changed = (key for changes in sweep.changes.values() for key in changes if not is_secret(key))
+    keys = list(dict.fromkeys([sweep.swept, *changed]))
+    arms = [(job.name, arm) for job in finished for arm in arms_of(job.workdir)]
+    rows = [
+        {"job": job, "arm": arm.name, **{key: arm.value(key) for key in keys}, sweep.score: arm.score(sweep.score),
+         "epsilon": arm.privacy["epsilon"], "delta": arm.privacy["delta"], "steps": arm.steps}
+        for job, arm in arms
+    ]  # fmt: skip
+    rows.sort(key=lambda row: -row[sweep.score])
+    # A run that has begun belongs to the choice whether it came to its end or not.
+    runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
+    choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
+    table = _markdown(rows) if rows else "No job is finished."
+    parts = [f"# {sweep.name}", f"{len(finished)} of {len(sweep.changes)} jobs are finished.", table]
+    if rows:
+        means = _markdown(_means(rows, sweep))
+        parts += [f"## Mean {sweep.score} by {sweep.swept}", means, "![The same as a picture](sweep.svg)"]
+        write_atomically(workdir / "sweep.csv", _csv(rows))
+        write_atomically(workdir / "sweep.svg", _plot(rows, sweep))
+    if choice is not None:
+        parts += ["## The privacy of choosing the best", choice.text, _OF_THE_SCORES]
+    failures = [f"### {name}\n\n{_fenced(text)}" for name, text in failed.items()]
+    parts += ["## Jobs that are not finished", *failures] * bool(failures)
+    write_atomically(workdir / "sweep.md", "\n\n".join(parts) + "\n")
+    record = {"sweep": sweep.name, "base": sweep.base, "score": sweep.score, "swept": sweep.swept, "runs": rows,
+              "unfinished": dict(failed), "choosing": dataclasses.asdict(choice) if choice else None}  # fmt: skip
+    write_atomically(workdir / "sweep.json", json.dumps(record, indent=1) + "\n")
+    return "\n".join([table, *(f"\nNOT FINISHED: {name}: {text}" for name, text in failed.items())])
+
+
+_UPPER_BOUNDS = ("epsilon", "delta")
+"""Columns that are rounded up."""
+
+_OF_THE_SCORES = (
+    "This is about the training examples. The examples on which the scores were computed are used without noise: if "
+    "they are private, the choice is not."
+)
+
+
+def _means(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
+    """Mean and standard deviation of the runs that differ in other keys."""
+    groups: dict[tuple[str, Any], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], _hashable(row[sweep.swept])), []).append(row[sweep.score])
+    return [
+        {"arm": arm, sweep.swept: value, "runs": len(scores), "mean": statistics.fmean(scores),
+         "standard deviation": statistics.stdev(scores) if len(scores) > 1 else None}
+        for (arm, value), scores in sorted(groups.items(), key=lambda item: (item[0][0], _order(item[0][1])))
+    ]  # fmt: skip
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
+    """Every run as a point, and the means of each arm joined."""
+    values = sorted({_hashable(row[sweep.swept]) for row in rows}, key=_order)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    place = {value: value if numeric else index for index, value in enumerate(values)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for index, arm in enumerate(dict.fromkeys(row["arm"] for row in sorted(rows, key=lambda row: row["arm"]))):
+            own = [row for row in rows if row["arm"] == arm]
+            color = COLORS[index % len(COLORS)]
+            axes.scatter(
+                [place[_hashable(row[sweep.swept])] for row in own], [row[sweep.score] for row in own],
+                s=22, alpha=0.6, color=color,
+            )  # fmt: skip
+            means = _means(own, sweep)
+            axes.plot(
+                [place[mean[sweep.swept]] for mean in means], [mean["mean"] for mean in means],
+                color=color, label=arm or "mean",
+            )  # fmt: skip
+        if numeric and values[0] > 0 and values[-1] >= 4 * values[0]:
+            axes.set_xscale("log")
+        if numeric and len(values) <= 8:
+            axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+            axes.set_xticks([], minor=True)
+        elif not numeric:
+            axes.set_xticks(list(place.values()), [str(value) for value in values])
+        axes.set_xlabel(sweep.swept)
+        axes.set_ylabel(sweep.score)
+        axes.legend()
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table, without columns in which every cell is empty."""
+    names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(_cell(name, row[name]) for name in names) + " |" for row in rows])
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if not isinstance(value, float) or not math.isfinite(value):
+        return html.escape(str(value), quote=False).replace("|", "\\|")  # text of a config, in a table
+    return number(value, "up" if name in _UPPER_BOUNDS else "nearest")
+
+
+def _fenced(text: str) -> str:
+    """A log as it is, in a fence that no line of it ends."""
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    is_number = isinstance(value, int | float)
+    return (not is_number, float(value) if is_number else 0.0, str(value))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

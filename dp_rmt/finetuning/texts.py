@@ -1,0 +1,95 @@
+"""What a trained decoder writes for the test set: kept row by row as it comes, then scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tqdm
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dp_rmt import scoring as text_scores
+from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts
+from dp_rmt.training.metrics import write_atomically
+from dp_rmt.types import Params
+from dp_rmt.finetuning.tasks.task import Task
+
+TEXTS, SCORES = "texts.jsonl", "scores.json"
+
+
+def decoding(settings: ConfigDict) -> Method:
+    """The method that `config.generation` describes.
+
+    Raises:
+      ValueError: one of its settings is out of range.
+    """
+    shared = {"max_new_tokens": settings.max_new_tokens, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
+    if settings.method == "beam":
+        return Beam(**shared, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
+    if settings.method == "sampling":
+        chosen = {name: settings[name] for name in ("seed", "temperature", "top_k", "top_p")}
+        return Sampling(**shared, **chosen)
+    return Greedy(**shared)
+
+
+def write_texts(folder: Path, task: Task, params: Params, settings: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Writes a text for every prompt, goes on where an interrupted call stopped, and scores them all.
+
+    Args:
+      folder: gets ``texts.jsonl`` (row, source, text, and the split that the source is taken from verbatim) and
+        ``scores.json``; what is there already is not made again.
+      task: with prompts.
+      params: of its module.
+      settings: `config.generation`.
+      mesh: its devices share each batch.
+
+    Returns:
+      The scores by name.
+
+    Raises:
+      ValueError: a prompt does not fit the model.
+    """
+    assert task.prompts is not None
+    if (folder / SCORES).exists():
+        return json.loads((folder / SCORES).read_text())
+    prompts, path = task.prompts, folder / TEXTS
+    texts = _written(path)
+    rows = generate_texts(
+        task.module, params, task.tokenizer, prompts.token_ids, decoding(settings),
+        batch_size=-(-settings.batch_size // mesh.size) * mesh.size, prompt_lengths=settings.prompt_lengths,
+        mesh=mesh if mesh.size > 1 else None, done=texts.keys(),
+    )  # fmt: skip
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm.tqdm(total=len(prompts.sources), initial=len(texts), desc=f"texts for {prompts.split}") as bar,
+    ):
+        for row, text in rows:
+            texts[row] = text.strip()
+            line = {"row": row, "source": prompts.sources[row], "text": texts[row], "verbatim_from": prompts.split}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+    scores = text_scores([texts[row] for row in range(len(prompts.sources))], prompts.references)
+    write_atomically(folder / SCORES, json.dumps(scores, indent=1) + "\n")
+    return scores
+
+
+def samples(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The texts of the first so many rows, in order; none if nothing was written."""
+    path = folder / TEXTS
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return sorted(lines, key=lambda line: line["row"])[:count]
+
+
+def _written(path: Path) -> dict[int, str]:
+    """Row -> text of an earlier call; an unfinished last line, which a killed one leaves behind, is removed."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_atomically(path, whole.decode("utf-8"))
+    lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    return {line["row"]: line["text"] for line in lines}

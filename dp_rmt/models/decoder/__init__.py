@@ -1,0 +1,1 @@
+"""Decoders: one model with the features of every family."""

@@ -1,0 +1,298 @@
+"""Which features each family of decoders has, and how its Hugging Face `config.json` says so: one row per family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dp_rmt.models.decoder.positions import RopeScaling
+
+_LLAMA_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "hidden_act": "hidden_act",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+_LLAMA_DEFAULTS = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False}
+_BIAS = {"attention_bias": "attention_bias"}
+_GEMMA_KEYS = {
+    **_LLAMA_KEYS,
+    **_BIAS,
+    "hidden_act": "hidden_activation",
+    "query_pre_attn_scalar": "query_pre_attn_scalar",
+    "logits_softcap": "final_logit_softcapping",
+}
+_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA_FEATURES = {"norm": "rms_norm_around_one", "sandwich_norms": True, "scale_embedding": True}
+_LAYER_NORM_FEATURES = {"norm": "layer_norm", "gated": False, "mlp_bias": True}
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        hf_class: the transformers class of its causal language models.
+        keys: `DecoderConfig` field -> key of `config.json`.
+        defaults: values of keys that a `config.json` may leave out.
+        features: `DecoderConfig` fields that are always so.
+        only: keys that change the model in ways that are not supported, each with the one value that does not.
+        theta: default of the base of the rotary embedding's wavelengths; None for learned positions.
+        theta_key: its key in older files.
+        local_theta: default of that base for the sliding layers, where they have one of their own.
+        rotary_fraction: default of the part of a head that is turned.
+        window: which layers have a sliding window: "none", "all", "last" (from `max_window_layers` on) or "pattern"
+            (all but every n-th).
+        window_pattern: that n, unless the file tells.
+    """
+
+    hf_class: str
+    keys: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    theta: float | None = 10_000.0
+    theta_key: str = "rope_theta"
+    local_theta: float | None = None
+    rotary_fraction: float = 1.0
+    window: str = "none"
+    window_pattern: int = 1
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        {**_LLAMA_KEYS, **_BIAS, "mlp_bias": "mlp_bias"},
+        {**_LLAMA_DEFAULTS, "attention_bias": False, "mlp_bias": False},
+    ),
+    "mistral": Family("MistralForCausalLM", _LLAMA_KEYS, _LLAMA_DEFAULTS, window="all"),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        _LLAMA_KEYS,
+        _LLAMA_DEFAULTS,
+        {"attention_bias": True, "attention_output_bias": False},
+        window="last",
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        {**_LLAMA_KEYS, **_BIAS},
+        {**_LLAMA_DEFAULTS, "head_dim": 128, "attention_bias": False},
+        {"qk_norm": True},
+        window="last",
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        {**_GEMMA_KEYS, "attention_softcap": "attn_logit_softcapping"},
+        {**_GEMMA_DEFAULTS, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+        _GEMMA_FEATURES,
+        {"use_bidirectional_attention": None},
+        window="pattern",
+        window_pattern=2,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _GEMMA_KEYS,
+        {**_GEMMA_DEFAULTS, "final_logit_softcapping": None},
+        {**_GEMMA_FEATURES, "qk_norm": True},
+        {"use_bidirectional_attention": False, "attn_logit_softcapping": None},
+        theta=1_000_000.0,
+        local_theta=10_000.0,
+        window="pattern",
+        window_pattern=6,
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        {
+            **{field: key for field, key in _LLAMA_KEYS.items() if field not in ("num_kv_heads", "head_dim")},
+            **_BIAS,
+            "rms_norm_eps": "layer_norm_eps",
+            "parallel_residual": "use_parallel_residual",
+        },
+        {"tie_word_embeddings": False, "attention_bias": True, "use_parallel_residual": True},
+        _LAYER_NORM_FEATURES,
+        theta_key="rotary_emb_base",
+        rotary_fraction=0.25,
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        {
+            "vocab_size": "vocab_size",
+            "hidden_size": "n_embd",
+            "num_layers": "n_layer",
+            "num_heads": "n_head",
+            "intermediate_size": "n_inner",
+            "max_position_embeddings": "n_positions",
+            "rms_norm_eps": "layer_norm_epsilon",
+            "hidden_act": "activation_function",
+            "tie_word_embeddings": "tie_word_embeddings",
+        },
+        {"n_inner": None, "tie_word_embeddings": True},
+        {**_LAYER_NORM_FEATURES, "attention_bias": True, "learned_positions": True},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        theta=None,
+    ),
+}
+
+
+def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `DecoderConfig` that a `config.json`, old or new, tells.
+
+    Args:
+        hf_config: the parsed JSON.
+
+    Returns:
+        Field names and values.
+
+    Raises:
+        ValueError: if the family is unknown, or the file lacks a key or asks for what is not supported.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type {model_type!r} is not a supported family of decoders; supported: {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[model_type]
+    for key, value in {**family.only, "quantization_config": None}.items():
+        if hf_config.get(key, value) not in (value, None):
+            raise ValueError(f"{key}={hf_config[key]!r} is not supported; use a {model_type} model with {value!r}")
+    values = {**family.defaults, **hf_config}
+    missing = [key for key in family.keys.values() if key not in values]
+    if missing:
+        raise ValueError(
+            f"the {model_type} config lacks {', '.join(missing)}; take config.json from the model's own folder"
+        )
+    fields = {**family.features, **{field: values[key] for field, key in family.keys.items()}}
+    width, heads = fields["hidden_size"], fields["num_heads"]
+    for field, value in (("num_kv_heads", heads), ("head_dim", width // heads), ("intermediate_size", 4 * width)):
+        if fields.get(field) is None:
+            fields[field] = value
+    fields |= {key: hf_config[key] for key in _TOKENS if hf_config.get(key) is not None}
+    if isinstance(fields.get("eos_token_id"), list):
+        fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    rotary = {} if family.theta is None else _rotary_from_hf(family, hf_config, fields)
+    return {"architecture": model_type, **fields, **rotary, **_windows_from_hf(family, hf_config, fields["num_layers"])}
+
+
+def _rotary_from_hf(family: Family, hf_config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    given = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
+    local, given = given.get("sliding_attention") or {}, given.get("full_attention") or given
+    read: dict[str, Any] = {"rope_theta": given.get("rope_theta", hf_config.get(family.theta_key, family.theta))}
+    if family.local_theta is not None:
+        old = hf_config.get("rope_local_base_freq", family.local_theta)
+        read["local_rope_theta"] = local.get("rope_theta", old)
+    if local.get("rope_type", "default") != "default":
+        raise ValueError(f"rope_type {local['rope_type']!r} of sliding layers is not supported; supported: default")
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind != "default":
+        names = {field.name for field in dataclasses.fields(RopeScaling)}
+        stretched = {key: value for key, value in given.items() if key in names}
+        if kind == "llama3":
+            stretched.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
+        read["rope_scaling"] = RopeScaling(**{"factor": 1.0, **stretched}, kind=kind)
+    default = hf_config.get("rotary_pct", family.rotary_fraction)
+    fraction = given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", default))
+    if fraction != 1 and family.rotary_fraction == 1:
+        raise ValueError(f"partial_rotary_factor={fraction} is not supported for this family; use a model without it")
+    turned = int(fields["head_dim"] * fraction)
+    return read | ({} if turned == fields["head_dim"] else {"rotary_dim": turned})
+
+
+def _windows_from_hf(family: Family, hf_config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    window = hf_config.get("sliding_window", 4096)
+    switched_off = family.window == "last" and not hf_config.get("use_sliding_window")
+    if family.window == "none" or window is None or switched_off:
+        return {}
+    if family.window == "all":
+        return {"sliding_window": window}
+    types = hf_config.get("layer_types")
+    if types is not None:
+        unknown = set(types) - {"sliding_attention", "full_attention"}
+        if unknown:
+            raise ValueError(f"layer_types {', '.join(sorted(unknown))} are not supported; use a model without them")
+        sliding = [kind == "sliding_attention" for kind in types]
+    elif family.window == "last":
+        sliding = [layer >= hf_config.get("max_window_layers", 28) for layer in range(num_layers)]
+    else:
+        every = hf_config.get("sliding_window_pattern", hf_config.get("_sliding_window_pattern", family.window_pattern))
+        sliding = [(layer + 1) % every != 0 for layer in range(num_layers)]
+    return {"sliding_window": window, "sliding_layers": tuple(sliding)}
+
+
+def fields_to_hf(config: Any) -> dict[str, Any]:
+    """The keys of a `config.json`, old and new, for a `DecoderConfig`.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        What transformers reads as the same model.
+
+    Raises:
+        ValueError: if the family has no such model.
+    """
+    if config.architecture not in FAMILIES:
+        raise ValueError(f"architecture {config.architecture!r} is not known; choose one of {', '.join(FAMILIES)}")
+    family = FAMILIES[config.architecture]
+    hf_config = {key: getattr(config, field) for field, key in family.keys.items()}
+    hf_config |= {"model_type": config.architecture, **family.only}
+    hf_config |= {key: getattr(config, key) for key in _TOKENS if getattr(config, key) is not None}
+    if isinstance(config.eos_token_id, tuple):
+        hf_config["eos_token_id"] = list(config.eos_token_id)
+    if family.theta is not None:
+        hf_config |= _rotary_to_hf(family, config)
+    if family.window != "none":
+        hf_config["sliding_window"] = config.sliding_window
+    if family.window in ("last", "pattern"):
+        names = {True: "sliding_attention", False: "full_attention"}
+        hf_config["layer_types"] = [names[is_sliding] for is_sliding in config.layer_is_sliding]
+    if family.window == "last":
+        hf_config["use_sliding_window"] = config.sliding_window is not None
+    again = type(config).from_hf_config(
+        hf_config,
+        dtype=config.dtype,
+        remat=config.remat,
+        flash_attention=config.flash_attention,
+        lora=config.lora,
+    )
+    lost = [field.name for field in dataclasses.fields(config) if not _same(config, again, field.name)]
+    if lost:
+        name = lost[0]
+        raise ValueError(
+            f"a {config.architecture} model with {name}={getattr(config, name)!r} cannot be saved: the family has "
+            f"{getattr(again, name)!r}; set architecture to a family that has it"
+        )
+    return hf_config
+
+
+def _same(config: Any, other: Any, name: str) -> bool:
+    name = "layer_is_sliding" if name == "sliding_layers" else name
+    return getattr(config, name) == getattr(other, name)
+
+
+def _rotary_to_hf(family: Family, config: Any) -> dict[str, Any]:
+    scaling, turned = config.rope_scaling, config.rotary_dim or config.head_dim
+    stretched: dict[str, Any] = {"rope_type": "default"}
+    if scaling is not None:
+        stretched = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            stretched = {**dataclasses.asdict(scaling), "rope_type": stretched["rope_type"]}
+            del stretched["kind"]
+    parameters = {**stretched, "rope_theta": config.rope_theta}
+    old = {family.theta_key: config.rope_theta, "rope_scaling": None if scaling is None else stretched}
+    if family.rotary_fraction != 1:
+        parameters["partial_rotary_factor"] = old["rotary_pct"] = turned / config.head_dim
+    if family.local_theta is not None:
+        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        old["rope_local_base_freq"] = config.local_rope_theta
+        return {"rope_parameters": {"full_attention": parameters, "sliding_attention": local}, **old}
+    return {"rope_parameters": parameters, **old}

@@ -1,0 +1,211 @@
+"""Load models from Hugging Face folders: `config.json` and `model.safetensors`, or the shards of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dp_rmt.models.huggingface import names as hf_names
+from dp_rmt.models.decoder.model import CausalLanguageModel
+from dp_rmt.models.decoder.config import DecoderConfig
+from dp_rmt.models.encoder import EncoderConfig
+from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
+from dp_rmt.models.huggingface.names import LeafName, Model
+from dp_rmt.models.huggingface.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+_HEADS = ("classification", "masked_lm", "causal_lm")
+_PAIR_ADVICE = f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
+
+
+def load_pretrained(
+    folder_or_hub_name: str | os.PathLike[str],
+    *,
+    head: str = "classification",
+    num_labels: int = 2,
+    key: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    flash_attention: bool = False,
+) -> tuple[Model, dict[str, Any]]:
+    """Loads a Hugging Face encoder or decoder; an encoder's head that the file lacks is initialised from `key`.
+
+    Reads `config.json` and `model.safetensors` or its shards, of a bare model or of one with a head. Heads of another
+    kind in the file are ignored, with a log line. All names and shapes are checked before any tensor is read, and
+    tensors are read one at a time: beside the parameters themselves only a piece of one is in memory.
+
+    Args:
+        folder_or_hub_name: a local folder, or a hub name such as "roberta-base".
+        head: "classification" or "masked_lm" of a BERT or RoBERTa; "causal_lm" of a decoder, of one of
+            `decoder_families.FAMILIES`.
+        num_labels: logits of the classification head (unused by the others).
+        key: PRNG key of a fresh head: matrices N(0, 0.02^2), biases 0. Not needed for "causal_lm".
+        dtype: compute dtype; parameters are float32 whatever it is.
+        remat: recompute layers in the backward pass, to save memory.
+        flash_attention: a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
+
+    Returns:
+        The module, and its parameters as a nested dict of float32 arrays.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is absent, or the download failed.
+        ValueError: if the model is unsupported, a tensor is missing, unknown or of another shape, or a fresh head
+            has no key.
+    """
+    if head not in _HEADS:
+        raise ValueError(f"head {head!r} is not known; choose one of {', '.join(_HEADS)}")
+    if num_labels < 1:
+        raise ValueError(f"num_labels is {num_labels}; a classifier needs 1 (regression) or more")
+    folder = resolve_folder(folder_or_hub_name)
+    hf_config = read_config(folder)
+    options: dict[str, Any] = {"dtype": dtype, "remat": remat}
+    if head == "causal_lm":
+        options["flash_attention"] = flash_attention
+    elif flash_attention:
+        raise ValueError(f"flash_attention is for decoders, but the head is {head!r}; switch it off")
+    module = _module(folder, hf_config, head, num_labels, options)
+    architecture = module.config.architecture
+    weights = Weights.open(folder, lambda name: hf_names.canonical_name(architecture, name))
+    table = hf_names.leaf_names(module)
+    fresh_groups = _absent_groups(table, weights, hf_config.get("architectures") or [])
+    loaded = [leaf for leaf in table if leaf.group not in fresh_groups]
+    fresh = [leaf for leaf in table if leaf.group in fresh_groups]
+    _check_tensors(module, loaded, weights)
+    if fresh:
+        absent = " and no ".join(sorted(fresh_groups))
+        if key is None:
+            raise ValueError(f"{weights.path} has no {absent}; give a key to initialise it from")
+        logger.info("%s has no %s; initialised from the key", weights.path, absent)
+    flat = {leaf.path: _read(leaf, weights) for leaf in loaded}
+    _check_tied_copies(module, loaded, weights)
+    flat |= _initialise(module, fresh, key)
+    return module, unflatten_dict({leaf.path: flat[leaf.path] for leaf in table})
+
+
+def _module(
+    folder: Path, hf_config: dict[str, Any], head: str, num_labels: int, options: dict[str, Any]
+) -> Model:
+    try:
+        if head == "causal_lm":
+            return CausalLanguageModel(DecoderConfig.from_hf_config(hf_config, **options))
+        config = EncoderConfig.from_hf_config(hf_config, **options)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    return SequenceClassifier(config, num_labels) if head == "classification" else MaskedLanguageModel(config)
+
+
+def _absent_groups(table: list[LeafName], weights: Weights, architectures: Sequence[str]) -> set[str]:
+    """Groups of the head, none of whose tensors is in the file."""
+    groups = {leaf.group for leaf in table} - {"encoder", "decoder", "lm_head"}
+    present = {leaf.group for leaf in table if any(name in weights.tensors for name in leaf.hf_names)}
+    # BERT's token and choice classifiers have the same tensor names as the sequence classifier.
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        present.discard("classifier")
+    return groups - present
+
+
+def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> None:
+    """Raises unless the file holds exactly the loaded leaves, buffers and heads of other kinds."""
+    expected = {name: leaf for leaf in loaded for name in leaf.hf_names}
+    for name, leaf in expected.items():
+        if name not in weights.tensors:
+            raise ValueError(
+                f"{weights.path} has no tensor {name} of shape {leaf.hf_shape}, which {CONFIG_FILE} calls for; "
+                + _PAIR_ADVICE
+            )
+        found = weights.tensors[name]
+        if found.shape != leaf.hf_shape:
+            advice = _shape_advice(module, leaf, found.shape)
+            raise ValueError(
+                f"{found.path}: tensor {found.name} has shape {found.shape}, expected {leaf.hf_shape}; {advice}"
+            )
+    others = [name for name in weights.tensors if name not in expected and not hf_names.is_buffer(name)]
+    heads = tuple(hf_names.tied_copies(module)) if isinstance(module, CausalLanguageModel) else hf_names.HEAD_PARTS
+    unknown = [name for name in others if not name.startswith(heads)]
+    if unknown:
+        found = weights.tensors[unknown[0]]
+        raise ValueError(
+            f"{found.path} has {len(unknown)} tensor(s) that the model in {CONFIG_FILE} lacks, the first "
+            f"is {found.name} of shape {found.shape}; expected none. Check num_hidden_layers in {CONFIG_FILE} and "
+            "that both files belong to the same plain model"
+        )
+    ignored = sorted(set(others) - set(hf_names.tied_copies(module)))
+    if ignored:
+        logger.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
+
+
+def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:
+    if (
+        isinstance(module, SequenceClassifier)
+        and leaf.path[0] == "classifier"
+        and found[1:] == leaf.hf_shape[1:]
+    ):
+        return (
+            f"this folder holds a classifier of {found[0]} labels: pass num_labels={found[0]} to go on with "
+            "it, or load the pre-trained model that it was fine-tuned from to start a new one"
+        )
+    return _PAIR_ADVICE
+
+
+def _read(leaf: LeafName, weights: Weights) -> jax.Array:
+    """One leaf, in float32, filled tensor by tensor."""
+    values = _aligned(leaf.shape)
+    for name, target in leaf.slices(values).items():
+        if leaf.layout.by_rows:
+            rows = leaf.layout.join([target])
+            for some, piece in weights.pieces(name):
+                rows[some] = piece
+        else:
+            target[...] = leaf.layout.take(weights.read(name), leaf.part)
+    return jax.device_put(values)  # which on a CPU takes aligned memory as it is; jnp.asarray would copy
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32, aligned as jax on a CPU needs it."""
+    size = int(np.prod(shape))
+    buffer = np.empty(size + 16, np.float32)
+    start = -buffer.ctypes.data % 64 // 4
+    return buffer[start : start + size].reshape(shape)
+
+
+def _check_tied_copies(module: Model, loaded: list[LeafName], weights: Weights) -> None:
+    """Raises unless copies of tied weights, where the file has some, are copies."""
+    expected = {name for leaf in loaded for name in leaf.hf_names}
+    for copy, original in hf_names.tied_copies(module).items():
+        used = not isinstance(module, SequenceClassifier) and copy in weights.tensors and original in expected
+        if used and not _equal(weights, copy, original):
+            found = weights.tensors[copy]
+            raise ValueError(
+                f"{found.path}: {found.name} differs from {weights.tensors[original].name}, but the "
+                "decoder is tied to the word embedding here; load a model with tied embeddings, or use "
+                "head='classification'"
+            )
+
+
+def _equal(weights: Weights, one: str, other: str) -> bool:
+    if weights.tensors[one].shape != weights.tensors[other].shape:
+        return False
+    return all(np.array_equal(a, b) for (_, a), (_, b) in zip(weights.pieces(one), weights.pieces(other)))
+
+
+def _initialise(module: Model, fresh: list[LeafName], key: jax.Array | None) -> dict[tuple[str, ...], jax.Array]:
+    """The values that `init_params(module, key)` gives these leaves, without making the others."""
+    if not fresh:
+        return {}
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
+        flat = flatten_dict(init_params(module, key))
+        return {leaf.path: flat[leaf.path] for leaf in fresh}
+
+    return init(key)

@@ -1,0 +1,105 @@
+"""Save models as Hugging Face folders: `config.json`, `model.safetensors`, tokenizer files."""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from dp_rmt.models.huggingface import names as hf_names
+from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
+from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE
+from dp_rmt.models.huggingface.names import Model
+from dp_rmt.models.whole_folder import save_tensors, whole_folder
+
+logger = logging.getLogger(__name__)
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    module: Model,
+    params: dict[str, Any],
+    *,
+    tokenizer: Any = None,
+    label_names: Sequence[str] | None = None,
+) -> None:
+    """Saves a model as a Hugging Face folder that `transformers` loads as the same model.
+
+    The folder appears whole or not at all: it is written beside its place and renamed. A folder that this
+    function wrote before is replaced.
+
+    Args:
+        folder: where to save.
+        module: the model.
+        params: its parameters; low-rank updates merged into them (`without_lora`).
+        tokenizer: a transformers tokenizer to save with it.
+        label_names: a name for each logit of a classifier.
+
+    Raises:
+        ValueError: if the parameters are not the module's, the labels not as many as its logits, or the module is
+            one that its family in transformers has not.
+        FileExistsError: if the place holds something that this function did not write.
+    """
+    folder = Path(folder).expanduser().absolute()
+    hf_config = {**module.config.to_hf_config(), "architectures": [hf_names.hf_class(module)]}
+    hf_config.update(_labels(module, label_names))
+    tensors = _to_tensors(module, params)
+    with whole_folder(folder, WEIGHTS_FILE) as new:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
+        (new / CONFIG_FILE).write_text(text, encoding="utf-8")
+        save_tensors(tensors, new / WEIGHTS_FILE)
+    logger.info("saved %s to %s", hf_config["architectures"][0], folder)
+
+
+def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
+    if not isinstance(module, SequenceClassifier):
+        if label_names is not None:
+            kind = "masked" if isinstance(module, MaskedLanguageModel) else "causal"
+            raise ValueError(f"label_names is given for a {kind} language model, which has none; leave it out")
+        return {}
+    if label_names is None:
+        label_names = [f"LABEL_{index}" for index in range(module.num_labels)]  # the names transformers gives
+    if len(set(label_names)) != module.num_labels or len(label_names) != module.num_labels:
+        raise ValueError(
+            f"label_names {list(label_names)} must be {module.num_labels} different names, one for each logit"
+        )
+    return {
+        "id2label": {str(index): name for index, name in enumerate(label_names)},
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
+
+
+def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters under their Hugging Face names, once they are checked to be the module's."""
+    flat = flatten_dict(params)
+    table = hf_names.leaf_names(module)
+    unknown = set(flat) - {leaf.path for leaf in table}
+    if unknown:
+        raise ValueError(
+            f"params has {'/'.join(min(unknown))}, which the module does not have; pass its own parameters"
+        )
+    tensors, parts = {}, collections.defaultdict[str, list[np.ndarray]](list)
+    for leaf in table:
+        if leaf.path not in flat:
+            raise ValueError(f"params has no {'/'.join(leaf.path)}; pass all parameters, the frozen ones too")
+        value = np.asarray(flat[leaf.path])
+        if value.shape != leaf.shape:
+            raise ValueError(
+                f"params has {'/'.join(leaf.path)} of shape {value.shape}, the module expects {leaf.shape}; "
+                "pass the module that these parameters were made for"
+            )
+        for name, part in leaf.slices(value).items():  # the leaves of a fused tensor are in the order of its parts
+            parts[name].append(part)
+            if len(parts[name]) == leaf.layout.num_parts:
+                tensor = np.ascontiguousarray(leaf.layout.join(parts.pop(name)), np.float32)
+                tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
+    return tensors

@@ -1,0 +1,228 @@
+"""The privacy statement of a run, in plain words: what is guaranteed, to whom, and what is not.
+
+Written beside the model as `privacy.json` (for programs) and `privacy.md` (for people).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dp_rmt.training.metrics import write_atomically
+from dp_rmt.reporting.audit_bound import AuditBound
+from dp_rmt.reporting.privacy_text import Rounding, align, number, sections
+from dp_rmt.reporting.provenance import Provenance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """The numbers of a run that its privacy statement rests on.
+
+    Attributes:
+      epsilon: spent by the updates done so far; None for a run that is not private.
+      target_epsilon: what the noise was calibrated for at the end of the run; None if the noise was given.
+      delta: the delta of every epsilon here; None for a run that is not private.
+      epsilon_pld: spent, by privacy loss distributions; None if not computed.
+      epsilon_rdp: spent, by Renyi divergences; None if not computed.
+      noise_multiplier: std of the noise in the sum of clipped gradients, over l2_clip_norm.
+      l2_clip_norm: bound on the l2 norm of one example's gradient; infinite without clipping.
+      clip: style of clipping, "flat" or "automatic".
+      sampling_probability: probability with which a step uses an example.
+      expected_batch_size: sampling_probability times num_examples.
+      max_batch_size: largest number of examples that a step uses; a larger sample is cut at random.
+      num_steps: updates done; no more than so many if `is_upper_bound`.
+      num_examples: examples in the training set.
+      noise_std: std of the noise in one entry of the averaged gradient.
+      seeds_from: where the seeds of sampling and noise come from.
+      nonprivate_metrics: whether raw values (loss, norms, ...) were written to the metrics file.
+      evaluation_data: names of the data sets that the run was evaluated on.
+      audit: lower bound on epsilon from an attack; None if no audit was run.
+      is_upper_bound: whether the run is under way, or was ended without being able to say how far it came.
+      detection: (false alarms, detection) of the mechanism's own trade-off curve: the largest share of present examples
+        that a test of so many false alarms detects; empty if not computed.
+      delta_of_truncation: the part of delta that is for the finite support of the noise; None if not known.
+      texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
+      about: model, task, data and code; None if not known.
+      date: when the last of these updates was announced or done; None if not known.
+    """
+
+    epsilon: float | None
+    target_epsilon: float | None
+    delta: float | None
+    epsilon_pld: float | None
+    epsilon_rdp: float | None
+    noise_multiplier: float
+    l2_clip_norm: float
+    clip: str
+    sampling_probability: float
+    expected_batch_size: float
+    max_batch_size: int
+    num_steps: int
+    num_examples: int
+    noise_std: float
+    seeds_from: Literal["os entropy", "given in the config"]
+    nonprivate_metrics: bool
+    evaluation_data: tuple[str, ...] = ()
+    audit: AuditBound | None = None
+    is_upper_bound: bool = False
+    detection: tuple[tuple[float, float], ...] = ()
+    delta_of_truncation: float | None = None
+    texts_of: str | None = None
+    about: Provenance | None = None
+    date: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds_from not in ("os entropy", "given in the config"):
+            raise ValueError(
+                f"seeds_from must be 'os entropy' or 'given in the config', got {self.seeds_from!r}: "
+                "the statement warns readers of seeds that others may know"
+            )
+        if self.is_private and (self.delta is None or not 0 < self.delta < 1):
+            raise ValueError(
+                f"epsilon={self.epsilon} with delta={self.delta}: an epsilon means nothing without its "
+                "delta, which must be in (0, 1)"
+            )
+        object.__setattr__(self, "evaluation_data", tuple(self.evaluation_data))
+        object.__setattr__(self, "detection", tuple((rate, power) for rate, power in self.detection))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether there is any guarantee at all."""
+        return self.epsilon is not None and math.isfinite(self.epsilon)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PrivacyStatement:
+        """The statement in the content of a `privacy.json`; what has a default may be missing, as of earlier versions.
+
+        Raises:
+          ValueError: another field is missing.
+        """
+        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+        if missing := {name for name, required in fields.items() if required} - record.keys():
+            raise ValueError(
+                f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of "
+                "privacy.json"
+            )
+        values: dict[str, Any] = {name: record[name] for name in fields if name in record}
+        if values.get("audit") is not None:
+            values["audit"] = AuditBound.from_json(values["audit"])
+        if values.get("about") is not None:
+            values["about"] = Provenance.from_json(values["about"])
+        infinite = {"l2_clip_norm": math.inf} if values["l2_clip_norm"] is None else {}
+        return cls(**(values | infinite))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `privacy.json`: the fields and what they mean; infinity becomes null."""
+        fields = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return {
+            "is_private": self.is_private,
+            "unit_of_privacy": "one training example",
+            "neighboring_relation": "add or remove one",
+            "sampling": "Poisson, truncated to max_batch_size",
+            "released": "the sequence of noisy gradients, and so every model computed from it",
+            **fields,
+            "evaluation_data": list(self.evaluation_data),
+            "detection": [list(point) for point in self.detection],
+        }
+
+
+def write_privacy(workdir: str | os.PathLike[str], statement: PrivacyStatement) -> None:
+    """Writes `privacy.json` and `privacy.md` into a run's folder, each replaced atomically.
+
+    Args:
+      workdir: the run's folder; made if missing.
+      statement: its numbers at this point of the run.
+    """
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(statement.to_json(), indent=2, allow_nan=False)
+    write_atomically(folder / "privacy.json", text + "\n")
+    write_atomically(folder / "privacy.md", markdown(statement))
+
+
+def markdown(statement: PrivacyStatement) -> str:
+    """The statement as a page of Markdown, the content of `privacy.md`."""
+    parts = ["# Privacy statement"]
+    for heading, paragraphs in sections(statement):
+        parts += [f"## {heading}", "\n".join(f"- {text}" for text in paragraphs)]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in table_rows(statement))
+    return "\n\n".join([*parts, "## Numbers", f"| quantity | value |\n|:--|--:|\n{rows}"]) + "\n"
+
+
+def read_privacy(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a run's `privacy.json`.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      What `PrivacyStatement.to_json` gave.
+
+    Raises:
+      FileNotFoundError: the folder has no privacy statement.
+      ValueError: the file is not JSON.
+    """
+    path = Path(workdir) / "privacy.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing: this folder holds no run that has begun") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): run the job again to have it rewritten") from error
+
+
+def statement_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The privacy statements of one or several runs for the terminal: a row per quantity, a column per run.
+
+    Args:
+      runs: name -> content of `privacy.json`; at least one.
+
+    Returns:
+      Aligned lines. What does not apply to a run is a dash.
+    """
+    statements = {name: PrivacyStatement.from_json(record) for name, record in runs.items()}
+    columns = [dict(table_rows(statement)) for statement in statements.values()]
+    verdicts = ["private" if statement.is_private else "NOT private" for statement in statements.values()]
+    quantities = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
+    rows = [["", *statements], ["one training example", *verdicts]]
+    rows += [[name, *(column.get(name, "–") for column in columns)] for name in quantities]
+    return align(rows)
+
+
+def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
+    """The numbers of the statement as (name, value), formatted; what does not apply is left out.
+
+    What bounds from above is rounded up, what bounds from below, down.
+    """
+    bounds: list[tuple[str, float | None, Rounding]] = [
+        ("ε spent", statement.epsilon, "up"),
+        ("ε by privacy loss distributions (PLD)", statement.epsilon_pld, "up"),
+        ("ε by Rényi divergences (RDP)", statement.epsilon_rdp, "up"),
+        ("ε aimed at", statement.target_epsilon, "up"),
+        ("δ", statement.delta, "up"),
+        ("δ for the end of the noise's support", statement.delta_of_truncation, "up"),
+        ("ε, lower bound by an audit", statement.audit.epsilon if statement.audit else None, "down"),
+    ]
+    common: list[tuple[str, Any]] = [
+        ("noise multiplier", statement.noise_multiplier),
+        ("clip norm", f"{number(statement.l2_clip_norm)} ({statement.clip})"),
+        ("noise std of one gradient entry", statement.noise_std),
+        ("sampling probability", statement.sampling_probability),
+        ("expected batch size", statement.expected_batch_size),
+        ("largest batch size", statement.max_batch_size),
+        ("updates done, at most" if statement.is_upper_bound else "updates done", statement.num_steps),
+        ("training examples", statement.num_examples),
+        ("seeds", statement.seeds_from),
+        ("evaluated on", ", ".join(statement.evaluation_data) or "nothing"),
+    ]
+    rows = [(name, number(value, rounding)) for name, value, rounding in bounds if value is not None]
+    given = [(name, value if isinstance(value, str) else number(value)) for name, value in common]
+    return (rows if statement.is_private else []) + given

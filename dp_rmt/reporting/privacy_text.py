@@ -1,0 +1,308 @@
+"""The words of the privacy statement: what is guaranteed, to whom, and what is not."""
+
+from __future__ import annotations
+
+import decimal
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dp_rmt.reporting.privacy_statement import PrivacyStatement
+    from dp_rmt.reporting.provenance import Provenance
+
+FALSE_ALARMS = (0.001, 0.01, 0.1)
+"""Rates at which the statement says what can be detected."""
+
+Rounding = Literal["nearest", "up", "down"]
+Section = tuple[str, list[str]]
+"""A heading and its paragraphs, with Markdown's `code` and **bold** only."""
+
+
+def sections(statement: PrivacyStatement) -> list[Section]:
+    """The text of the statement, heading by heading."""
+    audit = [("What an audit measured", _audit(statement))] if statement.audit is not None else []
+    about = [("What this is about", _subject(statement.about, statement))] if statement.about is not None else []
+    if not statement.is_private:
+        return [("This run is NOT private", _not_private(statement)), *about, *audit]
+    return [
+        *about,
+        ("The guarantee", _guarantee(statement)),
+        *audit,
+        ("What it rests on", _conditions(statement)),
+        ("What may be released", _release(statement)),
+        ("What is not covered", _not_covered(statement)),
+    ]
+
+
+def _not_private(statement: PrivacyStatement) -> list[str]:
+    reason = "no noise was added" if statement.noise_multiplier == 0 else "no finite ε holds"
+    return _paragraphs(f"""
+        **There is no privacy guarantee: {reason}.** The model, the checkpoints, `metrics.jsonl` and
+        `report.html` may reveal any of the {statement.num_examples:,} training examples. Treat them all as
+        you treat the data.
+
+        {_verbatim(statement)}
+    """)
+
+
+def _guarantee(statement: PrivacyStatement) -> list[str]:
+    epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
+    steps, bound = f"{statement.num_steps:,}", statement.is_upper_bound
+    after = f"**This run has done at most {steps} updates.** After so many it"
+    after = after if bound else f"After {steps} updates this run"
+    text = f"""
+        {after} is **(ε, δ)-differentially private with ε = {number(epsilon, "up")} and δ = {number(delta, "up")}**. The
+        unit is **one training example**; neighbouring data sets differ by adding or removing one.
+    """
+    if bound:
+        text += """
+        **The number is an upper bound.** Each update is announced here before it is computed, and the run is still
+        under way, or was ended without being able to say how far it came. The same command goes on from its last
+        checkpoint.
+        """
+    text += f"""
+        In words: take anyone who sees everything that was released, knows all other examples, and wants to tell whether
+        one example was in the training data. {_detection(statement)}
+
+        ε bounds how much likelier any result becomes by the presence or the absence of one example (by a factor of at
+        most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving an example away.
+    """
+    if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
+        text += f"""
+        Two accountants bound the same run. ε = {number(statement.epsilon_pld, "up")} by privacy loss distributions
+        (PLD), which add up the distribution of what each update reveals numerically and are nearly exact.
+        ε = {number(statement.epsilon_rdp, "up")} by Rényi divergences (RDP), which add up moments of it, are looser,
+        and are what older papers quote. Both hold; quote one, with its name.
+        """
+    if statement.target_epsilon is not None:
+        relation = "above" if epsilon > statement.target_epsilon * (1 + 1e-9) else "within"
+        text += f"""
+        The spent ε is **{relation}** the ε = {number(statement.target_epsilon, "up")} that was aimed at.
+        """
+    if statement.delta_of_truncation is not None:
+        text += f"""
+        The noise reaches only so far, as every number in a computer. What a Gaussian would do beyond its end is counted
+        as failure and costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above contains.
+        """
+    if delta * statement.num_examples >= 1:
+        text += f"""
+        **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing an example
+        outright; choose δ well below one over the number of examples.
+        """
+    return _paragraphs(text)
+
+
+def _detection(statement: PrivacyStatement) -> str:
+    """The trade-off curve of the mechanism; of statements that lack it, of (epsilon, delta)."""
+    epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
+    rates = [rate for rate, _ in statement.detection] or FALSE_ALARMS
+    powers = [power for _, power in statement.detection] or [
+        attack_power(epsilon=epsilon, delta=delta, false_positive_rate=rate) for rate in rates
+    ]
+    first, *others = (_percent(power) for power in powers)
+    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent examples detects at most {first} "
+    text += "of present ones"
+    for rate, power in zip(rates[1:], others, strict=True):
+        text += f"; at {_percent(rate)} it detects at most {power}"
+    curve = "the trade-off curve of the mechanism itself" if statement.detection else "ε and δ alone"
+    return f"{text}. These are bounds from {curve}."
+
+
+def _subject(about: Provenance, statement: PrivacyStatement) -> list[str]:
+    """What was trained, on what, by which code; what is not known is left out."""
+    model = f" `{about.base_model}`" if about.base_model else ""
+    tuning = f" (trained: `{about.tuning}`)" if about.tuning else ""
+    task = f" of the task `{about.task}`" if about.task else ""
+    text = f"""
+        The pre-trained model{model}{tuning} was fine-tuned on {statement.num_examples:,} examples{task}.
+    """
+    if about.data_fingerprint is not None:
+        text += f"""
+        Fingerprint of the training data: `{about.data_fingerprint}`, an HMAC-SHA256 of the tokenised rows under the
+        secret id of the run. Whoever has the data and the run's `ledger.jsonl` can confirm it; nobody else can try
+        guesses of the data on it.
+        """
+    version = f" by dp_rmt {about.version}" if about.version else ""
+    commit = f", commit `{about.commit}`" if about.commit else ""
+    if statement.date or version or commit:
+        text += f"""
+        Last written{f" on {statement.date}" if statement.date else ""}{version}{commit}.
+        """
+    if about.command:
+        text += f"""
+        Command: `{about.command}`
+        """
+    return _paragraphs(text)
+
+
+def _audit(statement: PrivacyStatement) -> list[str]:
+    audit = statement.audit
+    assert audit is not None
+    text = f"""
+        An attack on {audit.subject} shows **ε ≥ {number(audit.epsilon, "down")}** at δ = {number(audit.delta)}, with
+        {100 * audit.confidence:g}% confidence. A lower bound is no guarantee: it says what this attack could
+        show, and that no larger mistake was found.
+    """
+    if not audit.is_this_run:
+        text += f"""
+        **Not this run was attacked**, but the same code on a small problem with a noise multiplier of
+        {number(audit.noise_multiplier)}, sampling probability {number(audit.sampling_probability)} and
+        {audit.num_steps:,} updates. Mistakes in what is particular to this run (its model, its data) do not
+        show there.
+        """
+    mine = statement.noise_multiplier, statement.sampling_probability, statement.num_steps
+    if not all(map(math.isclose, mine, (audit.noise_multiplier, audit.sampling_probability, audit.num_steps))):
+        text += """
+        **These are not the settings of this run as it stands**: repeat the audit.
+        """
+    elif statement.is_private and audit.epsilon > float(statement.epsilon or 0.0):
+        text += """
+        **The bound is above the proven ε: the code or the proof is wrong. Do not rely on the guarantee.**
+        """
+    return _paragraphs(text)
+
+
+def _conditions(statement: PrivacyStatement) -> list[str]:
+    seeds = {
+        "os entropy": "They were drawn from the operating system's entropy.",
+        "given in the config": """**They were given in the config: the noise can be reproduced, and for
+        anyone who knows the seeds the guarantee is void.** Keep `config.json` secret, or leave the seeds
+        unset.""",
+    }[statement.seeds_from]
+    return _paragraphs(f"""
+        Each step draws every example independently with probability {number(statement.sampling_probability)}
+        (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
+        which ε accounts for.
+
+        Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
+        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
+        (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+
+        The seeds of sampling and noise stay secret and are used for this run only. {seeds}
+
+        The number of training examples, {statement.num_examples:,}, is taken as public.
+    """)
+
+
+def _release(statement: PrivacyStatement) -> list[str]:
+    metrics = (
+        """**Keep `metrics.jsonl` and `report.html` private**: the values named `nonprivate/...` were computed
+        from raw examples, outside the guarantee. Switch them off for records that are to be published."""
+        if statement.nonprivate_metrics
+        else """Losses, norms and cosines of raw training examples were not recorded: what `metrics.jsonl`
+        and `report.html` say of the training data comes from the noisy gradients, but for `seconds`
+        (timing)."""
+    )
+    return _paragraphs(f"""
+        The sequence of noisy gradients is what the accounting treats as released, hence every model
+        computed from it: **release `model/` only**.
+
+        **Never release `checkpoints/`**: they hold the key of the noise and the seed of the sampler;
+        whoever has them can subtract the noise. **Keep `ledger.jsonl`, and to yourself**: it remembers what was spent,
+        and confirms guesses of the whole data set.
+
+        {metrics}
+
+        {_verbatim(statement)}
+    """)
+
+
+def _verbatim(statement: PrivacyStatement) -> str:
+    if statement.texts_of is None:
+        return ""
+    return f"""**`texts.jsonl` and `report.html` show rows of `{statement.texts_of}` word for word**, beside what the
+        model wrote for them: they are as private as that data."""
+
+
+def _not_covered(statement: PrivacyStatement) -> list[str]:
+    names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
+    return _paragraphs(f"""
+        **Other runs on the same data.** Every further run (an arm, a sweep, a repetition) spends its own ε,
+        and they add up. Runs that share seeds share noise, which cancels in their difference: of such runs
+        release at most one.
+
+        **Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
+        may depend on the data.
+
+        **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
+        these data are private, so are the scores.
+
+        **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
+        larger δ).
+
+        **The pre-trained model and the tokenizer**, which were made from other data.
+
+        **Attacks on the implementation.** The noise is a continuous Gaussian in float32 arithmetic: there
+        is no protection against attacks on its lowest bits, nor against attacks by timing.
+    """)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, which blank lines separate, each on one line."""
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph.strip()]
+
+
+def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) -> float:
+    """The largest true positive rate of a membership test at a false positive rate, under (epsilon, delta).
+
+    ``min(e^eps a + delta, 1 - e^-eps (1 - delta - a), 1)`` (Wasserman & Zhou 2010; Kairouz, Oh & Viswanath
+    2015).
+
+    Args:
+      epsilon: at least 0.
+      delta: in [0, 1).
+      false_positive_rate: a, in [0, 1].
+
+    Returns:
+      The bound on the true positive rate, in [0, 1].
+
+    >>> attack_power(epsilon=0.0, delta=0.0, false_positive_rate=0.25)
+    0.25
+    >>> round(attack_power(epsilon=3.0, delta=1e-5, false_positive_rate=0.01), 4)
+    0.2009
+    """
+    amplified = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
+    mirrored = 1.0 - math.exp(-epsilon) * (1.0 - delta - false_positive_rate)
+    return max(0.0, min(amplified, mirrored, 1.0))
+
+
+def _percent(share: float) -> str:
+    """Rounded up; in decimal arithmetic, or 100 times .2504 would be above 25.04."""
+    return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"
+
+
+def number(value: float, rounding: Rounding = "nearest") -> str:
+    """A number for people: integers with separators, others in four digits.
+
+    What bounds from above (epsilon, delta) is rounded "up", what bounds from below (an audit) "down", and both stay
+    bounds as they are printed.
+
+    >>> number(67349.0), number(0.77182), number(1e-5)
+    ('67,349', '0.7718', '1e-5')
+    >>> number(8.00049), number(8.00049, "up"), number(1.23456e-5, "up"), number(2.99999, "down")
+    ('8', '8.001', '1.235e-5', '2.999')
+    """
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e9):
+        return f"{int(value):,}"
+    if math.isfinite(value):  # in decimal arithmetic: 0.1 stays 0.1, and what is above it does not become it
+        value = float(decimal.Context(prec=4, rounding=_ROUNDING[rounding]).create_decimal(repr(float(value))))
+    return f"{value:.4g}".replace("e-0", "e-")
+
+
+_ROUNDING = {"nearest": decimal.ROUND_HALF_EVEN, "up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as aligned lines: the first column to the left, the others to the right.
+
+    >>> print(align([["arm", "score"], ["noisy", "0.9"]]))
+    arm    score
+    noisy    0.9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )

@@ -1,0 +1,1 @@
+"""Studies: each a folder with its code, its table and its results."""

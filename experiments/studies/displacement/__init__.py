@@ -1,0 +1,1 @@
+"""Where denoising moves the singular vectors."""

@@ -1,0 +1,1 @@
+"""How noise acts on the factors of a low-rank update."""

@@ -1,0 +1,1 @@
+"""Memorisation of sensitive tokens, with and without privacy."""

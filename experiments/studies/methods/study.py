@@ -1,0 +1,126 @@
+"""The study of methods: every arm of a config at its own best learning rate, over seeds, epsilons and batch sizes.
+
+    python -m experiments.studies.methods.study --config=configs/sst2_methods.py --config.data.path=DIR --workdir=runs/methods
+
+For each batch size and arm, learning rates around the arm's own train for the first --selection_steps of the schedule
+at the first epsilon and seed; while the best is the largest or the smallest tried, one further factor of 2 is tried.
+The best is trained to the end, with every seed and at every epsilon. All arms meet the same samples and noise. Every
+run resumes from its checkpoint and its record is written to --results as soon as it exists, so the study can be
+stopped and started at will, and processes can share it by --arms.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dp_rmt.training.metrics import read_metrics, write_atomically
+from dp_rmt.finetuning import arms, assemble, command_line
+from dp_rmt.finetuning.rate_search import best_rate
+from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.workdir import as_json, claim_workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The arms; use configs/sst2_methods.py.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
+_RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
+_ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
+_FACTORS = flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "Of the arm's learning rate, to choose from.")
+_SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 12, "Steps after which the learning rate is chosen.")
+_EPSILONS = flags.DEFINE_multi_float("epsilons", [8.0, 3.0], "The first chooses the learning rate.")
+_BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [4096, 1024], "Expected batch sizes.")
+_SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of head, sampling and noise (public data); the first chooses.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing of the study."""
+    del argv
+    for batch_size in _BATCH_SIZES.value:
+        for name in _ARMS.value or arm_configs(_CONFIG.value):
+            rate = _best_rate(name, batch_size)
+            for epsilon in _EPSILONS.value:
+                for seed in _SEEDS.value:
+                    _train(name, batch_size, epsilon, rate, seed)
+
+
+def _best_rate(name: str, batch_size: int) -> float:
+    """The learning rate with the best accuracy at --selection_steps, not at the end of those tried."""
+    centre = arm_configs(_CONFIG.value)[name].optimizer.learning_rate
+    epsilon, seed, until = _EPSILONS.value[0], _SEEDS.value[0], _SELECTION_STEPS.value
+    best, scores = best_rate(
+        lambda rate: _train(name, batch_size, epsilon, rate, seed, until=until), centre, _FACTORS.value
+    )
+    print(f"{name}, batch {batch_size}: accuracy at step {until} {scores}; chosen {best:g}", flush=True)
+    return best
+
+
+def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *, until: int | None = None) -> float:
+    """Trains as far as asked unless the record says it was done, writes the record, returns the accuracy there."""
+    label = f"b{batch_size}_eps{epsilon:g}_{name}_lr{rate:g}_seed{seed}"
+    path = Path(_RESULTS.value) / f"{label}.json"
+    record: dict[str, Any] = {"steps": -1, "steps_of_the_schedule": 0}
+    if path.exists():
+        record = json.loads(path.read_text())
+    if record["steps"] < (until or max(1, record["steps_of_the_schedule"])):
+        arm = _arm(label, name, batch_size, epsilon, rate, seed)
+        arms.train(arm, until=until)
+        record = _record(arm, name, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+    return dict(record["accuracy"])[until or record["steps_of_the_schedule"]]
+
+
+def _arm(label: str, name: str, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
+    settings = ConfigDict(arm_configs(_CONFIG.value)[name])
+    settings.seed = settings.privacy.sampling_seed = settings.privacy.noise_seed = seed
+    settings.privacy.epsilon = epsilon
+    settings.privacy.expected_batch_size = batch_size
+    settings.optimizer.learning_rate = rate
+    workdir = Path(_WORKDIR.value) / label
+    claim_workdir(workdir, settings)
+    task = _task(seed)
+    return arms.Arm(label, settings, workdir, task, assemble.build_run(settings, task, name=label))
+
+
+@functools.lru_cache(maxsize=1)
+def _task(seed: int) -> assemble.Task:
+    """Data and model, which all arms share."""
+    settings = ConfigDict(next(iter(arm_configs(_CONFIG.value).values())))
+    settings.seed = seed
+    return assemble.load_task(settings)
+
+
+def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
+    """What a reader needs of a run: settings, accuracy curve, cosines, seconds per step."""
+    lines = read_metrics(arm.workdir / "metrics.jsonl")
+    mechanism = arm.run.loop.mechanism
+
+    def curve(key: str) -> list[tuple[int, float]]:
+        return [(line["step"], round(line[key], 5)) for line in lines if line.get(key) is not None]
+
+    config = as_json(arm.config)
+    config["data"] |= {"path": Path(arm.config.data.path or "").name, "cache_dir": None}  # folders of this machine
+    return {
+        "arm": name,
+        "config": config,
+        "epsilon": arm.config.privacy.epsilon,
+        "delta": arm.run.delta,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "seed": seed,
+        "steps": max((line["step"] for line in lines), default=0),
+        "steps_of_the_schedule": mechanism.num_steps,
+        "accuracy": curve("eval/dev/accuracy"),
+        "loss": curve("eval/dev/loss"),
+        "epsilon_spent": curve("epsilon"),
+        **{f"nonprivate/cosine_{x}": curve(f"nonprivate/cosine_{x}") for x in ("noisy", "denoised", "update")},
+        "seconds_per_step": curve("seconds"),
+    }
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    command_line.run(main)

@@ -1,0 +1,1 @@
+"""Singular values of private gradients, step by step."""

@@ -1,0 +1,155 @@
+"""The gradients of a run on PUBLIC data, step by step: clean, noisy, and after the denoiser.
+
+The clean gradient is a raw private value: on private data whatever is computed from it would break the guarantee.
+So a config that switches nonprivate metrics off is refused, and what is computed from it is named ``nonprivate/...``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from dp_rmt.training.metrics import write_atomically
+from dp_rmt.training.train_state import Transforms, published_params
+from dp_rmt.types import Params
+from dp_rmt.finetuning import assemble
+from experiments.benchmarks import machine
+from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.workdir import as_json
+
+
+class Gradients(NamedTuple):
+    """One update of a run.
+
+    Attributes:
+      step: number of updates with this one, from 1.
+      clean: sum of clipped gradients over the expected batch size.
+      noisy: the same with noise.
+      denoised: what the optimizer got.
+      metrics: of the training step.
+      params: all parameters after the update, trained and frozen.
+    """
+
+    step: int
+    clean: Params
+    noisy: Params
+    denoised: Params
+    metrics: dict[str, Any]
+    params: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientStream:
+    """An ordinary run whose gradients can be looked at.
+
+    Attributes:
+      name: tells config, arm, batch size, epsilon and seed; for the record's file.
+      config: of the arm, with its seeds.
+      run: from `dp_rmt.finetuning.assemble`, with snapshots between the stages of a step.
+      num_steps: how many of its steps to take.
+    """
+
+    name: str
+    config: ConfigDict
+    run: assemble.Run
+    num_steps: int
+
+    @classmethod
+    def build(cls, config: ConfigDict, *, arm: str, seed: int, num_steps: int) -> GradientStream:
+        """Loads data and model and prepares the run.
+
+        Args:
+          config: as `configs.base.get_config` builds it.
+          arm: which arm of it to run; gives the trajectory.
+          seed: of sampling and noise, which may be known because the data is public.
+          num_steps: how many steps to take; at most those of the schedule.
+
+        Returns:
+          A `GradientStream`.
+
+        Raises:
+          ValueError, FileNotFoundError: the message says what is wrong and what to do.
+        """
+        arms = arm_configs(config)
+        if arm not in arms:
+            raise ValueError(f"--arm={arm}: the config has no such arm; choose from {', '.join(arms)}")
+        settings = ConfigDict(arms[arm])
+        if not settings.privacy.nonprivate_metrics:
+            raise ValueError(
+                "config.privacy.nonprivate_metrics=False, but this looks at the clean gradient, which is as private as "
+                "the data; on public data leave the key at True"
+            )
+        if math.isinf(settings.privacy.epsilon):
+            raise ValueError("config.privacy.epsilon=inf: without noise the gradients are all the same; give a number")
+        settings.privacy.sampling_seed = settings.privacy.noise_seed = seed
+        task = assemble.load_task(settings)
+        run = assemble.build_run(settings, task, name=arm, observe=with_snapshots)
+        if num_steps > (scheduled := run.loop.mechanism.num_steps):
+            raise ValueError(f"{num_steps} steps are asked for, but the run has {scheduled} (config.train.num_steps)")
+        batch_size, epsilon = settings.privacy.expected_batch_size, settings.privacy.epsilon
+        return cls(f"{config.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
+
+    def steps(self) -> Iterator[Gradients]:
+        """Trains, and yields each update; its arrays belong to the run and are gone when the next one is asked for."""
+        loop, state = self.run.loop, self.run.state
+        sampling = loop.mechanism.sampling(self.run.sampling_seed)
+        for step in range(self.num_steps):
+            state, metrics = loop.train_step(state, loop.groups(sampling.indices(step)))
+            clean, noisy, denoised = (
+                optax.tree.get((state.noise, state.denoise), name) for name in ("clean", "noisy", "denoised")
+            )
+            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), published_params(state))
+
+    def description(self) -> dict[str, Any]:
+        """What a record says of the run; without folders of this machine."""
+        mechanism = self.run.loop.mechanism
+        config = as_json(self.config)
+        config["data"] |= {"path": Path(self.config.data.path or "").name, "cache_dir": None}
+        return {
+            "config": config,
+            "delta": self.run.delta,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "noise_std": mechanism.noise_std,
+            "batch_size": mechanism.expected_batch_size,
+            "steps_of_the_schedule": mechanism.num_steps,
+            "machine": machine.description(),
+        }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as JSON, one line for each row of its tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, separators=(",", ":"))
+    for between in ("],[", "},{", '},"', '],"'):
+        text = text.replace(between, f"{between[:2]}\n{between[2:]}")
+    write_atomically(path, text + "\n")
+
+
+def five_digits(values: Iterable[float]) -> list[float]:
+    """Numbers rounded to five significant digits, as a list.
+
+    >>> five_digits([1 / 3, 12345678.0])
+    [0.33333, 12346000.0]
+    """
+    return [float(f"{value:.5g}") for value in values]
+
+
+def with_snapshots(transforms: Transforms) -> Transforms:
+    """The same stages; their states hold the last "clean", "noisy" and "denoised" gradient."""
+
+    def snapshot(name: str) -> optax.GradientTransformation:
+        return optax.snapshot(name, lambda updates: updates)
+
+    return Transforms(
+        noise=optax.chain(snapshot("clean"), transforms.noise, snapshot("noisy")),
+        denoise=optax.chain(transforms.denoise, snapshot("denoised")),
+        optimizer=transforms.optimizer,
+    )
