@@ -7,7 +7,8 @@ Source: arXiv 2502.13313, which has Pythia, Gemma, Llama and Qwen at rank 16 and
 are those of configs/customersim_recipe.py, on all 10,000 dialogues, 3 epochs, batch 512 with noise and 32 without.
 Learning rates are this project's and not tuned.
 Expected: not run. Cost: not measured.
-Command: python -m experiments.studies.memorisation.study --config=configs/customersim.py:qwen3_0_6b --config.data.path=DIR
+Command: python -m experiments.studies.memorisation.study --config=configs/customersim.py:qwen3_0_6b
+    --config.data.path=DIR
     --workdir=runs/customersim_qwen --results=experiments/results/customersim_qwen
 One set of arms without the measures: python -m experiments.finetune --config=configs/customersim.py
 """

@@ -13,10 +13,10 @@ import optax
 from dp_rmt import accounting
 from dp_rmt.arguments import integer, one_of, real
 from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
+from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, clipped_grad
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
-from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
 from dp_rmt.types import PerExampleLosses
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,3 +65,52 @@ def wide_zeros_like(tree: Params) -> Params:
 def is_known(number: Any) -> bool:
     """Whether a number can be checked now; under `jax.jit` that of `optax.inject_hyperparams` has no value yet."""
     return not isinstance(number, jax.core.Tracer)
+
+
+def split_params(params: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits nested dicts of parameters by a regular expression over their paths.
+
+    Args:
+      params: nested dicts of arrays.
+      trainable: a leaf is trained if this matches somewhere in its path, such as ``encoder/layers/query/kernel``.
+
+    Returns:
+      ``(trained, frozen)``, nested dicts that share no leaf and together hold all; see `merge_params`.
+
+    Raises:
+      ValueError: the expression is broken or matches nothing.
+
+    >>> split_params({"head": {"kernel": 1}, "embedding": 2}, "head")
+    ({'head': {'kernel': 1}}, {'embedding': 2})
+    """
+    try:
+        pattern = re.compile(trainable)
+    except re.error as error:
+        raise ValueError(f"trainable={trainable!r} is not a regular expression: {error}") from error
+    trained: dict[str, Any] = {}
+    frozen: dict[str, Any] = {}
+    paths = []
+    for path, leaf in leaves_by_path(params):
+        paths.append(path)
+        target = trained if pattern.search(path) else frozen
+        *parents, name = path.split("/")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = leaf
+    if not trained:
+        raise ValueError(f"trainable={trainable!r} matches no parameter; there are {', '.join(sorted(paths))}")
+    return trained, frozen
+
+
+def merge_params(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts together what `split_params` took apart.
+
+    >>> merge_params({"head": {"kernel": 1}}, {"head": {"bias": 2}, "embedding": 3})
+    {'head': {'kernel': 1, 'bias': 2}, 'embedding': 3}
+    """
+    merged = dict(trained)
+    for name, value in frozen.items():
+        if name in merged and not (isinstance(value, Mapping) and isinstance(merged[name], Mapping)):
+            raise ValueError(f"parameter {name!r} is both trained and frozen")
+        merged[name] = merge_params(merged[name], value) if name in merged else value
+    return merged

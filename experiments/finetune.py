@@ -10,10 +10,10 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from dp_rmt.training import processes
-from dp_rmt.reporting.privacy_statement import statement_table
-from dp_rmt.reporting.page import results_table
 from dp_rmt.finetuning import arms, command_line
+from dp_rmt.reporting.page import results_table
+from dp_rmt.reporting.privacy_statement import statement_table
+from dp_rmt.training import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
 _COORDINATOR = flags.DEFINE_string(

@@ -29,15 +29,16 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.baselines.filters import low_pass_filter
-from dp_rmt.denoising.gates import TracyWidom
 from dp_rmt.baselines.muon import private_muon
-from dp_rmt.training.train_step import matrix_cosines
 from dp_rmt.baselines.truncation import truncate_rank
-from dp_rmt.types import Params
+from dp_rmt.denoising.gates import TracyWidom
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.finetuning import command_line
-from experiments.studies.spectra.gradient_stream import Gradients, GradientStream, five_digits, write_record
+from dp_rmt.training.train_step import matrix_cosines
+from dp_rmt.types import Params
+from experiments.studies.records import five_digits, write_record
+from experiments.studies.spectra.gradient_stream import Gradients, GradientStream
 
 DECAY = 0.9
 """Of the first moment; Adam's own."""

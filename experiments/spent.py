@@ -13,11 +13,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from dp_rmt.training.ledger import read_ledger
-from dp_rmt.reporting.privacy_text import align, number
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.sweep.privacy import Run, cost_of_choosing
 from dp_rmt.finetuning.sweep.report import arms_of, spent_by
+from dp_rmt.reporting.numbers import align, number
+from dp_rmt.training.ledger import read_ledger
 
 
 def spent_together(workdirs: Sequence[Path]) -> str:

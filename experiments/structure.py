@@ -29,20 +29,20 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.denoising.gradient import TreeDenoiser
 from dp_rmt.denoising.gates import TracyWidom
+from dp_rmt.denoising.gradient import TreeDenoiser
+from dp_rmt.denoising.joins import JoinRule, reads_the_stream, shared_inputs
 from dp_rmt.denoising.matrix_denoiser import MatrixDenoiser
-from dp_rmt.denoising.matrix_groups import JoinRule, shared_inputs
 from dp_rmt.denoising.matrix_view import MatrixAxes, MatrixRule
-from dp_rmt.models.encoder import ENCODER_PROJECTIONS
-from dp_rmt.denoising.joins import reads_the_stream
-from dp_rmt.trees import leaves_by_path
 from dp_rmt.finetuning import command_line
+from dp_rmt.models.encoder import ENCODER_PROJECTIONS
+from dp_rmt.trees import leaves_by_path
 from experiments import lora_pairs
 from experiments.gradient_cosines import DECAY, first_moment_noise_std
-from experiments.studies.spectra.gradient_stream import GradientStream, five_digits, write_record
 from experiments.lora_pairs import Pair
 from experiments.structure_table import print_table
+from experiments.studies.records import five_digits, write_record
+from experiments.studies.spectra.gradient_stream import GradientStream
 
 Matrices = Mapping[str, Any]
 """The matrices of the layers by path; each leaf is (layers, rows, cols)."""

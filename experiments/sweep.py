@@ -15,7 +15,8 @@ A file of configs/sweeps/ has
 - ``SCORE``: the metric that is compared, higher being better, as metrics.jsonl names it;
 - ``SWEPT``: the key that the plot has on its horizontal axis;
 - ``sweep()``, which yields ``(name, {key: value})``: a job and what it changes;
-- optionally ``REPETITIONS``: ``{"mean": m, "shape": s}`` of a random number of jobs (`dp_rmt.finetuning.sweep.privacy`).
+- optionally ``REPETITIONS``: ``{"mean": m, "shape": s}`` of a random number of jobs
+(`dp_rmt.finetuning.sweep.privacy`).
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.training.private_files import write_private
+from dp_rmt.files import write_private
 from dp_rmt.finetuning import command_line
-from dp_rmt.finetuning.sweep import commands as sweep_commands, executors as sweep_executors, report as sweep_report
 from dp_rmt.finetuning.settings import FOLDER_NAME, arm_configs
+from dp_rmt.finetuning.sweep import commands as sweep_commands
+from dp_rmt.finetuning.sweep import executors as sweep_executors
+from dp_rmt.finetuning.sweep import report as sweep_report
 from dp_rmt.finetuning.sweep.executors import Job
 from dp_rmt.finetuning.sweep.privacy import Repetitions
 from dp_rmt.finetuning.workdir import check_workdir, is_secret

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 MODEL = nn.Sequential([nn.Dense(8), nn.relu, nn.LayerNorm(), nn.Dense(3)])
 X = np.random.default_rng(0).standard_normal((6, 4)).astype("float32")

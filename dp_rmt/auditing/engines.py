@@ -14,12 +14,12 @@ import optax
 
 from dp_rmt.auditing import canaries, lower_bounds
 from dp_rmt.auditing.membership import Interval, auc
+from dp_rmt.auditing.problems import Audited, canary_losses, canary_params
 from dp_rmt.batch_selection import PoissonSampling
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
 from dp_rmt.types import Params, PerExampleLosses
-from dp_rmt.auditing.problems import Audited, canary_losses, canary_params
 
 RELEASED = "released"
 

@@ -1,7 +1,7 @@
 """Where the batch axis of an array is after one operation, and whether its entries still belong to one example each.
 
-The rules that `dp_rmt.clipping.example_mixing` walks a computation with. The batch size is a prime that no other axis is a
-multiple of. Reshaping and concatenating make axes of several batches, hence a `Layout` says whose an entry is.
+The rules that `dp_rmt.clipping.example_mixing` walks a computation with. The batch size is a prime that no other axis
+is a multiple of. Reshaping and concatenating make axes of several batches, hence a `Layout` says whose an entry is.
 """
 
 from __future__ import annotations

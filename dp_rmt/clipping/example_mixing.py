@@ -220,7 +220,10 @@ def _joined(a: Value, b: Value) -> Value:
 
 
 # Where the path of a frame starts so, the line is not the user's.
-_LIBRARIES = (os.path.dirname(os.path.dirname(__file__)) + os.sep, *{sysconfig.get_path(k) for k in ("purelib", "platlib", "stdlib")})
+_LIBRARIES = (
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+    *{sysconfig.get_path(k) for k in ("purelib", "platlib", "stdlib")},
+)
 
 
 def _line(eqn: Any) -> str:

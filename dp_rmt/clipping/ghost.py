@@ -1,8 +1,8 @@
 """Clipped gradients at about the cost of an ordinary gradient, for Flax linen models.
 
-The loss function stays the user's own: the layers inside it are found while it is traced (`dp_rmt.clipping.layer_rules`),
-each is differentiated by its rules (`dp_rmt.clipping.leaf_rules`, `dp_rmt.clipping.taps`), and every parameter is followed to the
-layers that use it (`dp_rmt.clipping.leaf_uses`).
+The loss function stays the user's own: the layers inside it are found while it is traced
+(`dp_rmt.clipping.layer_rules`), each is differentiated by its rules (`dp_rmt.clipping.leaf_rules`,
+`dp_rmt.clipping.taps`), and every parameter is followed to the layers that use it (`dp_rmt.clipping.leaf_uses`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.clipping.example_mixing import mixed_examples
+from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
+from dp_rmt.clipping.leaf_rules import is_wide_float
+from dp_rmt.clipping.leaf_uses import Use, bytes_of_marked_outputs, calls_of_layers, mark, uses_of_leaves
+from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.clipping.per_example import (
     ClippedGradient,
     ClippingStyle,
@@ -21,12 +26,7 @@ from dp_rmt.clipping.per_example import (
     clip_factors,
     summed_over_microbatches,
 )
-from dp_rmt.clipping.example_mixing import mixed_examples
-from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
-from dp_rmt.clipping.leaf_rules import is_wide_float
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
-from dp_rmt.clipping.leaf_uses import Use, bytes_of_marked_outputs, calls_of_layers, mark, uses_of_leaves
-from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 Method = Literal["auto", "bookkeeping", "ghost"]
@@ -58,8 +58,9 @@ def ghost_clipped_grad(
     Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
     a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
     may be reported larger than `clipped_grad` has them. It holds for inputs and output gradients of any size
-    (`dp_rmt.clipping.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose tokens' gradients
-    have norms of more than 1.8e19 in sum contributes zero. With "ghost" norms and sums come from two backward passes
+    (`dp_rmt.clipping.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose tokens'
+    gradients have norms of more than 1.8e19 in sum contributes zero. With "ghost" norms and sums come from two
+    backward passes
     of the same arithmetic, which a compiler may round differently: where a gradient is nothing but the rounding of
     the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
 
@@ -175,7 +176,7 @@ class _Layers(NamedTuple):
 def _tapped_losses(
     per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
 ) -> jax.Array:
-    """The losses; differentiation gives ``weights_B`` the squared norm of each gradient (see `dp_rmt.clipping.taps`)."""
+    """The losses; differentiation gives ``weights_B`` squared norms of gradients (see `dp_rmt.clipping.taps`)."""
     missing = set(layers.names)
     # From lookup to head. With the table, so that the identity by which it is known stays its own.
     tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}

@@ -58,8 +58,8 @@ class Contraction:
 
     ``x . x`` and ``g . g`` of the second form also lose what is below the smallest float: the norm loses at most
     ``1e-19 (sqrt O sum_t |x_it| + sqrt I sum_t |g_it|)``. Where a token's norm is above 2^14 the size of ``x`` is moved
-    into ``g`` first (`dp_rmt.clipping.token_scales`), for the norm and for the sum; and so this is below 1e-9 as long as
-    ``T sqrt O`` and ``T sqrt I`` are below 5e5.
+    into ``g`` first (`dp_rmt.clipping.token_scales`), for the norm and for the sum; and so this is below 1e-9 as long
+    as ``T sqrt O`` and ``T sqrt I`` are below 5e5.
 
     >>> rule = Contraction("bti", "io", "bto")
     >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]

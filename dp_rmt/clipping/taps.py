@@ -66,7 +66,8 @@ def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
         return None, None, None, None
     if x is None:
         return None, None, g, None
-    g = jax.lax.optimization_barrier(g)  # see `dp_rmt.clipping.leaf_rules.Contraction`; not x, of which a copy would be kept
+    # See `dp_rmt.clipping.leaf_rules.Contraction`; not x, of which a copy would be kept.
+    g = jax.lax.optimization_barrier(g)
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)
     for name, rule in static:

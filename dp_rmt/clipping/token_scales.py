@@ -9,8 +9,8 @@ norm is zero passes unclipped. With s_t the power of two above the largest entry
 holds to the last bit. The entries of ``x_t / s_t`` are below one, so ``s_t g_t`` is as large as the gradient: where
 its square vanishes, the gradient is below 1e-19 and does not matter; where it overflows, so does the gradient's norm.
 
-Axes are named by letters as in `dp_rmt.clipping.leaf_rules`. ``kept`` are those of a token: of the batch, of shared indices,
-and of tokens.
+Axes are named by letters as in `dp_rmt.clipping.leaf_rules`. ``kept`` are those of a token: of the batch, of shared
+indices, and of tokens.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """Data: GLUE, table-to-text and synthetic text, tokenised once into arrays, gathered into batches of one shape."""
 
 from dp_rmt.data.batches import evaluation_batches, gather_batch
-from dp_rmt.data.tokens.completions import decode_completions, tokenize_completions, tokenize_prompts
+from dp_rmt.data.fingerprint import fingerprint
+from dp_rmt.data.model_fit import check_fits_model
 from dp_rmt.data.readers.document_tasks import DOCUMENT_TASKS, SENSITIVE, DocumentSet, load_documents
 from dp_rmt.data.readers.documents import Document, tokenize_documents
-from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.readers.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.readers.glue_tasks import GLUE_TASKS, GlueTask, Infilling
-from dp_rmt.data.tokens.infilling import label_word_ids
-from dp_rmt.data.model_fit import check_fits_model
-from dp_rmt.scoring.classification import glue_scores
 from dp_rmt.data.readers.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.readers.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
 from dp_rmt.data.readers.text_pairs import TextPairs, TextReferences
-from dp_rmt.scoring import text_scores
+from dp_rmt.data.tokens.completions import decode_completions, tokenize_completions, tokenize_prompts
+from dp_rmt.data.tokens.infilling import label_word_ids
 from dp_rmt.data.tokens.tokenize import tokenize_cached, tokenize_classification
 from dp_rmt.data.tokens.word_tokenizer import build_word_tokenizer
+from dp_rmt.scoring import text_scores
+from dp_rmt.scoring.classification import glue_scores
 
 __all__ = [
     "DOCUMENT_TASKS",

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt.denoising import matrix_groups, matrix_view
-from dp_rmt.denoising.gradient import DenoiseState, TreeDenoiser, check_noise_std
+from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gates import Gate
+from dp_rmt.denoising.gradient import DenoiseState, TreeDenoiser, check_noise_std
+from dp_rmt.denoising.joins import JoinRule
 from dp_rmt.denoising.matrix_denoiser import AT_THE_EDGE, Backend, BelowEdge, Blend, MatrixDenoiser, Rescale, Shrinker
 from dp_rmt.random_matrix.units import unit_of
 from dp_rmt.trees import is_known, leaves_by_path, wide, wide_zeros_like
@@ -59,7 +60,7 @@ def scale_by_denoised_adam(
     blend: Blend = "none",
     svd: Backend = "exact",
     matrix_rule: matrix_view.MatrixRule | None = None,
-    join: matrix_groups.JoinRule | None = None,
+    join: JoinRule | None = None,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) with a denoised first moment: ``D(m^) / (sqrt(max(v^, s^2)) + eps)``.

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dp_rmt.denoising import matrix_groups, matrix_view
 from dp_rmt.denoising.explicit_axes import with_auto_axes
 from dp_rmt.denoising.gates import Gate
+from dp_rmt.denoising.joins import JoinRule
 from dp_rmt.denoising.matrix_denoiser import (
     AT_THE_EDGE,
     Backend,
@@ -53,7 +54,7 @@ def denoise_matrices(
     blend: Blend = "none",
     svd: Backend = "exact",
     matrix_rule: matrix_view.MatrixRule | None = None,
-    join: matrix_groups.JoinRule | None = None,
+    join: JoinRule | None = None,
     sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformation:
     """Restores the singular-value profile of every noisy gradient matrix (arXiv 2510.01137).
@@ -83,9 +84,9 @@ def denoise_matrices(
       svd: "exact" (an SVD), "gram" (eigenvectors of ``Y Y^T``) or "subspace" (only what stands above the gate, found
         from the last step's singular vectors; a certificate sends a matrix where more may stand above it to a full
         decomposition), see `dp_rmt.random_matrix`.
-      matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`; None for `kernels_are_matrices` there, which
-        knows weights by the names that Flax, Equinox, Haiku and torch give them.
-      join: which leaves are denoised side by side as one matrix, such as `dp_rmt.denoising.matrix_groups.shared_inputs`.
+      matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`; None for `kernels_are_matrices` there,
+        which knows weights by the names that Flax, Equinox, Haiku and torch give them.
+      join: which leaves are denoised side by side as one matrix, such as `dp_rmt.denoising.joins.shared_inputs`.
       sharding: where the batch of equal-shaped matrices is divided among devices, such as
         ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape, unless the mesh
         divides the parameters (axes ``fsdp`` and ``tensor``): then no device ever has them all. None: every device
@@ -127,7 +128,7 @@ class TreeDenoiser(NamedTuple):
 
     matrix_denoiser: MatrixDenoiser
     matrix_rule: matrix_view.MatrixRule | None = None
-    join: matrix_groups.JoinRule | None = None
+    join: JoinRule | None = None
     sharding: NamedSharding | None = None
 
     def init(self, params: Params) -> DenoiseState:

@@ -10,11 +10,14 @@ and side by side they need fewer components than alone (docs/design/0004).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import jax
 
-from dp_rmt.denoising.matrix_groups import WEIGHT
 from dp_rmt.denoising.matrix_view import MatrixAxes, kernels_are_matrices
+
+WEIGHT = r"(_lora/lora_a/kernel|[/.](kernel|weight|w)|[/.]lora_[aA]([/.]default)?([/.]weight)?)"
+"""What follows the name of a layer in the path of its weight, or of the A factor of its LoRA."""
 
 _READS = re.compile(
     r"(?P<before>(.*[/.])?)(layers?|h|blocks?)([_/.]\d+)?[/.](.*[/.])?"
@@ -50,3 +53,33 @@ def layers_side_by_side(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | N
         return axes
     layers = tuple(axis for axis in range(-leaf.ndim, 0) if axis not in axes.rows + axes.cols)
     return MatrixAxes(axes.rows, layers + axes.cols)
+
+
+JoinRule = Callable[[str], str | None]
+"""``path -> name`` of the block matrix that the leaf is a column block of, or None for a matrix of its own."""
+
+
+
+_SHARED_INPUT = (("qkv", "query|key|value|[qkv](?=_proj)"), ("gate_up", "gate|up"))
+
+
+def shared_inputs(path: str) -> str | None:
+    """Join rule: projections of the same input, (query, key, value) and (gate, up), also the A factors of their LoRA.
+
+    Their gradients ``X^T D_q, X^T D_k, X^T D_v`` (X the inputs of the layer, D the gradients of its outputs) have the
+    column space of ``X^T`` in common, so one block matrix needs fewer components than three matrices.
+
+    >>> shared_inputs("encoder/layers/attention/key/kernel")
+    'encoder/layers/attention/qkv/kernel'
+    >>> shared_inputs("layers/attention/value_lora/lora_a/kernel")
+    'layers/attention/qkv_lora/lora_a/kernel'
+    >>> shared_inputs("model.layers.0.self_attn.q_proj.weight")
+    'model.layers.0.self_attn.qkv_proj.weight'
+    >>> shared_inputs("layers/attention/value_lora/lora_b/kernel") is None  # its input is x A, another for each
+    True
+    """
+    for joined, names in _SHARED_INPUT:
+        found = re.fullmatch(rf"(?P<before>(.*[/.])?)({names})(?P<after>(_proj)?{WEIGHT})", path)
+        if found:
+            return f"{found['before']}{joined}{found['after']}"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,15 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from dp_rmt.denoising import matrix_view
+from dp_rmt.denoising.joins import JoinRule
 from dp_rmt.trees import leaves_by_path, shape_and_dtype, wide_dtype
 from dp_rmt.types import Params
-
-JoinRule = Callable[[str], str | None]
-"""``path -> name`` of the block matrix that the leaf is a column block of, or None for a matrix of its own."""
-
-WEIGHT = r"(_lora/lora_a/kernel|[/.](kernel|weight|w)|[/.]lora_[aA]([/.]default)?([/.]weight)?)"
-"""What follows the name of a layer in the path of its weight, or of the A factor of its LoRA."""
-_SHARED_INPUT = (("qkv", "query|key|value|[qkv](?=_proj)"), ("gate_up", "gate|up"))
 
 
 class Block(NamedTuple):
@@ -53,32 +46,12 @@ class BlockMatrix(NamedTuple):
         return sum(block.cols for block in self.blocks)
 
 
-def shared_inputs(path: str) -> str | None:
-    """Join rule: projections of the same input, (query, key, value) and (gate, up), also the A factors of their LoRA.
-
-    Their gradients ``X^T D_q, X^T D_k, X^T D_v`` (X the inputs of the layer, D the gradients of its outputs) have the
-    column space of ``X^T`` in common, so one block matrix needs fewer components than three matrices.
-
-    >>> shared_inputs("encoder/layers/attention/key/kernel")
-    'encoder/layers/attention/qkv/kernel'
-    >>> shared_inputs("layers/attention/value_lora/lora_a/kernel")
-    'layers/attention/qkv_lora/lora_a/kernel'
-    >>> shared_inputs("model.layers.0.self_attn.q_proj.weight")
-    'model.layers.0.self_attn.qkv_proj.weight'
-    >>> shared_inputs("layers/attention/value_lora/lora_b/kernel") is None  # its input is x A, another for each
-    True
-    """
-    for joined, names in _SHARED_INPUT:
-        found = re.fullmatch(rf"(?P<before>(.*[/.])?)({names})(?P<after>(_proj)?{WEIGHT})", path)
-        if found:
-            return f"{found['before']}{joined}{found['after']}"
-    return None
 
 
 def check_names_some(
     tree: Params, rule: matrix_view.MatrixRule | None, join: JoinRule | None, caller: str
 ) -> None:
-    """As `dp_rmt.denoising.matrix_view.check_names_some`, and raises where a join rule names none of the matrices that there are.
+    """As `matrix_view.check_names_some`, and raises where a join rule names none of the matrices that there are.
 
     Raises:
       ValueError: with the paths of what is not named.

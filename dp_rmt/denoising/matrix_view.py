@@ -108,8 +108,8 @@ def check_names_some(tree: Params, rule: MatrixRule | None, caller: str) -> None
         raise ValueError(
             f"{caller}: the matrix rule names none of the leaves, so that nothing would be done, but these look like "
             f"matrices: {', '.join(missed[:8])}{more}. Give matrix_rule=, a function (path, leaf) -> "
-            "MatrixAxes(rows, cols) or None, such as dp_rmt.denoising.matrix_view.every_matrix: the last two axes of every leaf. "
-            "The default goes by the names kernel (Flax), weight (Equinox, torch) and w (Haiku)."
+            "MatrixAxes(rows, cols) or None, such as dp_rmt.denoising.matrix_view.every_matrix: the last two axes of "
+            "every leaf. The default goes by the names kernel (Flax), weight (Equinox, torch) and w (Haiku)."
         )
 
 

@@ -10,25 +10,25 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from dp_rmt.finetuning import assemble, statements
+from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.tasks import synthetic as synthetic_task
+from dp_rmt.finetuning.tasks.task import Task
+from dp_rmt.finetuning.texts import samples, write_texts
+from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
+from dp_rmt.reporting.page import Run as ReportedRun
+from dp_rmt.reporting.page import write_report
+from dp_rmt.reporting.privacy_statement import read_privacy
 from dp_rmt.training import processes
 from dp_rmt.training.checkpoint import Checkpoints, can_go_on
 from dp_rmt.training.ledger import Ledger
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.reporting.privacy_statement import read_privacy
-from dp_rmt.reporting.page import Run as ReportedRun
-from dp_rmt.reporting.page import write_report
 from dp_rmt.training.train_state import TrainState, published_params
 from dp_rmt.types import Params
-from dp_rmt.finetuning import assemble, statements
-from dp_rmt.finetuning.tasks import synthetic as synthetic_task
-from dp_rmt.finetuning.settings import arm_configs
-from dp_rmt.finetuning.tasks.task import Task
-from dp_rmt.finetuning.texts import samples, write_texts
-from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
 
 CHECKPOINTS = "checkpoints"
 SAMPLES = 8

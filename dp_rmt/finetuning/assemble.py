@@ -12,21 +12,22 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dp_rmt.denoising import matrix_view
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS, fingerprint
+from dp_rmt.denoising import matrix_view
+from dp_rmt.finetuning.microbatches import with_microbatch_size
+from dp_rmt.finetuning.tasks.classification import load_glue_task
+from dp_rmt.finetuning.tasks.documents import load_document_task
+from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
+from dp_rmt.finetuning.tasks.text import load_text_task
+from dp_rmt.finetuning.transforms import build_transforms, learning_rate_schedule
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.partitioning import batch_parts, init_state, jit_train_step, make_mesh
 from dp_rmt.training.processes import of_first
 from dp_rmt.training.train import TrainLoop
-from dp_rmt.training.train_state import TrainState, Transforms, split_params
+from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
-from dp_rmt.finetuning.tasks.documents import load_document_task
-from dp_rmt.finetuning.tasks.classification import load_glue_task
-from dp_rmt.finetuning.microbatches import with_microbatch_size
-from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
-from dp_rmt.finetuning.tasks.text import load_text_task
-from dp_rmt.finetuning.transforms import build_transforms, learning_rate_schedule
+from dp_rmt.trees import split_params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dp_rmt.mechanism import DPSGD
 from dp_rmt.clipping.microbatch_size import default_memory_budget, largest_microbatch_size
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.processes import of_first
-from dp_rmt.training.train_state import merge_params, split_params
+from dp_rmt.trees import merge_params, split_params
 from dp_rmt.types import Batch, Params
 
 if TYPE_CHECKING:

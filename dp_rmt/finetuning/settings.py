@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising.first_moment import SecondMoment
 from dp_rmt.denoising.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
-from dp_rmt.mechanism import ClippingMethod
-from dp_rmt.models.tuning import PATTERNS
 from dp_rmt.finetuning.texts import decoding
 from dp_rmt.finetuning.transforms import STRUCTURES
+from dp_rmt.mechanism import ClippingMethod
+from dp_rmt.models.tuning import PATTERNS
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
 """Of arms and jobs; neither "..", nor what a command takes for a flag."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting import provenance
-from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
-from dp_rmt.training.metrics import read_metrics
 from dp_rmt.reporting.audit_bound import read_audit
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.privacy_text import FALSE_ALARMS
+from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
+from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.releases import Releases
 
 if TYPE_CHECKING:

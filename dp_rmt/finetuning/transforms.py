@@ -9,15 +9,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
-from dp_rmt.denoising.gates import Gate, Kappa, TracyWidom
-from dp_rmt.denoising.matrix_groups import shared_inputs
-from dp_rmt.mechanism import DPSGD
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.truncation import truncate_rank
+from dp_rmt.denoising.gates import Gate, Kappa, TracyWidom
+from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
-from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream
 from dp_rmt.training.partitioning import by_matrix
 from dp_rmt.training.train_state import Transforms
-from dp_rmt.baselines.truncation import truncate_rank
 
 STRUCTURES: dict[str, dict[str, Any]] = {
     "separate": {},

@@ -14,8 +14,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from dp_rmt.training.metrics import write_atomically
-from dp_rmt.training.private_files import close_to_others, write_private
+from dp_rmt.files import close_to_others, write_atomically, write_private
 
 CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")

@@ -1,8 +1,8 @@
 """Encoders and decoders in flax.linen, which load from and save to Hugging Face folders."""
 
-from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.decoder.cache import DecoderCache, init_cache
 from dp_rmt.models.decoder.config import DecoderConfig
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.dropout import PerExampleDropout, example_keys
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.heads import SequenceClassifier, init_params
+from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import Model
 from dp_rmt.models.lora import LoRAConfig, merge_lora, with_config
 
@@ -25,7 +25,7 @@ PATTERNS = {
 
 
 def trainable_pattern(tuning: str, module: Model, *, also: str | None = None) -> str:
-    """The regular expression that `dp_rmt.training.train_state.split_params` takes, for a way of tuning.
+    """The regular expression that `dp_rmt.trees.split_params` takes, for a way of tuning.
 
     - "full": everything.
     - "lora": the factors A and B of each low-rank update (Hu et al. 2021).

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.training.metrics import write_atomically
+from dp_rmt.files import write_atomically
 
 FILE = "audit.json"
 

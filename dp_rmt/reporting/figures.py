@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from dp_rmt.reporting.privacy_text import number
-from dp_rmt.reporting.series import Run, Series, is_loss, labels, main_scores, metric_names, score_label
+from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.plots import SMALL, WIDE, Heat, Line, Plot, heat_maps, heat_ranges, line_plot
+from dp_rmt.reporting.series import Run, Series, is_loss, labels, main_scores, metric_names, score_label
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dp_rmt.training.metrics import write_atomically
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, table_rows
-from dp_rmt.reporting.privacy_text import align, number, sections
-from dp_rmt.reporting.series import Run, findings, headline, labels
+from dp_rmt.files import write_atomically
 from dp_rmt.reporting.figures import figures_of
+from dp_rmt.reporting.numbers import align, number
 from dp_rmt.reporting.plots import Plot
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, table_rows
+from dp_rmt.reporting.privacy_text import sections
+from dp_rmt.reporting.series import Run, findings, headline, labels
 from dp_rmt.reporting.style import CSS
 
 __all__ = ["Run", "results_table", "write_report"]

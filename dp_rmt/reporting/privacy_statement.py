@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dp_rmt.training.metrics import write_atomically
+from dp_rmt.files import write_atomically
 from dp_rmt.reporting.audit_bound import AuditBound
-from dp_rmt.reporting.privacy_text import Rounding, align, number, sections
+from dp_rmt.reporting.numbers import Rounding, align, number
+from dp_rmt.reporting.privacy_text import sections
 from dp_rmt.reporting.provenance import Provenance
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_rmt.reporting.privacy_text import Rounding, number
+from dp_rmt.reporting.numbers import Rounding, number
 
 
 class Series(NamedTuple):

@@ -15,10 +15,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.files import damage, make_private_folder, write_digests
 from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
-from dp_rmt.training.file_digests import damage, write_digests
-from dp_rmt.training.private_files import make_private_folder
 from dp_rmt.training.train_state import TrainState
 
 _GOODNESS = "goodness"

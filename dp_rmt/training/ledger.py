@@ -19,7 +19,7 @@ from typing import Any
 
 from dp_rmt import accounting
 from dp_rmt.noise_addition import NOISE_SUPPORT
-from dp_rmt.reporting.privacy_text import number
+from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import Provenance
 
 FILE = "ledger.jsonl"

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from dp_rmt.files import write_atomically
+
 _LARGEST_ARRAY = 10_000
 
 
@@ -104,23 +106,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Replaces a file as a whole: a reader, or a crash at any moment, finds the old text or the new one.
-
-    Args:
-      path: the file; its folder must exist.
-      text: its new content, written as UTF-8.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _to_json(name: str, value: Any) -> Any:

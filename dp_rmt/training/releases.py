@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dp_rmt.training.ledger import Entry, Ledger, now
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, write_privacy
+from dp_rmt.training.ledger import Entry, Ledger, now
 
 
 class Releases:

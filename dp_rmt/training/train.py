@@ -17,10 +17,10 @@ from dp_rmt.batch_selection import PoissonSampling
 from dp_rmt.data.batches import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.mechanism import DPSGD
+from dp_rmt.reporting.numbers import number
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
-from dp_rmt.reporting.privacy_text import number
 from dp_rmt.training.processes import to_devices
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState, published_params

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt.baselines.filters import KalmanState, without_look_ahead
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.trees import merge_params
 from dp_rmt.types import Params
 
 
@@ -78,50 +76,5 @@ def published_params(state: TrainState) -> dict[str, Any]:
     return merge_params(params, state.frozen)
 
 
-def split_params(params: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits nested dicts of parameters by a regular expression over their paths.
-
-    Args:
-      params: nested dicts of arrays.
-      trainable: a leaf is trained if this matches somewhere in its path, such as ``encoder/layers/query/kernel``.
-
-    Returns:
-      ``(trained, frozen)``, nested dicts that share no leaf and together hold all; see `merge_params`.
-
-    Raises:
-      ValueError: the expression is broken or matches nothing.
-
-    >>> split_params({"head": {"kernel": 1}, "embedding": 2}, "head")
-    ({'head': {'kernel': 1}}, {'embedding': 2})
-    """
-    try:
-        pattern = re.compile(trainable)
-    except re.error as error:
-        raise ValueError(f"trainable={trainable!r} is not a regular expression: {error}") from error
-    trained: dict[str, Any] = {}
-    frozen: dict[str, Any] = {}
-    paths = []
-    for path, leaf in leaves_by_path(params):
-        paths.append(path)
-        target = trained if pattern.search(path) else frozen
-        *parents, name = path.split("/")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[name] = leaf
-    if not trained:
-        raise ValueError(f"trainable={trainable!r} matches no parameter; there are {', '.join(sorted(paths))}")
-    return trained, frozen
 
 
-def merge_params(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts together what `split_params` took apart.
-
-    >>> merge_params({"head": {"kernel": 1}}, {"head": {"bias": 2}, "embedding": 3})
-    {'head': {'kernel': 1, 'bias': 2}, 'embedding': 3}
-    """
-    merged = dict(trained)
-    for name, value in frozen.items():
-        if name in merged and not (isinstance(value, Mapping) and isinstance(merged[name], Mapping)):
-            raise ValueError(f"parameter {name!r} is both trained and frozen")
-        merged[name] = merge_params(merged[name], value) if name in merged else value
-    return merged

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt.denoising import matrix_view
 from dp_rmt.clipping.per_example import PerExample
+from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.training.train_state import TrainState, Transforms, merge_params
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.training.train_state import TrainState, Transforms
+from dp_rmt.trees import leaves_by_path, merge_params
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 TrainStep = Callable[[TrainState, Sequence[tuple[Batch, jax.Array]]], tuple[TrainState, dict[str, Any]]]
@@ -102,7 +102,7 @@ def mean_matrix_cosine(updates: Params, reference: Params) -> jax.Array:
 
 
 def matrix_cosines(updates: Params, reference: Params) -> dict[str, jax.Array]:
-    """Cosine ``<X, G> / (||X|| ||G||)`` of every matrix (`dp_rmt.denoising.matrix_view`), (B,) by path; 0 where one is zero."""
+    """Cosine ``<X, G> / (||X|| ||G||)`` of every matrix, (B,) by path (`matrix_view`); 0 where one is zero."""
     references = dict(leaves_by_path(reference))
     matrices = matrix_view.matrix_leaves(updates)
     cosines = {}

@@ -30,10 +30,10 @@ from dp_rmt import denoise_matrices
 from dp_rmt.denoising import matrix_groups, matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.denoising.matrix_denoiser import Backend
-from dp_rmt.random_matrix import marchenko_pastur, subspace
-from dp_rmt.training.metrics import write_atomically
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
+from dp_rmt.random_matrix import marchenko_pastur, subspace
+from dp_rmt.trees import leaves_by_path
 from experiments.benchmarks import machine, rounds
 from experiments.benchmarks.step.models import MODELS, make_workload
 
@@ -97,7 +97,9 @@ def profile(model: str, repeats: int) -> dict[str, Any]:
         "model": model,
         "matrices": {shape: sum(matrix.number for matrix in group) for shape, group in groups.items()},
         "repeats": repeats,
-        "command": " ".join(["python -m experiments.benchmarks.denoiser", *(a for a in sys.argv[1:] if "--res" not in a)]),
+        "command": " ".join(
+            ["python -m experiments.benchmarks.denoiser", *(a for a in sys.argv[1:] if "--res" not in a)]
+        ),
         "machine": machine.description() | {"glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")},
         "versions": machine.versions(("jax", "jaxlib", "numpy")),
         "arms": arms,

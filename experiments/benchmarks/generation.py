@@ -23,10 +23,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from dp_rmt.generation import Greedy, generate
 from dp_rmt.models import load_pretrained
-from dp_rmt.training.metrics import write_atomically
-from dp_rmt.finetuning import command_line
 from experiments.benchmarks import machine, rounds
 
 OURS, THEIRS = "dp_rmt", "transformers"

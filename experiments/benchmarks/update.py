@@ -13,8 +13,8 @@ import optax
 import dp_rmt
 from dp_rmt.denoising.matrix_denoiser import Backend
 from dp_rmt.types import Params
-from experiments.benchmarks.step.models import Workload
 from experiments.benchmarks.rounds import alternate, median_ratio
+from experiments.benchmarks.step.models import Workload
 
 NOISE_MULTIPLIER = 0.6
 """About that of SST-2 at epsilon 8; the gradient of random weights on random tokens is then below the noise."""

@@ -9,8 +9,8 @@ import optax
 import pytest
 from optax import contrib
 
-from dp_rmt.denoising.matrix_view import MatrixAxes
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.denoising.matrix_view import MatrixAxes
 
 LAYERS, ROWS, COLS = 3, 16, 40
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.denoising.matrix_view import MatrixAxes
 from dp_rmt.baselines.truncation import truncate_rank
+from dp_rmt.denoising.matrix_view import MatrixAxes
 
 
 def truncated(y, rank):

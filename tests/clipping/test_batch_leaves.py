@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dp_rmt.batch_selection import PoissonSampling
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 WAYS = pytest.mark.parametrize("way", [clipped_grad, ghost_clipped_grad])
 MODEL, BATCH = nn.Dense(3), 8

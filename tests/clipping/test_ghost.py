@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 METHODS = ("bookkeeping", "ghost")
 BATCH, TOKENS, WIDTH, VOCABULARY = 6, 5, 8, 11

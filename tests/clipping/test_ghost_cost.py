@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 # XLA counts the body of a loop once, hence a scanned and an unrolled stack.
 SCANNED = pytest.mark.parametrize("scanned", [True, False])

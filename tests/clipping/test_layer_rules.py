@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.layer_rules import LAYER_RULES, LayerRule
 from dp_rmt.clipping.leaf_rules import Offset
+from dp_rmt.clipping.per_example import clipped_grad
 
 METHODS = ("bookkeeping", "ghost")
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.microbatch_size import (
     DEVICE_SHARE,
     HOST_SHARE,
@@ -17,6 +16,7 @@ from dp_rmt.clipping.microbatch_size import (
     default_memory_budget,
     largest_microbatch_size,
 )
+from dp_rmt.clipping.per_example import clipped_grad
 
 BATCH, FEATURES, HIDDEN = 12, 16, 64
 EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes")

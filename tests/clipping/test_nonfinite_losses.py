@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.training.losses import causal_lm_loss, label_losses
 
 BATCH, TOKENS, CLASSES, VOCABULARY = 6, 4, 2, 7

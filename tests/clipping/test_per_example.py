@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from dp_accounting import NeighboringRelation
 
-from dp_rmt.clipping.per_example import AUTOMATIC_CLIPPING_STABILITY, clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import AUTOMATIC_CLIPPING_STABILITY, clipped_grad
 
 BATCH = 6
 SHAPES = {"matrix": (3, 4), "vector": (5,), "scalar": ()}

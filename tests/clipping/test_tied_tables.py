@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 METHODS = ("bookkeeping", "ghost")
 ROWS, WIDTH, TOKENS, BATCH = 7, 4, 5, 3

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.gates import Kappa
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.matrix_view import MatrixAxes, to_matrices
 
 NOISE_STD = 0.02

@@ -8,8 +8,8 @@ import pytest
 
 from dp_rmt import denoise_matrices
 from dp_rmt.denoising import matrix_groups
-from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream
+from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.trees import leaves_by_path
 
 STREAM = {"matrix_rule": layers_side_by_side, "join": reads_the_stream}

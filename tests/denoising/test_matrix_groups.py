@@ -8,6 +8,7 @@ import pytest
 
 from dp_rmt import denoise_matrices
 from dp_rmt.denoising import matrix_groups
+from dp_rmt.denoising.joins import shared_inputs
 from dp_rmt.denoising.matrix_view import MatrixAxes
 from dp_rmt.trees import leaves_by_path
 
@@ -24,7 +25,7 @@ def tree(seed: int = 0) -> dict:
     return {"layers": {"attention": attention, **mlp}, "head": kernel(16, 24), "bias": jnp.zeros(5)}
 
 
-@pytest.mark.parametrize("join", [None, matrix_groups.shared_inputs])
+@pytest.mark.parametrize("join", [None, shared_inputs])
 def test_stacking_loses_nothing(join) -> None:
     params = tree()
     leaves = {"/".join(path.split("/")): leaf for path, leaf in leaves_by_path(params)}
@@ -49,7 +50,7 @@ def test_equal_shapes_are_one_group() -> None:
 
 def test_shared_inputs_stand_side_by_side() -> None:
     params = tree()
-    groups = matrix_groups.matrix_groups(params, join=matrix_groups.shared_inputs)
+    groups = matrix_groups.matrix_groups(params, join=shared_inputs)
     (joined,) = groups["16x28 float32"]
     assert joined.name == "layers/attention/qkv/kernel"
     leaves = dict(leaves_by_path(params))
@@ -76,14 +77,14 @@ def test_blocks_of_one_input_help_each_other() -> None:
         a, b = (np.concatenate([t[n]["kernel"] if k else t[n] for n in clean]) for k, t in enumerate((clean, out)))
         return float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
 
-    assert cosine(matrix_groups.shared_inputs) > cosine(None) + 0.1
+    assert cosine(shared_inputs) > cosine(None) + 0.1
 
 
 def test_what_cannot_be_joined_is_named() -> None:
     params = {"query": {"kernel": jnp.zeros((16, 8))}, "key": {"kernel": jnp.zeros((8, 8))}}
     expected = r"joined as 'qkv/kernel': key/kernel is 1 of 8 x 8 float32, query/kernel is 1 of 16"
     with pytest.raises(ValueError, match=expected):
-        matrix_groups.matrix_groups(params, join=matrix_groups.shared_inputs)
+        matrix_groups.matrix_groups(params, join=shared_inputs)
 
 
 def test_axes_of_the_matrix_rule_are_kept() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dp_rmt.auditing import canaries
+from dp_rmt.auditing.engines import OneRun
+from dp_rmt.auditing.problems import MUTATIONS, Audited, canary_losses, canary_params
 from dp_rmt.reporting.audit_bound import read_audit
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from experiments import audit
-from dp_rmt.auditing.problems import MUTATIONS, Audited, canary_losses, canary_params
-from dp_rmt.auditing.engines import OneRun
 
 PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 

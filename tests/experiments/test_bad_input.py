@@ -18,10 +18,10 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from dp_rmt.clipping.layer_rules import LAYER_RULES
-from dp_rmt.models.heads import MaskedLanguageModelHead
 from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.workdir import claim_workdir, only_writer
+from dp_rmt.models.heads import MaskedLanguageModelHead
 
 MakeConfig = Callable[..., ConfigDict]
 

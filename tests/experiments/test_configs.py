@@ -11,9 +11,9 @@ import pytest
 
 from configs import base
 from configs.glue_recipe import SCALE, roberta
-from dp_rmt.trees import leaves_by_path
 from dp_rmt.finetuning import arms, assemble
 from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.trees import leaves_by_path
 
 FOLDER = Path(base.__file__).parent
 SHARED = {"__init__", "base", "glue_recipe", "text_recipe", "customersim_recipe"}

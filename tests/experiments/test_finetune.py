@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from dp_rmt.data import get_task, label_word_ids
 from dp_rmt.data.length_groups import group_by_length
+from dp_rmt.finetuning import arms
 from dp_rmt.models import load_pretrained, load_tokenizer
 from dp_rmt.training.losses import infilling_logits, label_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.trees import leaves_by_path
-from dp_rmt.finetuning import arms
 
 MakeConfig = Callable[..., ConfigDict]
 FILES = {

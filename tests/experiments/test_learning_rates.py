@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from dp_rmt.finetuning.rate_search import best_rate
 from dp_rmt.training.metrics import read_metrics
 from experiments import learning_rates
 from experiments.learning_rates import choose_rates
-from dp_rmt.finetuning.rate_search import best_rate
 
 STEPS = 2
 

@@ -20,12 +20,13 @@ import pytest
 import safetensors
 from ml_collections import ConfigDict
 
+from dp_rmt.finetuning import arms, assemble, workdir
+from dp_rmt.finetuning.sweep import executors as sweep_executors
+from dp_rmt.finetuning.sweep import report as sweep_report
+from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.finetuning import arms, assemble, workdir
 from experiments import sweep
-from dp_rmt.finetuning.sweep import executors as sweep_executors, report as sweep_report
-from dp_rmt.finetuning.sweep.executors import Slot
 
 MakeConfig = Callable[..., ConfigDict]
 UNSET: dict[str, Any] = {"privacy.sampling_seed": None, "privacy.noise_seed": None}

@@ -18,13 +18,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate
+from dp_rmt.finetuning import arms, assemble, statements
 from dp_rmt.noise_addition import NOISE_SUPPORT
+from dp_rmt.reporting.numbers import number
+from dp_rmt.reporting.provenance import keyed_fingerprint
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.reporting.privacy_text import number
-from dp_rmt.reporting.provenance import keyed_fingerprint
 from dp_rmt.training.run_start import FILE as START
-from dp_rmt.finetuning import arms, assemble, statements
 from experiments import audit, spent
 
 MakeConfig = Callable[..., ConfigDict]

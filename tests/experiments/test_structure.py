@@ -13,8 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dp_rmt.denoising import matrix_groups
-from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.denoising.joins import reads_the_stream
+from dp_rmt.random_matrix import marchenko_pastur
 from experiments import lora_pairs, structure, structure_table
 from experiments.lora_pairs import Pair
 

@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from dp_rmt.training.ledger import Entry, Ledger, now
-from dp_rmt.reporting.provenance import Provenance
-from experiments import sweep
-from dp_rmt.finetuning.sweep import commands as sweep_commands, executors as sweep_executors, report as sweep_report
+from dp_rmt.finetuning.sweep import commands as sweep_commands
+from dp_rmt.finetuning.sweep import executors as sweep_executors
+from dp_rmt.finetuning.sweep import report as sweep_report
 from dp_rmt.finetuning.sweep.executors import Job, Slot
 from dp_rmt.finetuning.workdir import as_json
+from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.training.ledger import Entry, Ledger, now
+from experiments import sweep
 
 RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 

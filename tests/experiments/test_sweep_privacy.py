@@ -13,7 +13,8 @@ from dp_accounting import dp_event
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from dp_rmt import accounting
-from dp_rmt.finetuning.sweep import shared_samples, privacy as sweep_privacy
+from dp_rmt.finetuning.sweep import privacy as sweep_privacy
+from dp_rmt.finetuning.sweep import shared_samples
 from dp_rmt.finetuning.sweep.privacy import Repetitions, cost_of_choosing, repeated
 
 ORDERS = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)

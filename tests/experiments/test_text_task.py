@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.tasks.text import load_text_task
 from dp_rmt.models import load_pretrained
 from dp_rmt.models.peft.adapter import load_adapter
 from dp_rmt.training.losses import completion_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.trees import leaves_by_path
-from dp_rmt.finetuning import arms, texts
-from dp_rmt.finetuning.tasks.text import load_text_task
 
 NAMES, FOODS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian")
 AREAS = ("riverside", "city centre")

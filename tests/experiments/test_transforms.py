@@ -12,13 +12,13 @@ import pytest
 
 from configs import sst2_methods
 from dp_rmt import DPSGD
+from dp_rmt.baselines.filters import KalmanState, LowPassState
 from dp_rmt.denoising.first_moment import DenoisedAdamState
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.baselines.filters import KalmanState, LowPassState
-from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.train_state import TrainState, Transforms, published_params
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.transforms import build_transforms
+from dp_rmt.training.partitioning import data_mesh
+from dp_rmt.training.train_state import TrainState, Transforms, published_params
 
 ARMS = arm_configs(sst2_methods.get_config())
 PARAMS = {"layers": {"query": {"kernel": np.zeros((3, 12, 16), np.float32)}}, "bias": np.zeros(16, np.float32)}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 from tests.laws.contribution_search import MODELS, Setting, contributions
 
 METHODS = ("vmap", "bookkeeping", "ghost", "auto")

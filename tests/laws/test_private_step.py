@@ -17,8 +17,9 @@ from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.training.losses import label_losses
-from dp_rmt.training.train_state import TrainState, Transforms, split_params
+from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import split_params
 
 BATCH = 8
 

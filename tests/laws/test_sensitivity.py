@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 
 BATCH, TOKENS, WIDTH, ROWS = 4, 2, 8, 3
 ROUNDING = {"vmap": 2e-6, "ghost": 5e-4}

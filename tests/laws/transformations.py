@@ -14,11 +14,11 @@ import optax
 import pytest
 
 from dp_rmt import add_gaussian_noise, denoise_matrices, scale_by_denoised_adam
-from dp_rmt.denoising import gates, matrix_groups
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
 from dp_rmt.baselines.muon import private_muon
-from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream
 from dp_rmt.baselines.truncation import truncate_rank
+from dp_rmt.denoising import gates
+from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 
 STD = 0.5
 
@@ -53,7 +53,7 @@ CASES = {
     "subspace": denoise(svd="subspace", gate=gates.TracyWidom(0.01)),
     "stein": denoise(blend="stein", rescale="none"),
     "optshrink": denoise(shrinker="optshrink", rescale="none"),
-    "joined": denoise(join=matrix_groups.shared_inputs),
+    "joined": denoise(join=shared_inputs),
     "stream": denoise(join=reads_the_stream, matrix_rule=layers_side_by_side),
     "adam": Case(scale_by_denoised_adam, {"noise_std": STD, "b1": 0.9, "b2": 0.99, "eps": 1e-8}),
     "adam_bc": Case(scale_by_denoised_adam, {"noise_std": STD, "noise_correction": 0.1}, {"svd": "gram"}),

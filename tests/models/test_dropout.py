@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dp_rmt.batch_selection import PoissonSampling
-from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.models import PerExampleDropout, example_keys
 
 BATCH, TOKENS, WIDTH, RATE = 6, 5, 8, 0.3

@@ -16,7 +16,7 @@ from dp_rmt import models
 from dp_rmt.models.decoder.config import PROJECTIONS
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.tuning import parameter_shapes
-from dp_rmt.training.train_state import split_params
+from dp_rmt.trees import split_params
 
 LORA = models.LoRAConfig(rank=3, alpha=6.0, targets=("query", "value", "output", "down"))
 

@@ -17,8 +17,9 @@ from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import tuning
 from dp_rmt.models.lora import with_config
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, label_losses
-from dp_rmt.training.train_state import TrainState, Transforms, merge_params, split_params
+from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import merge_params, split_params
 
 BATCH, LENGTH = 4, 6
 CLIP_NORM = 0.5

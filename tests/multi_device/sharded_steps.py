@@ -20,9 +20,9 @@ from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import classifier_logits, label_losses
 from dp_rmt.training.partitioning import by_matrix, init_state, jit_train_step, make_mesh
-from dp_rmt.training.train_state import Transforms, split_params
+from dp_rmt.training.train_state import Transforms
 from dp_rmt.training.train_step import make_train_step
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.trees import leaves_by_path, split_params
 
 BATCH, LENGTH, WORDS, NUM_STEPS = 16, 6, 40, 3
 MECHANISM = DPSGD(

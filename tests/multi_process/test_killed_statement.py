@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "run_program.py")))
 POINTS = 6  # of 12 steps: epsilon, and an announcement, at every second

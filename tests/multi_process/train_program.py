@@ -24,6 +24,8 @@ from jax.sharding import PartitionSpec
 from dp_rmt.data import fingerprint
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training import processes, train
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.evaluation import make_evaluator
@@ -31,13 +33,11 @@ from dp_rmt.training.ledger import Entry, now
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.partitioning import init_state, jit_train_step, make_mesh
-from dp_rmt.reporting.privacy_statement import PrivacyStatement
-from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train import TrainLoop
-from dp_rmt.training.train_state import Transforms, split_params
+from dp_rmt.training.train_state import Transforms
 from dp_rmt.training.train_step import make_train_step
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.trees import leaves_by_path, split_params
 
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH, NUM_STEPS = 40, 6, 10, 12, 12
 DELTA = 1e-3

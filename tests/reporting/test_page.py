@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from dp_rmt.reporting import page as report
-from dp_rmt.reporting.privacy_statement import PrivacyStatement
-from dp_rmt.reporting.page import Run, results_table, write_report
-from dp_rmt.reporting.series import Series, duration, findings, headline, main_scores
 from dp_rmt.reporting.figures import Figures
+from dp_rmt.reporting.page import Run, results_table, write_report
 from dp_rmt.reporting.plots import COLORS, Heat, Line, Plot, heat_maps, heat_ranges, line_plot, thin
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.series import Series, duration, findings, headline, main_scores
 
 VOID = {"meta", "img", "br"}
 QUERY, OUT = "encoder/layers/attention/query/kernel", "encoder/layers/out/kernel"

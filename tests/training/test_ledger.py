@@ -11,9 +11,9 @@ import pytest
 
 from dp_rmt.accounting import Truncation, epsilon
 from dp_rmt.noise_addition import NOISE_SUPPORT
-from dp_rmt.training.ledger import Entry, Ledger, read_ledger
-from dp_rmt.reporting.privacy_text import number
+from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.training.ledger import Entry, Ledger, read_ledger
 
 ENTRY = Entry(
     run="a" * 32, updates=20, is_exact=False, noise_multiplier=1.0, l2_clip_norm=0.1, sampling_probability=0.01,

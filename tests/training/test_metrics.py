@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp_rmt.training.metrics import MetricsWriter, read_metrics, write_atomically
+from dp_rmt.files import write_atomically
+from dp_rmt.training.metrics import MetricsWriter, read_metrics
 
 
 @pytest.fixture

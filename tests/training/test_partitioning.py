@@ -11,8 +11,8 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.models import (
     CausalLanguageModel,
     DecoderConfig,
@@ -27,8 +27,8 @@ from dp_rmt.models.encoder import ENCODER_PROJECTIONS
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.training.partitioning import AXES, batch_parts, by_example, by_matrix, data_mesh, make_mesh, place
 from dp_rmt.training.sharding_rules import SHARDING_RULES, leaf_sharding, state_shardings
-from dp_rmt.training.train_state import TrainState, Transforms, split_params
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.training.train_state import TrainState, Transforms
+from dp_rmt.trees import leaves_by_path, split_params
 
 MESH = AbstractMesh((2, 2, 2), AXES)
 ENCODER = {

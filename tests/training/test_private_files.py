@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from dp_rmt.files import close_to_others, make_private_folder, write_private
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.training import checkpoint
 from dp_rmt.training.checkpoint import Checkpoints
-from dp_rmt.training.private_files import close_to_others, make_private_folder, write_private
 from dp_rmt.training.train_state import TrainState, Transforms
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")

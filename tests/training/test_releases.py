@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from dp_rmt.training.ledger import Entry, read_ledger
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.training.ledger import Entry, read_ledger
 from dp_rmt.training.releases import Releases
 
 ENTRY = Entry(

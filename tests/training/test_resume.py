@@ -25,8 +25,9 @@ from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
 from dp_rmt.training.preemption import EXIT_CODE, Preempted, Preemption
 from dp_rmt.training.train import TrainLoop
-from dp_rmt.training.train_state import TrainState, Transforms, split_params
+from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.trees import split_params
 
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH = 40, 6, 10, 12
 MECHANISM = DPSGD(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import add_gaussian_noise
-from dp_rmt.training.train_state import TrainState, Transforms, merge_params, split_params
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.training.train_state import TrainState, Transforms
+from dp_rmt.trees import leaves_by_path, merge_params, split_params
 
 NAMES = st.sampled_from(["a", "b", "kernel", "layers"])
 # Nested dicts without empty ones; leaves are numbers.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from dp_rmt.training.private_files import make_private_folder
+from dp_rmt.files import make_private_folder
 from dp_rmt.reporting.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"

@@ -3,7 +3,8 @@
 Scores come from models that were trained on the private data, so a choice by scores has seen all runs. Two bounds:
 
 - A fixed number of runs: all of them together, as if all were published. It holds for any choice. Runs that share a
-  sampling seed are not independent (`dp_rmt.finetuning.sweep.shared_samples`); of runs that share a noise seed nothing holds.
+  sampling seed are not independent (`dp_rmt.finetuning.sweep.shared_samples`); of runs that share a noise seed nothing
+  holds.
 - A random number of runs, drawn beforehand from a known distribution, each an independent draw from one and the same
   mechanism (settings drawn at random, then a run), of which the best alone is published: Papernot & Steinke 2022
   (arXiv 2110.03620), `dp_accounting.dp_event.RepeatAndSelectDpEvent`. It grows like the logarithm of the mean, or less.
@@ -23,8 +24,8 @@ from dp_accounting.rdp import rdp_privacy_accountant
 from scipy import optimize
 
 from dp_rmt import accounting
-from dp_rmt.reporting.privacy_text import number
 from dp_rmt.finetuning.sweep.shared_samples import Mechanism, NoBoundError, Run, released, seeds_are_given, sharing
+from dp_rmt.reporting.numbers import number
 
 _LEAST_NOISE = 0.2
 """Below, privacy loss distributions take gigabytes, and either bound says that there is no privacy."""

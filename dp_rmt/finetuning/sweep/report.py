@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from dp_rmt.training.ledger import read_ledger
-from dp_rmt.training.metrics import read_metrics, write_atomically
-from dp_rmt.reporting.privacy_text import number
-from dp_rmt.reporting.plots import COLORS, STYLE
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.sweep import privacy as sweep_privacy
 from dp_rmt.finetuning.sweep.executors import Job
 from dp_rmt.finetuning.workdir import CONFIG_FILE, is_secret
+from dp_rmt.reporting.numbers import number
+from dp_rmt.reporting.plots import COLORS, STYLE
+from dp_rmt.training.ledger import read_ledger
+from dp_rmt.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from experiments.sweep import Sweep
@@ -58,7 +59,7 @@ class Arm:
 
     @property
     def planned_steps(self) -> int:
-        """Updates in the whole run, as `dp_rmt.finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
+        """Updates in the whole run, as `finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
         train, batch = self.config.get("train", {}), self.privacy.get("expected_batch_size")
         if not train or not batch:
             return 0

@@ -8,10 +8,10 @@ import jax
 from ml_collections import ConfigDict
 
 from dp_rmt.data import label_word_ids, load_glue, tokenize_cached
+from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
-from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 
 
 def load_glue_task(config: ConfigDict) -> Task:

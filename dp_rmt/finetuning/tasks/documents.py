@@ -5,8 +5,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
-from dp_rmt.training.losses import completion_losses
 from dp_rmt.finetuning.tasks.task import Task, delta_for, group_lengths, load_decoder, loss_evaluator
+from dp_rmt.training.losses import completion_losses
 
 
 def read_documents_of(data: ConfigDict) -> DocumentSet:

@@ -8,8 +8,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dp_rmt.data import TextPairs, TextReferences, load_table_to_text, tokenize_completions, tokenize_prompts
-from dp_rmt.training.losses import completion_losses
 from dp_rmt.finetuning.tasks.task import Prompts, Task, delta_for, group_lengths, load_decoder, loss_evaluator
+from dp_rmt.training.losses import completion_losses
 
 
 def load_text_task(config: ConfigDict) -> Task:

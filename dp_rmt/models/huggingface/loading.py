@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dp_rmt.models.huggingface import names as hf_names
-from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.decoder.config import DecoderConfig
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.huggingface.weights import Weights

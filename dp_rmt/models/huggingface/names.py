@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dp_rmt.models.huggingface import decoder_names
-from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.decoder.families import FAMILIES
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.huggingface import decoder_names
 from dp_rmt.models.huggingface.tensor_layouts import PLAIN, TRANSPOSED, Layout
 
 Model = SequenceClassifier | MaskedLanguageModel | CausalLanguageModel

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dp_rmt.models.huggingface import names as hf_names
+from dp_rmt.files import save_tensors, whole_folder
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
+from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE
 from dp_rmt.models.huggingface.names import Model
-from dp_rmt.models.whole_folder import save_tensors, whole_folder
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dp_rmt.files import save_tensors, whole_folder
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
 from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
-from dp_rmt.models.whole_folder import save_tensors, whole_folder
 
 logger = logging.getLogger(__name__)
 

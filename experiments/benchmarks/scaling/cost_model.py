@@ -1,8 +1,9 @@
 """What a private step costs, from first principles: operations, bytes, collectives, and the least time on a chip.
 
 Counts follow the implementation term by term (book-keeping clipping with ghost norms, Threefry noise, the subspace
-denoiser, Adam in float32); `experiments.benchmarks.scaling.main` holds them against compiled programs. Times are bounds, not forecasts:
-every unit at its published peak, communication hidden behind computation wherever the program allows it.
+denoiser, Adam in float32); `experiments.benchmarks.scaling.main` holds them against compiled programs. Times are
+bounds, not forecasts: every unit at its published peak, communication hidden behind computation wherever the program
+allows it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def norm_flops(model: Decoder, tokens: int, length: int) -> float:
     """Products of the ghost norms: ``2 T n`` for each distinct input and each output of a layer, and the word vectors.
 
     ``|g_i|^2 = sum_ts (x_t . x_s)(g_t . g_s)`` (Li et al. 2022): query, key and value share their input, gate and up
-    too. Where ``T (I + O) > I O`` or ``I <= 2 T`` the rules of `dp_rmt.clipping.leaf_rules` instantiate gradients instead; this
-    count is for lengths below that, as all of the models here at T = 512 but for key and value (within 7%).
+    too. Where ``T (I + O) > I O`` or ``I <= 2 T`` the rules of `dp_rmt.clipping.leaf_rules` instantiate gradients
+    instead; this count is for lengths below that, as all of the models here at T = 512 but for key and value (within
+    7%).
     """
     d, q, k, f = model.hidden, model.query, model.key, model.inner
     inputs, outputs = 2 * d + q + f, q + 2 * k + d + 2 * f + d

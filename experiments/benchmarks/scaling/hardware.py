@@ -1,4 +1,4 @@
-"""Published peaks of accelerators, with their sources, and the shapes of decoders, for `experiments.benchmarks.scaling.cost_model`."""
+"""Published peaks of accelerators, with their sources, and the shapes of decoders, for `cost_model`."""
 
 from __future__ import annotations
 

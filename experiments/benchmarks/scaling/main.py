@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.scaling.main
 
 compiles the private step of a small decoder for 8, 64 and 256 virtual CPU devices (never runs it), each in a process of
-its own, and keeps what one device does as JSON in experiments/benchmarks/results/scaling/; what is there is not compiled again.
-Then it prints the tables of docs/scaling.md: compiled against counted, and the least times on TPU pods and H100 nodes.
-A program takes about half a minute of one core.
+its own, and keeps what one device does as JSON in experiments/benchmarks/results/scaling/; what is there is not
+compiled again. Then it prints the tables of docs/scaling.md: compiled against counted, and the least times on TPU pods
+and H100 nodes. A program takes about half a minute of one core.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any
 
 from absl import app, flags
 
-from dp_rmt.training.metrics import write_atomically
-from experiments.benchmarks.scaling.hardware import CHIPS, MODELS, Decoder
+from dp_rmt.files import write_atomically
 from experiments.benchmarks.scaling.cost_model import (
     FLOAT32,
     Layout,
@@ -34,6 +33,7 @@ from experiments.benchmarks.scaling.cost_model import (
     remat_flops,
     step_seconds,
 )
+from experiments.benchmarks.scaling.hardware import CHIPS, MODELS, Decoder
 
 MESHES = (
     (1, 8, 1), (1, 64, 1), (1, 256, 1), (8, 8, 1), (32, 8, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4),

@@ -4,9 +4,9 @@
 
 compiles Qwen3-4B's step (bfloat16 computation, float32 parameters, gradient and moments, layers computed again, four
 microbatches with one example of 512 tokens on each device) for 8 and 16 virtual CPU devices that divide its parameters,
-and keeps what the compiler says that one device needs as JSON in experiments/benchmarks/results/scaling/; what is there is not
-compiled again. Then it prints the table of docs/scaling.md. Nothing is run, and there are no weights. A program takes
-half a minute to two minutes of one core.
+and keeps what the compiler says that one device needs as JSON in experiments/benchmarks/results/scaling/; what is there
+is not compiled again. Then it prints the table of docs/scaling.md. Nothing is run, and there are no weights. A program
+takes half a minute to two minutes of one core.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 from absl import app, flags
 
-from dp_rmt.training.metrics import write_atomically
-from experiments.benchmarks.scaling.main import compiled
+from dp_rmt.files import write_atomically
 from experiments.benchmarks.scaling.hardware import CHIPS
+from experiments.benchmarks.scaling.main import compiled
 
 DEVICES = (8, 16)
 PROBLEM = "qwen3_4b"

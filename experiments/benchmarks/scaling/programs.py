@@ -3,8 +3,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=64 python -m experiments.benchmarks.scaling.programs 8 8 1 noisy
 
 prints, as JSON, what one device does on a mesh of 8 (data) x 8 (fsdp) x 1 (tensor) devices. A process of its own for
-each, since the number of devices is fixed when JAX starts; `experiments.benchmarks.scaling.main` and `experiments.benchmarks.scaling.memory` start
-them.
+each, since the number of devices is fixed when JAX starts; `experiments.benchmarks.scaling.main` and
+`experiments.benchmarks.scaling.memory` start them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt.mechanism import DPSGD
 from dp_rmt.clipping.microbatch_size import bytes_needed
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import causal_lm_loss
@@ -27,8 +27,8 @@ from dp_rmt.training.partitioning import batch_parts, by_matrix, jit_train_step,
 from dp_rmt.training.sharding_rules import state_shardings
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import TrainStep, make_train_step
-from experiments.benchmarks.step.models import MODELS
 from experiments.benchmarks.scaling.hlo import cost_of
+from experiments.benchmarks.step.models import MODELS
 
 
 class Problem(NamedTuple):

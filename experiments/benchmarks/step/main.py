@@ -1,6 +1,7 @@
 r"""What a private step costs: arms side by side on one model, batch and dtype, in one process, timed in turns.
 
-    python -m experiments.benchmarks.step.main --model=roberta_base --batch_size=32 --sequence_length=128 --dtype=float32
+    python -m experiments.benchmarks.step.main --model=roberta_base --batch_size=32 --sequence_length=128 \\
+        --dtype=float32
 
 The arms are the plain gradient of the mean loss, this project's ways to clip per example, and peers
 (``pip install -e ".[peers]"``); --torch adds Opacus's ghost clipping and its plain step, in a process of their own
@@ -24,7 +25,7 @@ from typing import Any
 
 from absl import app, flags
 
-from dp_rmt.training.metrics import write_atomically
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from experiments.benchmarks import machine
 from experiments.benchmarks.step import table as profile_table
@@ -99,7 +100,9 @@ def _profile() -> dict[str, Any]:
         "dtype": _DTYPE.value,
         "shapes": sequences | workload.shapes(),
         **settings,
-        "command": " ".join(["python -m experiments.benchmarks.step.main", *(a for a in sys.argv[1:] if "--results" not in a)]),
+        "command": " ".join(
+            ["python -m experiments.benchmarks.step.main", *(a for a in sys.argv[1:] if "--results" not in a)]
+        ),
         "machine": machine.description(),
         "versions": machine.versions(_PACKAGES),
         **measured,

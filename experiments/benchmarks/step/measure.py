@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.rounds import alternate, median_ratio, timed
 from experiments.benchmarks.step.models import Workload
 from experiments.benchmarks.step.programs import (
     WITH_MICROBATCHES,
@@ -18,7 +19,6 @@ from experiments.benchmarks.step.programs import (
     out_of_memory,
     relative_error,
 )
-from experiments.benchmarks.rounds import alternate, median_ratio, timed
 
 # Largest difference of a sum of clipped gradients from clipped_grad's, relative to its norm. Float32 products of an
 # NVIDIA GPU have 10 bits of mantissa (TF32), bfloat16 has 7; a dozen layers add up. On the CPU it is the bound of

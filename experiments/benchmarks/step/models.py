@@ -20,7 +20,7 @@ from dp_rmt.models import (
 )
 from dp_rmt.models.decoder.config import PROJECTIONS
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, label_losses
-from dp_rmt.training.train_state import merge_params, split_params
+from dp_rmt.trees import merge_params, split_params
 from dp_rmt.types import Batch, Params
 
 NUM_LABELS = 2

@@ -1,7 +1,8 @@
 """Where in the spectrum lies what a run has learned? Its displacement, split at the edge of its noise.
 
-    python -m experiments.studies.displacement.study --config=configs/sst2_methods.py --config.data.path=DIR --arm=dp_adam \\
-        --config.privacy.expected_batch_size=1024 --config.optimizer.learning_rate=4e-3 --steps=6,12,18,24,30
+    python -m experiments.studies.displacement.study --config=configs/sst2_methods.py --config.data.path=DIR \\
+        --arm=dp_adam --config.privacy.expected_batch_size=1024 --config.optimizer.learning_rate=4e-3 \\
+        --steps=6,12,18,24,30
 
 One arm of the config trains as ever. At the steps asked for, every matrix of ``W_t - W_0`` is split into what stands
 above the bulk edge, by the Frobenius shrinker, and all the rest. The noise level is that of the displacement's own bulk
@@ -23,12 +24,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
+from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
 from dp_rmt.training.train_state import published_params
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from dp_rmt.finetuning import command_line
-from experiments.studies.spectra.gradient_stream import GradientStream, five_digits, write_record
+from experiments.studies.records import five_digits, write_record
+from experiments.studies.spectra.gradient_stream import GradientStream
 
 PARTS = ("whole", "above", "below")
 Scores = dict[str, float]

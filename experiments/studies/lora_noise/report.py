@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from dp_rmt.training.metrics import write_atomically
+from dp_rmt.files import write_atomically
 from experiments.studies.spectra.method_picture import BLACK, BLUE, GREY, ORANGE, STYLE
 
 CONCLUSION = """\

@@ -1,6 +1,7 @@
 """What the randomness of LoRA is worth, on real gradients of PUBLIC data (arXiv 2409.17538; arXiv 2601.21719).
 
-    python -m experiments.studies.lora_noise.study --config=configs/e2e_stories260k.py --config.data.path=DIR --config.model.path=DIR
+    python -m experiments.studies.lora_noise.study --config=configs/e2e_stories260k.py --config.data.path=DIR \\
+        --config.model.path=DIR
     python -m experiments.studies.lora_noise.study --config=configs/sst2_minilm.py --config.data.path=DIR
 
 A batch's per-example gradients of an attention and a feed-forward matrix of the middle layer, each clipped to the
@@ -26,12 +27,12 @@ from ml_collections import ConfigDict, config_flags
 
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
-from dp_rmt.trees import leaves_by_path
 from dp_rmt.finetuning import assemble, command_line
-from experiments.studies.lora_noise import report as lora_noise_report
+from dp_rmt.trees import leaves_by_path
 from experiments.benchmarks import machine
 from experiments.studies.lora_noise import laws as laws
-from experiments.studies.spectra.gradient_stream import five_digits, write_record
+from experiments.studies.lora_noise import report as lora_noise_report
+from experiments.studies.records import five_digits, write_record
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")

@@ -27,18 +27,18 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dp_rmt.data import Document
+from dp_rmt.finetuning import arms, assemble, command_line, statements
+from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.tasks.documents import read_documents_of
+from dp_rmt.finetuning.tasks.task import Arrays
+from dp_rmt.finetuning.workdir import as_json, claim_workdir
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
-from dp_rmt.finetuning import arms, assemble, command_line, statements
 from experiments.benchmarks import machine
 from experiments.studies.memorisation import measures as measures
-from dp_rmt.finetuning.tasks.documents import read_documents_of
-from experiments.studies.spectra.gradient_stream import write_record
-from dp_rmt.finetuning.settings import arm_configs
-from dp_rmt.finetuning.tasks.task import Arrays
-from dp_rmt.finetuning.workdir import as_json, claim_workdir
+from experiments.studies.records import write_record
 
 DEV_DOCUMENTS = 100
 """Of dev, looked at before and after each run."""
@@ -215,7 +215,9 @@ if __name__ == "__main__":
     flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
     flags.DEFINE_multi_float("rates", [], "Learning rates to try, instead of the study.")
     flags.DEFINE_string(
-        "rates_record", "experiments/studies/learning_rates/results/customersim.json", "What --rates finds, beside what it has."
+        "rates_record",
+        "experiments/studies/learning_rates/results/customersim.json",
+        "What --rates finds, beside what it has.",
     )
     flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
     flags.DEFINE_integer("secrets", 2000, "Random secrets that a canary is compared with.", lower_bound=100)

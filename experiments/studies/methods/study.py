@@ -1,6 +1,7 @@
 """The study of methods: every arm of a config at its own best learning rate, over seeds, epsilons and batch sizes.
 
-    python -m experiments.studies.methods.study --config=configs/sst2_methods.py --config.data.path=DIR --workdir=runs/methods
+    python -m experiments.studies.methods.study --config=configs/sst2_methods.py --config.data.path=DIR \\
+        --workdir=runs/methods
 
 For each batch size and arm, learning rates around the arm's own train for the first --selection_steps of the schedule
 at the first epsilon and seed; while the best is the largest or the smallest tried, one further factor of 2 is tried.
@@ -19,11 +20,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dp_rmt.training.metrics import read_metrics, write_atomically
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.rate_search import best_rate
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
+from dp_rmt.training.metrics import read_metrics
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The arms; use configs/sst2_methods.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")

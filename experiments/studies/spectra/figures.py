@@ -1,4 +1,4 @@
-"""Draws what `python -m experiments.studies.spectra.record` recorded: four figures, from records at one or several batch sizes.
+"""Draws what `experiments.studies.spectra.record` recorded: four figures, of records at one or several batch sizes.
 
     python -m experiments.studies.spectra.figures --results=experiments/studies/spectra/results --output=docs/images
 
@@ -155,7 +155,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; the flags are --results and --output")
     records = [json.loads(path.read_text()) for path in sorted(Path(flags.FLAGS.results).glob("*.json"))]
     if not records:
-        raise app.UsageError(f"--results={flags.FLAGS.results} holds no record; run experiments.studies.spectra.record first")
+        raise app.UsageError(
+            f"--results={flags.FLAGS.results} holds no record; run experiments.studies.spectra.record first"
+        )
     records.sort(key=lambda record: record["description"]["batch_size"])
     output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,8 @@ So a config that switches nonprivate metrics off is refused, and what is compute
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +16,12 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from dp_rmt.training.metrics import write_atomically
-from dp_rmt.training.train_state import Transforms, published_params
-from dp_rmt.types import Params
 from dp_rmt.finetuning import assemble
-from experiments.benchmarks import machine
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import as_json
+from dp_rmt.training.train_state import Transforms, published_params
+from dp_rmt.types import Params
+from experiments.benchmarks import machine
 
 
 class Gradients(NamedTuple):
@@ -124,22 +122,8 @@ class GradientStream:
         }
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record as JSON, one line for each row of its tables."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, separators=(",", ":"))
-    for between in ("],[", "},{", '},"', '],"'):
-        text = text.replace(between, f"{between[:2]}\n{between[2:]}")
-    write_atomically(path, text + "\n")
 
 
-def five_digits(values: Iterable[float]) -> list[float]:
-    """Numbers rounded to five significant digits, as a list.
-
-    >>> five_digits([1 / 3, 12345678.0])
-    [0.33333, 12346000.0]
-    """
-    return [float(f"{value:.5g}") for value in values]
 
 
 def with_snapshots(transforms: Transforms) -> Transforms:

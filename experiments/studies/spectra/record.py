@@ -6,8 +6,8 @@ The run is an ordinary one of one arm of the config. At every step the cosines t
 denoising and y_1 / e are recorded for every matrix, at the steps asked for all singular values too. On private data
 this would break the guarantee: clean values are functions of raw gradients, and no noise protects them.
 
-The record is written after every step; `python -m experiments.studies.spectra.figures` draws it. Its matrices are rows of
-``matrices``; everything else that has a value for each matrix is in that order. Singular values are in units of
+The record is written after every step; `python -m experiments.studies.spectra.figures` draws it. Its matrices are rows
+of ``matrices``; everything else that has a value for each matrix is in that order. Singular values are in units of
 ``noise_std``, the standard deviation of one entry of the noise.
 """
 
@@ -23,12 +23,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
+from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.training.train_step import matrix_cosines
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from dp_rmt.finetuning import command_line
-from experiments.studies.spectra.gradient_stream import Gradients, GradientStream, five_digits, write_record
+from experiments.studies.records import five_digits, write_record
+from experiments.studies.spectra.gradient_stream import Gradients, GradientStream
 
 
 def main(argv: list[str]) -> None:

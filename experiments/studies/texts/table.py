@@ -1,6 +1,7 @@
 """Records of finished text runs, and their table.
 
-    python -m experiments.studies.texts.table --workdirs=runs/e2e_stories260k --results=experiments/studies/texts/results/stories260k
+    python -m experiments.studies.texts.table --workdirs=runs/e2e_stories260k \\
+        --results=experiments/studies/texts/results/stories260k
 
 Writes a record for every finished arm of the work folders (scores, losses, privacy, cost, the first texts) and prints
 all records of the folder as a Markdown table.
@@ -16,12 +17,13 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from dp_rmt.training.metrics import read_metrics, write_atomically
-from dp_rmt.reporting.privacy_text import number
-from experiments.benchmarks import machine
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.statements import privacy_record
 from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
+from dp_rmt.reporting.numbers import number
+from dp_rmt.training.metrics import read_metrics
+from experiments.benchmarks import machine
 
 TEXTS = 12
 """Texts of each run in its record."""

@@ -16,14 +16,20 @@ import pytest
 import experiments
 from dp_rmt.models import CausalLanguageModel, init_params
 from experiments.benchmarks.scaling import (
-    main as scaling,
-    memory as scaling_memory,
     cost_model as scaling_model,
+)
+from experiments.benchmarks.scaling import (
+    main as scaling,
+)
+from experiments.benchmarks.scaling import (
+    memory as scaling_memory,
+)
+from experiments.benchmarks.scaling import (
     programs as scaling_programs,
 )
+from experiments.benchmarks.scaling.cost_model import Layout
 from experiments.benchmarks.scaling.hardware import CHIPS, MODELS, Decoder
 from experiments.benchmarks.scaling.hlo import Cost, cost_of
-from experiments.benchmarks.scaling.cost_model import Layout
 
 ROOT = Path(experiments.__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "scaling"

@@ -16,11 +16,18 @@ import numpy as np
 import pytest
 
 from dp_rmt import clipped_grad
-from experiments.benchmarks import matrix_flops, update as profile_update, rounds
+from experiments.benchmarks import matrix_flops, rounds
+from experiments.benchmarks import update as profile_update
 from experiments.benchmarks.step import (
     measure as profile_measure,
+)
+from experiments.benchmarks.step import (
     programs as profile_programs,
+)
+from experiments.benchmarks.step import (
     table as profile_table,
+)
+from experiments.benchmarks.step import (
     torch_peers as profile_torch,
 )
 from experiments.benchmarks.step.models import MODELS, Workload, make_workload

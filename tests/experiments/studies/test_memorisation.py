@@ -13,10 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from dp_rmt.data import Document
-from dp_rmt.training.losses import completion_losses, token_losses
 from dp_rmt.finetuning import assemble
-from experiments.studies.memorisation import study as memorisation_study, table as memorisation_table
+from dp_rmt.training.losses import completion_losses, token_losses
 from experiments.studies.memorisation import measures as measures
+from experiments.studies.memorisation import study as memorisation_study
+from experiments.studies.memorisation import table as memorisation_table
 
 NAMES = ("ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal", "ida", "jon")
 

@@ -1,0 +1,199 @@
+"""Files and folders that are written whole or not at all, and digests by which damage is found."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import logging
+
+_METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a known "format"
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place at the end; a folder that was written so is replaced.
+
+    Args:
+        folder: an absolute path.
+        weights_file: the file in it, written by `save_tensors`, by which a folder is known to have been written so.
+
+    Yields:
+        Where to write the files.
+
+    Raises:
+        FileExistsError: if the place holds something else.
+    """
+    if not _may_replace(folder, weights_file):
+        raise FileExistsError(
+            f"{folder} holds files that were not written by dp_rmt, or no {weights_file}; give a new folder, or remove "
+            "that one"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file that everyone may read who may read files that are written here."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.numpy.save_file(tensors, path, metadata=_METADATA)  # makes it private to the user
+    os.chmod(path, mode)
+
+
+def _may_replace(folder: Path, weights_file: str) -> bool:
+    """Whether the place is free, an empty folder, or a folder that was written here."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        with safetensors.safe_open(folder / weights_file, "numpy") as file:
+            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+DIGESTS = "sha256.json"
+
+
+_CHANGES_LATER = "_CHECKPOINT_METADATA"
+"""Orbax writes the time of the commit into it last; nothing is restored from it."""
+
+
+def write_digests(folder: Path) -> None:
+    """Writes ``sha256.json``: the SHA-256 of every other file of the folder, by relative path."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(folder)) for path in files if path.name not in (DIGESTS, _CHANGES_LATER)]
+    (folder / DIGESTS).write_text(json.dumps(_digests(folder, names), indent=0))
+
+
+def damage(folder: Path, pattern: str = "*") -> str | None:
+    """What is wrong with the files of a folder.
+
+    Args:
+      folder: with ``sha256.json``, or without (saved before there were digests), and then taken to be intact.
+      pattern: of the relative paths to look at.
+
+    Returns:
+      A file that is missing or not what it was; None if there is none. Further files are no damage.
+    """
+    if not (folder / DIGESTS).exists():
+        return None
+    try:
+        saved = json.loads((folder / DIGESTS).read_text())
+        names = [name for name in saved if fnmatch.fnmatch(name, pattern)]
+        gone = [name for name in names if not (folder / name).is_file()]
+        if gone:
+            return f"{gone[0]} is missing"
+        now = _digests(folder, names)
+    except (OSError, ValueError) as error:
+        return str(error)
+    changed = [name for name in now if now[name] != saved[name]]
+    return f"{changed[0]} is not what was written" if changed else None
+
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Replaces a file as a whole: a reader, or a crash at any moment, finds the old text or the new one.
+
+    Args:
+      path: the file; its folder must exist.
+      text: its new content, written as UTF-8.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes a folder of mode 0700, whatever the umask; one that is there is closed to others, with a line in the log.
+
+    Every process of a run may call it. What lies inside is out of reach, whatever its own mode.
+
+    Args:
+      folder: to be made; its parents are made with the usual mode.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    close_to_others(folder)
+
+
+def close_to_others(path: Path) -> None:
+    """Takes the rights of group and others from a file or folder; the log says so, and where it cannot be done.
+
+    Does nothing where there are no such rights, as on Windows.
+
+    Args:
+      path: of a file or folder that exists.
+    """
+    if os.name != "posix" or not (mode := stat.S_IMODE(path.stat().st_mode)) & _OTHERS:
+        return
+    reason = "its file system keeps the mode as it is"
+    try:
+        path.chmod(mode & ~_OTHERS)
+    except OSError as error:  # another owner, or a file system without modes
+        reason = str(error)
+    if stat.S_IMODE(path.stat().st_mode) & _OTHERS:
+        logging.warning(
+            "%s holds secrets (whoever has them can subtract the noise), and others may look into it: its mode is "
+            "%04o, and could not be changed (%s); put it where only you can read",
+            path, mode, reason,
+        )  # fmt: skip
+    else:
+        logging.warning("%s was open to others (mode %04o) and holds secrets: now it is %04o",
+                        path, mode, mode & ~_OTHERS)  # fmt: skip
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file of mode 0600, whole or not at all: at no moment could others read it.
+
+    Args:
+      path: its folder must exist; a file there is replaced.
+      text: its content, written as UTF-8.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600, exist_ok=False)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Records of studies: JSON with a line for each row, numbers of five digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dp_rmt.files import write_atomically
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as JSON, one line for each row of its tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, separators=(",", ":"))
+    for between in ("],[", "},{", '},"', '],"'):
+        text = text.replace(between, f"{between[:2]}\n{between[2:]}")
+    write_atomically(path, text + "\n")
+
+
+def five_digits(values: Iterable[float]) -> list[float]:
+    """Numbers rounded to five significant digits, as a list.
+
+    >>> five_digits([1 / 3, 12345678.0])
+    [0.33333, 12346000.0]
+    """
+    return [float(f"{value:.5g}") for value in values]
