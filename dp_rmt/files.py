@@ -175,11 +175,14 @@ def close_to_others(path: Path) -> None:
         logging.warning(
             "%s holds secrets (whoever has them can subtract the noise), and others may look into it: its mode is "
             "%04o, and could not be changed (%s); put it where only you can read",
-            path, mode, reason,
-        )  # fmt: skip
+            path,
+            mode,
+            reason,
+        )
     else:
-        logging.warning("%s was open to others (mode %04o) and holds secrets: now it is %04o",
-                        path, mode, mode & ~_OTHERS)  # fmt: skip
+        logging.warning(
+            "%s was open to others (mode %04o) and holds secrets: now it is %04o", path, mode, mode & ~_OTHERS
+        )
 
 
 def write_private(path: Path, text: str) -> None:

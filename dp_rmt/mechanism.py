@@ -176,9 +176,7 @@ class DPSGD:
 
     def sampling(self, seed: int) -> PoissonSampling:
         """The sampler that the accounting assumes."""
-        return PoissonSampling(
-            self.num_examples, self.sampling_probability, self.truncation.max_batch_size, seed
-        )
+        return PoissonSampling(self.num_examples, self.sampling_probability, self.truncation.max_batch_size, seed)
 
     def epsilon(self, step: int, delta: float, accountant: accounting.Accountant | None = None) -> float:
         """The epsilon spent after `step` updates; infinite without noise, 0 before the first update."""
@@ -202,9 +200,7 @@ class DPSGD:
         """What a membership test of this rate of false alarms detects, at most, after `step` updates."""
         if step == 0:
             return false_positive_rate
-        return accounting.largest_true_positive_rate(
-            false_positive_rate=false_positive_rate, **self._accounted(step)
-        )
+        return accounting.largest_true_positive_rate(false_positive_rate=false_positive_rate, **self._accounted(step))
 
     def _accounted(self, step: int) -> dict[str, Any]:
         """What the accountants are told of `step` updates."""

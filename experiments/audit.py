@@ -161,17 +161,24 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
     if statement.num_steps == 0:
         raise ValueError(f"{workdir}: this run has done no update, so there is nothing to audit")
     mechanism = Audited(
-        num_examples=EXAMPLES, expected_batch_size=EXAMPLES * statement.sampling_probability,
-        num_steps=statement.num_steps, noise_multiplier=statement.noise_multiplier, l2_clip_norm=CLIP_NORM,
+        num_examples=EXAMPLES,
+        expected_batch_size=EXAMPLES * statement.sampling_probability,
+        num_steps=statement.num_steps,
+        noise_multiplier=statement.noise_multiplier,
+        l2_clip_norm=CLIP_NORM,
         max_batch_size=EXAMPLES,
-    )  # fmt: skip
+    )
     found = repeated_bound(mechanism, num_runs=num_runs, delta=statement.delta, seed=seed, confidence=confidence)
     bound = AuditBound(
-        epsilon=found["epsilon"], delta=statement.delta, confidence=confidence, is_this_run=False,
+        epsilon=found["epsilon"],
+        delta=statement.delta,
+        confidence=confidence,
+        is_this_run=False,
         subject=f"{2 * num_runs:,} repeated runs of {EXAMPLES} examples, one a worst-case canary that is in or out",
-        noise_multiplier=statement.noise_multiplier, sampling_probability=statement.sampling_probability,
+        noise_multiplier=statement.noise_multiplier,
+        sampling_probability=statement.sampling_probability,
         num_steps=statement.num_steps,
-    )  # fmt: skip
+    )
     write_audit(workdir, bound)
     alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
     with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
@@ -182,8 +189,11 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
     """What the audits should have said and did not: the right code above its epsilon, or a mistake that none shows."""
-    found = [f"{row['audit']}: {_rounded_down(row['epsilon'])} > {row['proven']}" for row in rows
-             if row["mutation"] == "none" and row["epsilon"] > row["proven"]]  # fmt: skip
+    found = [
+        f"{row['audit']}: {_rounded_down(row['epsilon'])} > {row['proven']}"
+        for row in rows
+        if row["mutation"] == "none" and row["epsilon"] > row["proven"]
+    ]
     for mutation in {row["mutation"] for row in rows} - {"none"}:
         if not any(row["epsilon"] > row["proven"] for row in rows if row["mutation"] == mutation):
             found.append(f"{mutation}: no audit shows it")
@@ -220,9 +230,13 @@ def main(argv: list[str]) -> None:
     folder, problems = Path(values.results), []
     for epsilon in map(float, values.epsilons):
         rows = audit(
-            epsilon, mutations=values.mutations, delta=values.delta, num_runs=values.runs,
-            num_canaries=values.canaries, seed=values.seed,
-        )  # fmt: skip
+            epsilon,
+            mutations=values.mutations,
+            delta=values.delta,
+            num_runs=values.runs,
+            num_canaries=values.canaries,
+            seed=values.seed,
+        )
         problems += failures(rows)
         record = {"proven": epsilon, "seed": values.seed, "machine": machine.description(), "rows": rows}
         name = f"eps{epsilon:g}_seed{values.seed}{'_mutations' if values.mutations else ''}.json"
@@ -253,10 +267,15 @@ def _timed(mechanism: Audited, audit: str, claim: dict[str, float], bound: Any) 
     start = time.perf_counter()
     found = bound()
     return {
-        "audit": audit, "mutation": mechanism.mutation, **claim, "noise_multiplier": mechanism.noise_multiplier,
-        "num_steps": mechanism.num_steps, "sampling_probability": mechanism.sampling_probability,
-        **found, "seconds": round(time.perf_counter() - start, 1),
-    }  # fmt: skip
+        "audit": audit,
+        "mutation": mechanism.mutation,
+        **claim,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "num_steps": mechanism.num_steps,
+        "sampling_probability": mechanism.sampling_probability,
+        **found,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
 if __name__ == "__main__":

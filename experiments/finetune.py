@@ -1,6 +1,6 @@
 """The main job: private fine-tuning from a config.
 
-    python -m experiments.finetune --config=configs/quickstart.py --workdir=DIR [--config.privacy.epsilon=3 ...]
+python -m experiments.finetune --config=configs/quickstart.py --workdir=DIR [--config.privacy.epsilon=3 ...]
 """
 
 from __future__ import annotations

@@ -13,9 +13,16 @@ from typing import Any
 from absl import app, flags
 
 _COLUMNS = (
-    "batch", "candidate", "cosine to the clean gradient", "at step 1", "at the last step", "worst matrix, to noisy",
-    "cosine to the clean first moment", "CPU seconds", "share of a step's",
-)  # fmt: skip
+    "batch",
+    "candidate",
+    "cosine to the clean gradient",
+    "at step 1",
+    "at the last step",
+    "worst matrix, to noisy",
+    "cosine to the clean first moment",
+    "CPU seconds",
+    "share of a step's",
+)
 
 
 def main(argv: list[str]) -> None:

@@ -150,9 +150,7 @@ def measure(gradients: Iterator[tuple[Matrices, Matrices, Matrices]], noise_std:
         state = average.init(noisy) if state is None else state
         moment, state = average.update(noisy, state)
         row: dict[str, Any] = {"step": step + 1}
-        for name, observed, std in (
-            ("gradient", noisy, noise_std), ("first_moment", moment, float(average_std(step)))
-        ):  # fmt: skip
+        for name, observed, std in (("gradient", noisy, noise_std), ("first_moment", moment, float(average_std(step)))):
             row[name] = {}
             for candidate, clean_up in candidates(bool(factors)).items():
                 cleaned = clean_up(observed, factors, std)

@@ -151,9 +151,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
             f"{path}: the name {wrong[0]!r} becomes a folder; use letters, digits, '.', '_' and '-', the first a "
             "letter, a digit or '_'"
         )
-    return Sweep(
-        Path(path).stem, module["BASE"], module["SCORE"], module["SWEPT"], changes, tuple(common), repetitions
-    )
+    return Sweep(Path(path).stem, module["BASE"], module["SCORE"], module["SWEPT"], changes, tuple(common), repetitions)
 
 
 def is_finished(job: Job) -> bool:

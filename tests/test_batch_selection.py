@@ -64,9 +64,7 @@ def test_certain_sampling_takes_everything():
     sampling_probability=st.floats(1e-6, 1.0),
     multiple_of=st.integers(1, 64),
 )
-def test_max_batch_size_is_five_standard_deviations_above_the_mean(
-    num_examples, sampling_probability, multiple_of
-):
+def test_max_batch_size_is_five_standard_deviations_above_the_mean(num_examples, sampling_probability, multiple_of):
     size = max_batch_size_for(num_examples, sampling_probability, multiple_of=multiple_of)
     mean = num_examples * sampling_probability
     wanted = min(num_examples, mean + 5 * math.sqrt(mean * (1 - sampling_probability)))

@@ -31,9 +31,7 @@ SETTINGS = {
 @pytest.mark.parametrize("clip", ["flat", "automatic"])
 def test_noise_std_is_multiplier_times_clip_norm_over_expected_batch_size(clip, clipping_method):
     """Whatever the shape of the batch, the microbatches and the way of clipping."""
-    mechanism = DPSGD(
-        **SETTINGS, clip=clip, clipping_method=clipping_method, batch_multiple_of=8, microbatch_size=8
-    )
+    mechanism = DPSGD(**SETTINGS, clip=clip, clipping_method=clipping_method, batch_multiple_of=8, microbatch_size=8)
     assert mechanism.noise_std == pytest.approx(1.5 * 0.2 / 40, rel=1e-15)
     assert mechanism.clipped_grad(lambda p, b: b).sensitivity() == pytest.approx(0.2 / 40, rel=1e-15)
     replaced = mechanism.clipped_grad(lambda p, b: b).sensitivity(NeighboringRelation.REPLACE_ONE)

@@ -85,9 +85,7 @@ def one_run_bound(
       confidence: of the bound.
     """
     guessed = int(share * len(scores))
-    guesses, right = canaries.correct_guesses(
-        canaries.guess_by_rank(scores, num_in=guessed, num_out=guessed), flips
-    )
+    guesses, right = canaries.correct_guesses(canaries.guess_by_rank(scores, num_in=guessed, num_out=guessed), flips)
     bound = lower_bounds.one_run_epsilon(len(scores), guesses, right, delta=delta, confidence=confidence)
     area: Interval = auc(scores[flips], scores[~flips])
     return {"epsilon": bound, "canaries": len(scores), "guesses": guesses, "correct": right, "auc": list(area)}

@@ -123,9 +123,7 @@ def auc(member_scores: np.ndarray, other_scores: np.ndarray, *, confidence: floa
     return Interval(value, float(low), float(high))
 
 
-def tpr_at_fpr(
-    member_scores: np.ndarray, other_scores: np.ndarray, fpr: float, *, confidence: float = 0.95
-) -> RatesAt:
+def tpr_at_fpr(member_scores: np.ndarray, other_scores: np.ndarray, fpr: float, *, confidence: float = 0.95) -> RatesAt:
     """True-positive rate at a low false-positive rate (Carlini et al. 2022), and what both rates really may be.
 
     The threshold is the lowest score that at most ``fpr k`` of the k others exceed. The members did not choose it, so

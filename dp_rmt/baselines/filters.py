@@ -101,9 +101,7 @@ class KalmanState(NamedTuple):
     optimizer: optax.OptState
 
 
-def kalman_filter(
-    optimizer: optax.GradientTransformation, *, kappa: float = 0.7
-) -> optax.GradientTransformation:
+def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7) -> optax.GradientTransformation:
     """Simplified Kalman filter around an optimizer, one gradient a step (DiSK: Zhang et al. 2025, arXiv 2410.03883).
 
     DiSK predicts how the last step ``d_{t-1} = x_t - x_{t-1}`` changed the gradient, ``g_{t-1} + H d_{t-1}``, and
@@ -168,9 +166,7 @@ def kalman_filter(
 
 def without_look_ahead(state: KalmanState, params: Params) -> Params:
     """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds."""
-    return jax.tree.map(
-        lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, state.look_ahead
-    )
+    return jax.tree.map(lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, state.look_ahead)
 
 
 def _filter_step(
@@ -202,5 +198,3 @@ def _checked(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[
         )
     length = max(b.size, a.size)
     return np.pad(b, (0, length - b.size)), np.pad(a, (0, length - a.size))
-
-

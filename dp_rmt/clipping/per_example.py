@@ -80,9 +80,7 @@ class ClippedGradient:
             return zeros, PerExample(jnp.zeros(0), jnp.zeros(0))
         return self.function(params, batch, is_padding)
 
-    def sensitivity(
-        self, neighboring_relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    ) -> float:
+    def sensitivity(self, neighboring_relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE) -> float:
         """The largest l2 distance between the gradients of two neighbouring batches.
 
         Args:

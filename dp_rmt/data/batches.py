@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 
-def gather_batch(
-    arrays: Mapping[str, np.ndarray], indices: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Gathers examples by index; -1 stands for a padding example.
 
     A padding row is zero everywhere except `attention_mask[0] = 1`: attention over no token at all would be a
@@ -33,9 +31,7 @@ def gather_batch(
     num_examples = _num_examples(arrays)
     indices = np.asarray(indices)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(
-            f"indices must be a vector of integers, got {indices.dtype} of shape {indices.shape}."
-        )
+        raise ValueError(f"indices must be a vector of integers, got {indices.dtype} of shape {indices.shape}.")
     if indices.size and not -1 <= indices.min() <= indices.max() < num_examples:
         raise IndexError(
             f"indices run from {indices.min()} to {indices.max()}, but the data set has {num_examples}"
@@ -78,9 +74,7 @@ def evaluation_batches(
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(
-            f"A data set is one or more arrays with the same number of rows, got rows {lengths}."
-        )
+        raise ValueError(f"A data set is one or more arrays with the same number of rows, got rows {lengths}.")
     num_examples = next(iter(lengths.values()))
     if num_examples == 0:
         raise ValueError("The data set has no examples.")

@@ -118,9 +118,7 @@ def scale_by_denoised_adam(
     check_noise_std(noise_std)
     _check_options(b1, b2, second_moment, noise_correction)
     denoiser = TreeDenoiser(
-        MatrixDenoiser(
-            shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd
-        ),
+        MatrixDenoiser(shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd),
         matrix_rule,
         join,
         sharding,

@@ -108,9 +108,7 @@ def denoise_matrices(
     """
     check_noise_std(noise_std)
     tree_denoiser = TreeDenoiser(
-        MatrixDenoiser(
-            shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd
-        ),
+        MatrixDenoiser(shrinker=shrinker, gate=gate, rescale=rescale, below_edge=below_edge, blend=blend, svd=svd),
         matrix_rule,
         join,
         sharding,

@@ -59,7 +59,6 @@ JoinRule = Callable[[str], str | None]
 """``path -> name`` of the block matrix that the leaf is a column block of, or None for a matrix of its own."""
 
 
-
 _SHARED_INPUT = (("qkv", "query|key|value|[qkv](?=_proj)"), ("gate_up", "gate|up"))
 
 

@@ -55,12 +55,14 @@ class MatrixDenoiser:
 
     def __post_init__(self) -> None:
         for name, kind in (
-            ("shrinker", Shrinker), ("rescale", Rescale), ("below_edge", BelowEdge), ("svd", Backend), ("blend", Blend)
-        ):  # fmt: skip
+            ("shrinker", Shrinker),
+            ("rescale", Rescale),
+            ("below_edge", BelowEdge),
+            ("svd", Backend),
+            ("blend", Blend),
+        ):
             if (value := getattr(self, name)) not in get_args(kind):
-                raise ValueError(
-                    f"denoise_matrices: {name} must be one of {', '.join(get_args(kind))}, got {value!r}"
-                )
+                raise ValueError(f"denoise_matrices: {name} must be one of {', '.join(get_args(kind))}, got {value!r}")
         if self.shrinker == "optshrink" and (self.svd == "subspace" or self.blend == "stein"):
             raise ValueError(
                 "denoise_matrices: shrinker='optshrink' reads the whole spectrum, so that it needs svd='exact' or "
@@ -143,9 +145,7 @@ class MatrixDenoiser:
         denoised = jnp.where(accepted[:, None, None], denoised, matrices)  # bit for bit what was refused
         edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
         top_over_edge = values[:, 0] / jnp.maximum(edge[:, 0], jnp.finfo(values.dtype).tiny)
-        return denoised, MatrixDiagnostics(
-            jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge.astype(jnp.float32)
-        )
+        return denoised, MatrixDiagnostics(jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge.astype(jnp.float32))
 
     def _blend_weight(
         self,

@@ -46,11 +46,7 @@ class BlockMatrix(NamedTuple):
         return sum(block.cols for block in self.blocks)
 
 
-
-
-def check_names_some(
-    tree: Params, rule: matrix_view.MatrixRule | None, join: JoinRule | None, caller: str
-) -> None:
+def check_names_some(tree: Params, rule: matrix_view.MatrixRule | None, join: JoinRule | None, caller: str) -> None:
     """As `matrix_view.check_names_some`, and raises where a join rule names none of the matrices that there are.
 
     Raises:

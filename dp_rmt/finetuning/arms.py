@@ -207,6 +207,4 @@ def _save_model(arm: Arm, params: Params) -> None:
     save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
     if task.module.config.lora is not None:
         name = task.base_model  # not the config's: the model of a synthetic task has a path of its own
-        save_adapter(
-            arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable
-        )
+        save_adapter(arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable)

@@ -183,8 +183,12 @@ def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
         logging.warning(
             "%s: config.privacy.delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the "
             "guarantee allows publishing an example outright, and the statement will say so; set it well below, or "
-            "leave it out for N^-1.1", name, delta, 1 / mechanism.num_examples, mechanism.num_examples,
-        )  # fmt: skip
+            "leave it out for N^-1.1",
+            name,
+            delta,
+            1 / mechanism.num_examples,
+            mechanism.num_examples,
+        )
 
 
 def _warn_of_nothing_to_denoise(name: str, config: ConfigDict, params: Any) -> None:
@@ -193,8 +197,12 @@ def _warn_of_nothing_to_denoise(name: str, config: ConfigDict, params: Any) -> N
         logging.warning(
             "%s: config.denoise.method=%r denoises matrices, and none is trained with config.model.tuning=%r and "
             "config.model.trainable=%r: this run is the one without denoising. Set config.denoise.enabled=False to say "
-            "so, or train matrices, too", name, config.denoise.method, config.model.tuning, config.model.trainable,
-        )  # fmt: skip
+            "so, or train matrices, too",
+            name,
+            config.denoise.method,
+            config.model.tuning,
+            config.model.trainable,
+        )
 
 
 def _trace(loop: TrainLoop, state: TrainState) -> None:

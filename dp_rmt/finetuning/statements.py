@@ -40,9 +40,17 @@ def statement_of(arm: Arm) -> Callable[[int], PrivacyStatement]:
     is_private = mechanism.noise_multiplier > 0
     numbers: dict[str, Any] = {
         name: getattr(mechanism, name)
-        for name in ("noise_multiplier", "l2_clip_norm", "clip", "sampling_probability", "expected_batch_size",
-                     "max_batch_size", "num_examples", "noise_std")
-    }  # fmt: skip
+        for name in (
+            "noise_multiplier",
+            "l2_clip_norm",
+            "clip",
+            "sampling_probability",
+            "expected_batch_size",
+            "max_batch_size",
+            "num_examples",
+            "noise_std",
+        )
+    }
     prompts = arm.task.prompts
 
     def statement(updates: int) -> PrivacyStatement:

@@ -57,10 +57,16 @@ def write_texts(folder: Path, task: Task, params: Params, settings: ConfigDict, 
     prompts, path = task.prompts, folder / TEXTS
     texts = _written(path)
     rows = generate_texts(
-        task.module, params, task.tokenizer, prompts.token_ids, decoding(settings),
-        batch_size=-(-settings.batch_size // mesh.size) * mesh.size, prompt_lengths=settings.prompt_lengths,
-        mesh=mesh if mesh.size > 1 else None, done=texts.keys(),
-    )  # fmt: skip
+        task.module,
+        params,
+        task.tokenizer,
+        prompts.token_ids,
+        decoding(settings),
+        batch_size=-(-settings.batch_size // mesh.size) * mesh.size,
+        prompt_lengths=settings.prompt_lengths,
+        mesh=mesh if mesh.size > 1 else None,
+        done=texts.keys(),
+    )
     with (
         path.open("a", encoding="utf-8") as file,
         tqdm.tqdm(total=len(prompts.sources), initial=len(texts), desc=f"texts for {prompts.split}") as bar,

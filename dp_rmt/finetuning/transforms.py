@@ -66,9 +66,7 @@ def learning_rate_schedule(settings: ConfigDict, num_steps: int) -> optax.Schedu
     return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), decay], [warmup])
 
 
-def _optimizer(
-    config: ConfigDict, mechanism: DPSGD, mesh: Mesh, *, of_moment: bool
-) -> optax.GradientTransformation:
+def _optimizer(config: ConfigDict, mechanism: DPSGD, mesh: Mesh, *, of_moment: bool) -> optax.GradientTransformation:
     settings = config.optimizer
     schedule = learning_rate_schedule(settings, mechanism.num_steps)
     moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}

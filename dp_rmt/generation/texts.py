@@ -98,9 +98,7 @@ def _with_end_token(method: Method, tokenizer: Any) -> Method:
 
 def _check_prompt(row: int, length: int, max_new_tokens: int, limit: int) -> None:
     if length == 0:
-        raise ValueError(
-            f"the prompt of row {row} has no token; begin it with one, such as the tokenizer's bos_token"
-        )
+        raise ValueError(f"the prompt of row {row} has no token; begin it with one, such as the tokenizer's bos_token")
     if length > limit:
         raise ValueError(
             f"the prompt of row {row} has {length} tokens, but the model has positions for {limit}; shorten it, or "

@@ -81,13 +81,10 @@ class EncoderConfig:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture {self.architecture!r} is not supported; "
-                f"choose one of {', '.join(ARCHITECTURES)}"
+                f"architecture {self.architecture!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"hidden_act {self.hidden_act!r} is not supported; choose one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported; choose one of {', '.join(ACTIVATIONS)}")
         unknown = sorted(set(self.lora.targets) - set(ENCODER_PROJECTIONS)) if self.lora else []
         if unknown:
             raise ValueError(
@@ -141,15 +138,13 @@ class EncoderConfig:
         ):
             if hf_config.get(key, plain) != plain:
                 raise ValueError(
-                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; "
-                    f"use a model with {plain!r}"
+                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; use a model with {plain!r}"
                 )
         values = {**_HF_DEFAULTS[model_type], **hf_config}
         missing = [key for key in _HF_KEYS.values() if key not in values]
         if missing:
             raise ValueError(
-                f"the Hugging Face config lacks {', '.join(missing)}; "
-                "take config.json from the model's own folder"
+                f"the Hugging Face config lacks {', '.join(missing)}; take config.json from the model's own folder"
             )
         fields = {field: values[key] for field, key in _HF_KEYS.items()}
         return cls(**fields, dtype=dtype, remat=remat)

@@ -39,24 +39,18 @@ def dense(
 
     With a low-rank update next to it if `name` is among the targets of `lora`.
     """
-    base = nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=_INIT, name=name
-    )
+    base = nn.Dense(features, use_bias=use_bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=_INIT, name=name)
     return base if lora is None or name not in lora.targets else LoRADense(base, lora, name=name + SUFFIX)
 
 
 def embedding(num_embeddings: int, features: int, *, dtype: jnp.dtype, name: str) -> nn.Embed:
     """Table lookup: row `ids` of `embedding`, of shape (num_embeddings, features)."""
-    return nn.Embed(
-        num_embeddings, features, dtype=dtype, param_dtype=jnp.float32, embedding_init=_INIT, name=name
-    )
+    return nn.Embed(num_embeddings, features, dtype=dtype, param_dtype=jnp.float32, embedding_init=_INIT, name=name)
 
 
 def layer_norm(*, eps: float, name: str) -> nn.LayerNorm:
     """Layer normalisation in float32: its mean and variance lose too much in bfloat16."""
-    return nn.LayerNorm(
-        epsilon=eps, dtype=jnp.float32, param_dtype=jnp.float32, use_fast_variance=False, name=name
-    )
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, param_dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def stacked(layer: type[nn.Module], *, length: int, remat: bool, in_axes: Any = nn.broadcast) -> type[nn.Module]:
@@ -103,13 +97,9 @@ class SelfAttention(nn.Module):
         def split_heads(x_BxLxD: jax.Array) -> jax.Array:
             return x_BxLxD.reshape(batch, length, self.num_heads, hidden // self.num_heads)
 
-        query, key, value = (
-            split_heads(project(name=name)(hidden_BxLxD)) for name in ("query", "key", "value")
-        )
+        query, key, value = (split_heads(project(name=name)(hidden_BxLxD)) for name in ("query", "key", "value"))
         # Scores and softmax are float32 inside; a fully padded row gets uniform weights, never NaN.
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=(attention_mask_BxL != 0)[:, None, None, :]
-        )
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=(attention_mask_BxL != 0)[:, None, None, :])
         return project(name="output")(mixed.reshape(batch, length, hidden))
 
 

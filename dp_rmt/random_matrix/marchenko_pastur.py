@@ -89,9 +89,7 @@ def detection_threshold(*, rows: int, cols: int, noise_std: ArrayLike) -> ArrayL
     return noise_std * math.sqrt(math.sqrt(rows) * math.sqrt(cols))
 
 
-def observed_singular_value(
-    singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike
-) -> jax.Array:
+def observed_singular_value(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
     """Where a signal singular value is seen once noise is added: the forward map y(l).
 
     `y(l) = sqrt((l + s^2 m / l)(l + s^2 n / l))` above the detection threshold, the bulk edge at or below it
@@ -119,9 +117,7 @@ def observed_singular_value(
     return jnp.hypot(signal + threshold * (threshold / positive), lower)
 
 
-def signal_singular_value(
-    singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike
-) -> jax.Array:
+def signal_singular_value(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
     """The signal singular value behind an observed one: the inverse map l(y), 0 at or below the bulk edge.
 
     `l(y)^2 = (a + sqrt(a^2 - 4 s^4 m n)) / 2` with `a = y^2 - s^2 (m + n)` (Gavish & Donoho 2017). Computed
@@ -150,9 +146,7 @@ def signal_singular_value(
     return jnp.where(observed > edge, signal, 0.0)
 
 
-def singular_value_density(
-    singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike
-) -> jax.Array:
+def singular_value_density(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
     """Density of the `r = min(m, n)` singular values of pure noise, in the limit of large matrices.
 
     `f(y) = sqrt((y^2 - c^2)(e^2 - y^2)) / (pi s^2 r y)` on [c, e], 0 outside (Marchenko & Pastur 1967). For

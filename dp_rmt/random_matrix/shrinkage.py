@@ -71,9 +71,7 @@ def operator(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Arr
     return marchenko_pastur.signal_singular_value(singular_values, rows=rows, cols=cols, noise_std=noise_std)
 
 
-def operator_rectangular(
-    singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike
-) -> jax.Array:
+def operator_rectangular(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
     """The shrinker that minimises the operator norm of the error at any aspect ratio.
 
     `eta(y) = l sqrt((l^2 + s^2 min(m, n)) / (l^2 + s^2 max(m, n)))` with `l = l(y)` the original singular

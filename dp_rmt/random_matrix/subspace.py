@@ -115,9 +115,7 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
     return jax.lax.platform_dependent(wide, start.astype(wide.dtype), cut, cpu=one_by_one, default=batched)
 
 
-def _decompose(
-    wide_BxRxL: jax.Array, start_BxRxK: jax.Array, cut_B: jax.Array, fresh_KxR: jax.Array
-) -> SubspaceSVD:
+def _decompose(wide_BxRxL: jax.Array, start_BxRxK: jax.Array, cut_B: jax.Array, fresh_KxR: jax.Array) -> SubspaceSVD:
     """`subspace_svd` of matrices with the short side first, each in units of its largest entry."""
     largest = largest_entry(wide_BxRxL)
     unit, is_finite = unit_of(largest), jnp.isfinite(largest)

@@ -72,9 +72,7 @@ def quantile(probability: float) -> float:
     return float(optimize.brentq(lambda x: cdf(x) - probability, -12.0, _AIRY_END, xtol=1e-12))
 
 
-def largest_singular_value_quantile(
-    probability: float, *, rows: int, cols: int, noise_std: ArrayLike
-) -> ArrayLike:
+def largest_singular_value_quantile(probability: float, *, rows: int, cols: int, noise_std: ArrayLike) -> ArrayLike:
     """Quantile of the largest singular value of a matrix of pure noise, at finite size.
 
     `s sqrt(mu + sigma q)` with q the Tracy-Widom quantile, `mu = (sqrt(m - 1/2) + sqrt(n - 1/2))^2` and

@@ -89,9 +89,7 @@ def _title(runs: Mapping[str, Run]) -> str:
 
 def _banner(runs: Mapping[str, Run]) -> str:
     notes = []
-    not_private = [
-        label for label, run in zip(labels(runs), runs.values()) if run.privacy.get("epsilon") is None
-    ]
+    not_private = [label for label, run in zip(labels(runs), runs.values()) if run.privacy.get("epsilon") is None]
     if not_private:
         names = ", ".join(not_private)
         notes.append(f"**NOT private: {names}.** There is no guarantee for the training examples.")

@@ -106,8 +106,7 @@ class PrivacyStatement:
         fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
         if missing := {name for name, required in fields.items() if required} - record.keys():
             raise ValueError(
-                f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of "
-                "privacy.json"
+                f"not a privacy statement: {', '.join(sorted(missing))} missing; pass the whole content of privacy.json"
             )
         values: dict[str, Any] = {name: record[name] for name in fields if name in record}
         if values.get("audit") is not None:

@@ -271,9 +271,3 @@ def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) ->
 def _percent(share: float) -> str:
     """Rounded up; in decimal arithmetic, or 100 times .2504 would be above 25.04."""
     return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"
-
-
-
-
-
-

@@ -46,9 +46,7 @@ def official_caption_words(texts: Sequence[str], jars: CaptionJars) -> list[list
     # One text per line: line breaks of any kind within a text become spaces.
     lines = "\n".join(" ".join(text.split()) for text in texts)
     try:
-        done = subprocess.run(
-            command, input=lines.encode(), capture_output=True, check=True, timeout=_TIMEOUT_S
-        )
+        done = subprocess.run(command, input=lines.encode(), capture_output=True, check=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeError(f"The Stanford tokenizer failed: {error}. {getattr(error, 'stderr', b'')!r}") from error
     tokenized = done.stdout.decode().split("\n")[: len(texts)]

@@ -76,7 +76,6 @@ class Entry:
         values = {name: record[name] for name in names}
         return cls(**(values | {"about": Provenance.from_json(record["about"])}))
 
-
     def epsilon(self) -> float:
         """Spent by so many updates, by privacy loss distributions; infinite without noise."""
         if self.updates == 0:

@@ -106,8 +106,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-
-
 def _to_json(name: str, value: Any) -> Any:
     """The value in the types of JSON."""
     if value is None or isinstance(value, str | bool | int):

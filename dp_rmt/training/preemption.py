@@ -22,8 +22,11 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE)
         logging.warning(
             "%s: stopped by SIGTERM after step %d of %d, which is saved; run the same command again, it goes on from "
-            "there", name, step, num_steps,
-        )  # fmt: skip
+            "there",
+            name,
+            step,
+            num_steps,
+        )
 
 
 class Preemption:

@@ -98,8 +98,7 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = SHARDING_RULES
       ValueError: no rule covers a parameter; the message names it.
     """
     trained = {
-        path: (leaf.shape, leaf_sharding(path, leaf.shape, mesh, rules))
-        for path, leaf in leaves_by_path(state.params)
+        path: (leaf.shape, leaf_sharding(path, leaf.shape, mesh, rules)) for path, leaf in leaves_by_path(state.params)
     }
 
     def of_parameter(path: Any, leaf: Any) -> NamedSharding:

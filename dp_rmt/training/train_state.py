@@ -74,7 +74,3 @@ def published_params(state: TrainState) -> dict[str, Any]:
     for node in filter(is_ahead, jax.tree.leaves(state.optimizer, is_leaf=is_ahead)):
         params = without_look_ahead(node, params)
     return merge_params(params, state.frozen)
-
-
-
-

@@ -53,9 +53,7 @@ def make_train_step(
       against it.
     """
 
-    def train_step(
-        state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]
-    ) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
         clipped_grad = mechanism.clipped_grad(
             lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch)
         )

@@ -44,8 +44,11 @@ _RESULTS = flags.DEFINE_string("results", "experiments/benchmarks/results/denois
 STRENGTHS = (1.1, 1.5, 2.0, 3.0, 4.0)
 """Of the components, in units of the detection threshold; the matrices of a leaf have them in turn."""
 ARMS: dict[str, tuple[Backend, int]] = {
-    "exact": ("exact", 0), "gram": ("gram", 0), "subspace, cold": ("subspace", 0), "subspace, warm": ("subspace", 2)
-}  # fmt: skip
+    "exact": ("exact", 0),
+    "gram": ("gram", 0),
+    "subspace, cold": ("subspace", 0),
+    "subspace, warm": ("subspace", 2),
+}
 """Backend, and how many steps came before the timed one."""
 
 Tree = dict[str, Any]

@@ -21,9 +21,7 @@ SST2_TRUNCATION = Truncation(67_349, max_batch_size_for(67_349, 1000 / 67_349))
 
 @pytest.mark.parametrize(("accountant", "expected"), [("pld", 6.7688), ("rdp", 7.3293)])
 def test_published_epsilon(accountant, expected):
-    value = epsilon(
-        noise_multiplier=1.5, delta=1e-5, sampling_probability=0.04, num_steps=2250, accountant=accountant
-    )
+    value = epsilon(noise_multiplier=1.5, delta=1e-5, sampling_probability=0.04, num_steps=2250, accountant=accountant)
     assert value == pytest.approx(expected, abs=5e-5)
 
 

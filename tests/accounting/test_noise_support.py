@@ -144,6 +144,4 @@ def test_a_delta_below_what_the_end_costs_says_what_to_give():
 @pytest.mark.parametrize("noise_support", [math.nan, 2.0, -9.0, "9", True])
 def test_refuses_what_is_no_end(noise_support):
     with pytest.raises(ValueError, match="noise_support must be above 3"):
-        delta_of_truncation(
-            noise_support=noise_support, noise_multiplier=1.0, sampling_probability=0.1, num_steps=1
-        )
+        delta_of_truncation(noise_support=noise_support, noise_multiplier=1.0, sampling_probability=0.1, num_steps=1)

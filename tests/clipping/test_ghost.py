@@ -203,9 +203,7 @@ def test_lookup_of_unusual_ids(num_embeddings):
     model = nn.Embed(num_embeddings, 3)
     ids, table = np.array([[-1, 3, 0], [2, 2, -2]]), np.random.default_rng(0).standard_normal((4, 3))
     params = {"params": {"embedding": table[:num_embeddings].astype("float32")}}
-    assert_equals_reference(
-        lambda p, ids: jnp.sum(jnp.sin(model.apply(p, ids)), (1, 2)), params, ids, tolerance=1e-5
-    )
+    assert_equals_reference(lambda p, ids: jnp.sum(jnp.sin(model.apply(p, ids)), (1, 2)), params, ids, tolerance=1e-5)
 
 
 def split_params(params, trained):
@@ -221,9 +219,7 @@ def test_only_params_are_counted():
     losses, params, batch = problem(Transformer(remat=True, params_axis=1))
     mine, merge = split_params(params, ["Embed", "norm", "bias", "['q']['kernel']", "['out']['kernel']"])
     assert 0 < len(mine) < len(jax.tree.leaves(params))
-    assert_equals_reference(
-        lambda mine, batch: losses(merge(mine), batch), mine, batch, tolerance=TOLERANCE["float32"]
-    )
+    assert_equals_reference(lambda mine, batch: losses(merge(mine), batch), mine, batch, tolerance=TOLERANCE["float32"])
 
 
 def test_frozen_parameters_may_be_used_in_any_way():

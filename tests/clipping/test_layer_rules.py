@@ -214,9 +214,7 @@ def test_refuses_a_model_that_mixes_examples(mix, shown):
         return jnp.sum(mix(model.apply(params, x)), axis=1)
 
     with pytest.raises(ValueError, match=f"the losses mix examples: .*{shown}.*one example at a time"):
-        ghost_clipped_grad(losses, l2_clip_norm=1.0)(
-            model.init(jax.random.key(0), x), x, is_padding_example=None
-        )
+        ghost_clipped_grad(losses, l2_clip_norm=1.0)(model.init(jax.random.key(0), x), x, is_padding_example=None)
 
 
 def test_refuses_layers_that_compute_with_complex_numbers():

@@ -135,9 +135,7 @@ def test_a_gradient_without_a_finite_norm_contributes_exactly_zero(bad):
 def test_zero_gradients_stay_zero():
     params, batch = gradients(scales=(0.0,))
     for clip in ("flat", "automatic"):
-        gradient, _ = clipped_grad(linear_losses, l2_clip_norm=1.0, clip=clip)(
-            params, batch, is_padding_example=None
-        )
+        gradient, _ = clipped_grad(linear_losses, l2_clip_norm=1.0, clip=clip)(params, batch, is_padding_example=None)
         assert not flat(gradient).any()
 
 
@@ -174,8 +172,8 @@ def test_norms_and_sums_are_float32_for_bfloat16_parameters():
     """The sum of 64 gradients of 2^-9 each: in bfloat16 it would stick at 2^-1."""
     params, batch = {"w": jnp.zeros(4, jnp.bfloat16)}, {"w": jnp.full((640, 4), 2.0**-9, jnp.bfloat16)}
     gradient, per_example = jax.jit(clipped_grad(linear_losses, l2_clip_norm=1.0))(
-            params, batch, is_padding_example=None
-        )
+        params, batch, is_padding_example=None
+    )
     assert gradient["w"].dtype == per_example.grad_norm.dtype == jnp.float32
     np.testing.assert_array_equal(gradient["w"], 1.25)
     np.testing.assert_array_equal(per_example.grad_norm, 2.0**-8)

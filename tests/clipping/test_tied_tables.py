@@ -153,10 +153,21 @@ def stacked_towers(p, ids):
 
 
 RIGHT = [
-    lookups_before_heads, heads_in_the_other_order, one_after_the_other, frozen_first, frozen_second,
-    frozen_head_alone, second_looked_up_alone, frozen_positions, jitted_towers, head_in_a_remat,
-    head_in_a_lifted_remat, modules_without_a_name, shared_scope, stacked_towers,
-]  # fmt: skip
+    lookups_before_heads,
+    heads_in_the_other_order,
+    one_after_the_other,
+    frozen_first,
+    frozen_second,
+    frozen_head_alone,
+    second_looked_up_alone,
+    frozen_positions,
+    jitted_towers,
+    head_in_a_remat,
+    head_in_a_lifted_remat,
+    modules_without_a_name,
+    shared_scope,
+    stacked_towers,
+]
 
 
 @pytest.mark.parametrize("losses", RIGHT)

@@ -153,9 +153,7 @@ def test_no_step_is_large_where_the_second_moment_happens_to_be_small() -> None:
 
 
 def test_the_mechanism_gives_its_noise_level() -> None:
-    mechanism = DPSGD(
-        num_examples=1000, expected_batch_size=100, num_steps=10, noise_multiplier=2.0, l2_clip_norm=0.5
-    )
+    mechanism = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=10, noise_multiplier=2.0, l2_clip_norm=0.5)
     _, state = run(mechanism.denoised_adam(b1=0.0), noise(1))
     assert np.sqrt(state.mu_variance) == pytest.approx(2.0 * 0.5 / 100, rel=1e-6)
 

@@ -15,9 +15,15 @@ from dp_rmt.random_matrix import marchenko_pastur, shrinkage, tracy_widom
 SHAPE = {"rows": 40, "cols": 90, "noise_std": 0.5}
 EDGE = marchenko_pastur.bulk_edge(**SHAPE)
 GATES = [
-    Kappa(0.0), Kappa(0.7, per="component"), Kappa(1.0), Kappa(1.3), Kappa(1.3, per="component"),
-    TracyWidom(), TracyWidom(0.1, per="component"), TracyWidom(1e-9, per="component"),
-]  # fmt: skip
+    Kappa(0.0),
+    Kappa(0.7, per="component"),
+    Kappa(1.0),
+    Kappa(1.3),
+    Kappa(1.3, per="component"),
+    TracyWidom(),
+    TracyWidom(0.1, per="component"),
+    TracyWidom(1e-9, per="component"),
+]
 
 
 def test_kappa_compares_with_a_multiple_of_the_edge():

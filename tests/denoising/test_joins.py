@@ -45,9 +45,7 @@ def test_the_readers_are_one_matrix_and_the_writers_as_many_as_layers() -> None:
 
 def test_scanned_and_unrolled_layers_give_the_same() -> None:
     of_stack = stacked()
-    of_layers = {
-        path.replace("layers/", f"layers_{i}/"): leaf[i] for path, leaf in of_stack.items() for i in range(4)
-    }
+    of_layers = {path.replace("layers/", f"layers_{i}/"): leaf[i] for path, leaf in of_stack.items() for i in range(4)}
 
     def denoised(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         denoise = denoise_matrices(0.9, **STREAM)

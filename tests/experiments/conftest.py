@@ -105,9 +105,16 @@ def _make_llama(folder: Path, words: str, *, max_length: int) -> Path:
     tokenizer = build_word_tokenizer([words] * 2, folder / "tokenizer")
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     config = DecoderConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-        intermediate_size=24, max_position_embeddings=max_length, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        intermediate_size=24,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+    )
     module = CausalLanguageModel(config)
     save_pretrained(folder / "model", module, init_params(module, jax.random.key(0)), tokenizer=tokenizer)
     return folder / "model"
@@ -149,9 +156,16 @@ class Ended(NamedTuple):
 def statement() -> dict[str, Any]:
     """What a run's privacy.json says."""
     return {
-        "is_private": True, "epsilon": 1.5, "delta": 1e-5, "noise_multiplier": 2.0, "sampling_probability": 0.02,
-        "expected_batch_size": 200.0, "max_batch_size": 400, "num_examples": 10_000, "num_steps": 4,
-    }  # fmt: skip
+        "is_private": True,
+        "epsilon": 1.5,
+        "delta": 1e-5,
+        "noise_multiplier": 2.0,
+        "sampling_probability": 0.02,
+        "expected_batch_size": 200.0,
+        "max_batch_size": 400,
+        "num_examples": 10_000,
+        "num_steps": 4,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -79,11 +79,23 @@ def test_the_command_says_what_is_not_as_it_must_be():
 def run_statement() -> PrivacyStatement:
     mechanism = audit.repeated_mechanism(PROVEN, DELTA)
     return PrivacyStatement(
-        epsilon=PROVEN, target_epsilon=PROVEN, delta=DELTA, epsilon_pld=PROVEN, epsilon_rdp=None,
-        noise_multiplier=mechanism.noise_multiplier, l2_clip_norm=0.1, clip="flat", sampling_probability=0.5,
-        expected_batch_size=500.0, max_batch_size=600, num_steps=8, num_examples=1000, noise_std=1.0,
-        seeds_from="os entropy", nonprivate_metrics=False,
-    )  # fmt: skip
+        epsilon=PROVEN,
+        target_epsilon=PROVEN,
+        delta=DELTA,
+        epsilon_pld=PROVEN,
+        epsilon_rdp=None,
+        noise_multiplier=mechanism.noise_multiplier,
+        l2_clip_norm=0.1,
+        clip="flat",
+        sampling_probability=0.5,
+        expected_batch_size=500.0,
+        max_batch_size=600,
+        num_steps=8,
+        num_examples=1000,
+        noise_std=1.0,
+        seeds_from="os entropy",
+        nonprivate_metrics=False,
+    )
 
 
 def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):

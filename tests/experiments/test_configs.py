@@ -37,8 +37,9 @@ def test_every_config_is_valid_and_tells_its_source_number_cost_and_command(name
 
 @pytest.mark.parametrize("size", ["base", "large"])
 @pytest.mark.parametrize(
-    ("task", "num_steps"), [("sst2", 202), ("qnli", 314), ("qqp", 1092), ("mnli", 1178)]  # 3 epochs of N / 1000 each
-)  # fmt: skip
+    ("task", "num_steps"),
+    [("sst2", 202), ("qnli", 314), ("qqp", 1092), ("mnli", 1178)],  # 3 epochs of N / 1000 each
+)
 def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) -> None:
     module = importlib.import_module(f"configs.{task}_roberta_{size}")
     config = module.get_config()
@@ -58,9 +59,7 @@ def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) ->
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("model", ["gpt2", "llama3_2_1b", "llama3_2_3b", "qwen3_0_6b", "qwen3_1_7b", "qwen3_4b"])
 @pytest.mark.parametrize(("task", "num_examples", "num_steps"), [("e2e", 42_061, 411), ("dart", 62_659, 918)])
-def test_text_configs_follow_the_recipe(
-    task: str, num_examples: int, num_steps: int, model: str, tuning: str
-) -> None:
+def test_text_configs_follow_the_recipe(task: str, num_examples: int, num_steps: int, model: str, tuning: str) -> None:
     module = importlib.import_module(f"configs.{task}_{model}")
     config = module.get_config(tuning)
     (checked,) = arm_configs(config).values()

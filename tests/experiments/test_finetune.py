@@ -26,8 +26,15 @@ from dp_rmt.trees import leaves_by_path
 
 MakeConfig = Callable[..., ConfigDict]
 FILES = {
-    "config.json", "ledger.jsonl", "metrics.jsonl", "privacy.json", "privacy.md", "report.html", "checkpoints", "model",
-}  # fmt: skip
+    "config.json",
+    "ledger.jsonl",
+    "metrics.jsonl",
+    "privacy.json",
+    "privacy.md",
+    "report.html",
+    "checkpoints",
+    "model",
+}
 
 
 def run(config: ConfigDict, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:

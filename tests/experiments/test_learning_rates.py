@@ -27,9 +27,7 @@ def config(make_config: Callable[..., ConfigDict]) -> ConfigDict:
 
 def choose(config: ConfigDict, tmp_path: Path, names: list[str] | None = None) -> dict:
     record = tmp_path / "rates.json"
-    choose_rates(
-        config, names=names, workdir=tmp_path / "runs", record=record, factors=[0.01, 1.0], steps=STEPS
-    )
+    choose_rates(config, names=names, workdir=tmp_path / "runs", record=record, factors=[0.01, 1.0], steps=STEPS)
     return json.loads(record.read_text("utf-8"))
 
 

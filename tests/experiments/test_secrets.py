@@ -161,8 +161,9 @@ def test_seeds_and_keys_stand_in_checkpoints_alone_and_in_a_config_that_gives_th
 def test_a_model_is_released_without_the_config_of_its_run(runs: Runs) -> None:
     folder, config = runs.resumed, runs.config
     assert {path.name for path in (folder / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors"
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
     names = {path.name for path in (folder / "model").iterdir()}
     assert {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors"} | tokenizer

@@ -163,9 +163,13 @@ def test_the_statement_names_the_run_and_no_folder_of_the_machine_gets_into_a_re
     assert (record["date"], record["is_upper_bound"], record["num_steps"]) == (entry.date, False, 3)
     rate, power = record["detection"][1]
     assert power == largest_true_positive_rate(
-        false_positive_rate=rate, noise_multiplier=entry.noise_multiplier, num_steps=3, sampling_probability=0.2,
-        truncation=Truncation(num_examples=120, max_batch_size=entry.max_batch_size), noise_support=NOISE_SUPPORT,
-    )  # fmt: skip
+        false_positive_rate=rate,
+        noise_multiplier=entry.noise_multiplier,
+        num_steps=3,
+        sampling_probability=0.2,
+        truncation=Truncation(num_examples=120, max_batch_size=entry.max_batch_size),
+        noise_support=NOISE_SUPPORT,
+    )
     assert 0.01 < power < 0.02
     assert 0 < record["delta_of_truncation"] < 0.01 * record["delta"]
     page = (finished / "privacy.md").read_text()
@@ -192,12 +196,16 @@ def test_what_two_runs_spent_is_told_together(copy: Path, make_config: MakeConfi
     text = spent.spent_together([copy, tmp_path / "second"])
     multiplier = number(read_ledger(copy)[-1].noise_multiplier)
     assert [line.split()[1:] for line in text.splitlines()[1:3]] == [
-        ["3", multiplier, "0.2", "120"], ["2", multiplier, "0.2", "120"],
-    ]  # fmt: skip
+        ["3", multiplier, "0.2", "120"],
+        ["2", multiplier, "0.2", "120"],
+    ]
     together = epsilon(
-        noise_multiplier=read_ledger(copy)[-1].noise_multiplier, delta=1e-3, sampling_probability=0.2, num_steps=5,
+        noise_multiplier=read_ledger(copy)[-1].noise_multiplier,
+        delta=1e-3,
+        sampling_probability=0.2,
+        num_steps=5,
         truncation=Truncation(120, read_ledger(copy)[-1].max_batch_size),
-    )  # fmt: skip
+    )
     printed = re.search(r"ε = ([\d.]+), ", text)
     assert printed is not None
     assert float(printed[1]) == pytest.approx(together, rel=2e-3)

@@ -58,6 +58,7 @@ score = 0.5 + 10 * json.loads(config)["optimizer"]["learning_rate"] + json.loads
 (folder / "report.html").write_text("done")
 """
 
+
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> sweep.Sweep:
     path = tmp_path / "rates.py"
@@ -257,10 +258,21 @@ def test_what_a_run_has_spent_is_what_its_ledger_says(
     (run,) = sweep_report.spent_by(job.name, job.workdir)
     assert run.statement["num_steps"] == 4
     entry = Entry(
-        run="a" * 32, updates=3, is_exact=False, num_steps=4, noise_multiplier=2.0, l2_clip_norm=0.1, delta=1e-5,
-        sampling_probability=0.02, max_batch_size=400, num_examples=10_000, seeds_from="os entropy", train_data="ff",
-        about=Provenance(), date=now(),
-    )  # fmt: skip
+        run="a" * 32,
+        updates=3,
+        is_exact=False,
+        num_steps=4,
+        noise_multiplier=2.0,
+        l2_clip_norm=0.1,
+        delta=1e-5,
+        sampling_probability=0.02,
+        max_batch_size=400,
+        num_examples=10_000,
+        seeds_from="os entropy",
+        train_data="ff",
+        about=Provenance(),
+        date=now(),
+    )
     Ledger(job.workdir).append(entry)
     (run,) = sweep_report.spent_by(job.name, job.workdir)
     assert run.statement["num_steps"] == 3
@@ -310,9 +322,7 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
         ({"optimizer.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
-def test_a_job_with_a_wrong_setting_is_refused(
-    changes: dict[str, Any], message: str, make_sweep: sweep.Sweep
-) -> None:
+def test_a_job_with_a_wrong_setting_is_refused(changes: dict[str, Any], message: str, make_sweep: sweep.Sweep) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(make_sweep, changes={"a": changes}).config("a")
 
@@ -323,27 +333,51 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
     tpu = {"tpu": "pod", "zone": "us-west4-a", "directory": "src/dp_rmt"}
     (line,) = sweep_commands.printed([job], "gcloud", tpu)
     assert shlex.split(line) == [
-        "gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=us-west4-a", "--worker=all",
+        "gcloud",
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "ssh",
+        "pod",
+        "--zone=us-west4-a",
+        "--worker=all",
         f"--command=cd src/dp_rmt && {run} --coordinator_address=auto",
-    ]  # fmt: skip
+    ]
     cluster = {"cluster": "c", "device_type": "v5litepod-256", "docker_image": "i"}
     (line,) = sweep_commands.printed([job], "xpk", cluster)
     assert shlex.split(line) == [
-        "xpk", "workload", "create", "--workload=lr0-1-a", "--num-slices=1", "--cluster=c",
-        "--device-type=v5litepod-256", "--docker-image=i", f"--command=cd dp_rmt && {run} --coordinator_address=auto",
-    ]  # fmt: skip
+        "xpk",
+        "workload",
+        "create",
+        "--workload=lr0-1-a",
+        "--num-slices=1",
+        "--cluster=c",
+        "--device-type=v5litepod-256",
+        "--docker-image=i",
+        f"--command=cd dp_rmt && {run} --coordinator_address=auto",
+    ]
     (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8"})
     assert shlex.split(line) == [
-        "sky", "jobs", "launch", "--yes", "--detach-run", "--name=lr0-1-a", "--workdir=.", "--gpus=H100:8", run
-    ]  # fmt: skip
+        "sky",
+        "jobs",
+        "launch",
+        "--yes",
+        "--detach-run",
+        "--name=lr0-1-a",
+        "--workdir=.",
+        "--gpus=H100:8",
+        run,
+    ]
     (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8", "num_nodes": 2})
     (*_, script) = shlex.split(line)
     nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     printing = ["bash", "-c", script.replace("python -m", "printf '%s\\n'", 1)]
     shown = subprocess.run(printing, env={**os.environ, **nodes}, capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-3:] == [
-        "--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"
-    ]  # fmt: skip
+        "--coordinator_address=10.0.0.1:8476",
+        "--num_processes=2",
+        "--process_id=1",
+    ]
     with pytest.raises(ValueError, match=r"--target=gcloud needs --launch=zone"):
         sweep_commands.printed([job], "gcloud", {"tpu": "pod"})
     with pytest.raises(ValueError, match=r"--launch=tpus=\.\.\.: gcloud takes tpu"):
@@ -384,9 +418,14 @@ def test_six_real_runs_of_which_one_fails_at_first(
     (tmp_path / "rates.py").write_text(rates)
     options = ["--jobs_at_once=1"] if executor == "local" else ["--launch=cluster=local", "--launch=timeout_min=20"]
     command = [
-        sys.executable, "-m", "experiments.sweep", f"--sweep={tmp_path / 'rates.py'}", f"--executor={executor}",
-        f"--workdir={tmp_path / 'work'}", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "experiments.sweep",
+        f"--sweep={tmp_path / 'rates.py'}",
+        f"--executor={executor}",
+        f"--workdir={tmp_path / 'work'}",
+        *options,
+    ]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compilation_cache_dir}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 

@@ -110,9 +110,14 @@ def test_no_bound_is_claimed_for_runs_that_share_noise_or_have_none(choices: Cho
 
 # SST-2 at epsilon 3, batches of 1000, three epochs.
 SST2: dict[str, Any] = {
-    "epsilon": 3.0, "delta": 67_349**-1.1, "noise_multiplier": 0.77220, "sampling_probability": 1000 / 67_349,
-    "max_batch_size": 1157, "num_examples": 67_349, "num_steps": 202,
-}  # fmt: skip
+    "epsilon": 3.0,
+    "delta": 67_349**-1.1,
+    "noise_multiplier": 0.77220,
+    "sampling_probability": 1000 / 67_349,
+    "max_batch_size": 1157,
+    "num_examples": 67_349,
+    "num_steps": 202,
+}
 
 
 @pytest.mark.parametrize(("count", "apart", "together"), [(2, 3.76, 8.19), (8, 6.76, 58.0)])

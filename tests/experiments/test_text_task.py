@@ -60,10 +60,17 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 def text_config(make_config: Callable[..., ConfigDict], e2e: Path, llama: Path) -> Callable[..., ConfigDict]:
     def build(changes: dict | None = None) -> ConfigDict:
         small = {
-            "data.task": "e2e", "data.path": str(e2e), "data.max_length": 48, "model.path": str(llama),
-            "model.head": "causal_lm", "model.trainable": ".*", "generation.method": "greedy",
-            "generation.max_new_tokens": 12, "generation.batch_size": 8, "generation.prompt_lengths": (),
-        }  # fmt: skip
+            "data.task": "e2e",
+            "data.path": str(e2e),
+            "data.max_length": 48,
+            "model.path": str(llama),
+            "model.head": "causal_lm",
+            "model.trainable": ".*",
+            "generation.method": "greedy",
+            "generation.max_new_tokens": 12,
+            "generation.batch_size": 8,
+            "generation.prompt_lengths": (),
+        }
         return make_config(small | (changes or {}))
 
     return build
@@ -77,8 +84,13 @@ def run(config: ConfigDict, workdir: Path) -> arms.Arm:
 
 
 def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
-    changes = {"privacy.epsilon": math.inf, "train.num_steps": 60, "optimizer.learning_rate": 2e-2,
-               "optimizer.schedule": "constant", "train.eval_every": 20}  # fmt: skip
+    changes = {
+        "privacy.epsilon": math.inf,
+        "train.num_steps": 60,
+        "optimizer.learning_rate": 2e-2,
+        "optimizer.schedule": "constant",
+        "train.eval_every": 20,
+    }
     arm = run(text_config(changes), tmp_path / "run")
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = [line["eval/dev/loss"] for line in metrics if "eval/dev/loss" in line]

@@ -23,16 +23,22 @@ from dp_rmt.training.train_state import TrainState, Transforms, published_params
 ARMS = arm_configs(sst2_methods.get_config())
 PARAMS = {"layers": {"query": {"kernel": np.zeros((3, 12, 16), np.float32)}}, "bias": np.zeros(16, np.float32)}
 TARGET = jnp.outer(jnp.ones(12), jnp.linspace(-1, 1, 16)) * jnp.ones((3, 1, 1))
-MECHANISM = DPSGD(
-    num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0
-)
+MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
 # What an arm keeps in its state, beside the optimizer's own.
 STATES: dict[str, type] = {
-    "paper": DenoiseState, "partial": DenoiseState, "tracy_widom": DenoiseState, "stein": DenoiseState,
-    "hard_threshold": DenoiseState, "stream": DenoiseState, "stream_moment_adam": DenoisedAdamState,
-    "moment": DenoisedAdamState, "moment_stein": DenoisedAdamState,
-    "moment_adam": DenoisedAdamState, "low_pass": LowPassState, "kalman": KalmanState,
-}  # fmt: skip
+    "paper": DenoiseState,
+    "partial": DenoiseState,
+    "tracy_widom": DenoiseState,
+    "stein": DenoiseState,
+    "hard_threshold": DenoiseState,
+    "stream": DenoiseState,
+    "stream_moment_adam": DenoisedAdamState,
+    "moment": DenoisedAdamState,
+    "moment_stein": DenoisedAdamState,
+    "moment_adam": DenoisedAdamState,
+    "low_pass": LowPassState,
+    "kalman": KalmanState,
+}
 
 
 def make(arm: str, **changes: Any) -> Transforms:

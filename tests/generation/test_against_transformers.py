@@ -23,10 +23,18 @@ pytestmark = pytest.mark.oracle
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Theirs, and ours; so many words only that rows end by chance."""
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, attention_bias=True,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        attention_bias=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(config).eval()
     folder = tmp_path_factory.mktemp("llama")
@@ -60,10 +68,17 @@ def compare(theirs: Any, module: Any, params: Any, ids: Any, mask: Any, method: 
         names = ("num_beams", "length_penalty", "early_stopping")
         options = {name: getattr(method, name) for name in names}
     expected = theirs.generate(
-        torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, max_new_tokens=method.max_new_tokens,
-        eos_token_id=list(method.end_tokens), pad_token_id=method.fill_token,
-        no_repeat_ngram_size=method.no_repeat_ngram_size, return_dict_in_generate=True, output_scores=True, **options,
-    )  # fmt: skip
+        torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        do_sample=False,
+        max_new_tokens=method.max_new_tokens,
+        eos_token_id=list(method.end_tokens),
+        pad_token_id=method.fill_token,
+        no_repeat_ngram_size=method.no_repeat_ngram_size,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
     tokens = expected.sequences.numpy()[:, ids.shape[1] :]
     np.testing.assert_array_equal(np.asarray(ours.tokens_BxT)[:, : tokens.shape[1]], tokens)
     assert (np.asarray(ours.tokens_BxT)[:, tokens.shape[1] :] == method.fill_token).all()
@@ -94,9 +109,14 @@ def test_greedy(random_llama: Any, ngrams: int) -> None:
 def test_beams(random_llama: Any, length_penalty: float, early_stopping: Any, ngrams: int, ends: Any) -> None:
     theirs, module, params = random_llama
     method = Beam(
-        max_new_tokens=20, eos_token_id=ends, pad_token_id=1, no_repeat_ngram_size=ngrams, num_beams=4,
-        length_penalty=length_penalty, early_stopping=early_stopping,
-    )  # fmt: skip
+        max_new_tokens=20,
+        eos_token_id=ends,
+        pad_token_id=1,
+        no_repeat_ngram_size=ngrams,
+        num_beams=4,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
     compare(theirs, module, params, *prompts(32), method)
 
 
@@ -116,8 +136,11 @@ def test_the_real_llama_with_beams(length_penalty: float, ngrams: int) -> None:
     tokenizer, theirs, module, params = stories()
     batch = tokenizer(["Once upon a time", "Lily and Ben", "The dog was big and it"], return_tensors="np", padding=True)
     method = Beam(
-        max_new_tokens=40, eos_token_id=(tokenizer.eos_token_id, tokenizer.encode("a.")[-1]), num_beams=4,
-        length_penalty=length_penalty, no_repeat_ngram_size=ngrams,
-    )  # fmt: skip
+        max_new_tokens=40,
+        eos_token_id=(tokenizer.eos_token_id, tokenizer.encode("a.")[-1]),
+        num_beams=4,
+        length_penalty=length_penalty,
+        no_repeat_ngram_size=ngrams,
+    )
     lengths = compare(theirs, module, params, batch["input_ids"], batch["attention_mask"], method)
     assert lengths.min() < 40

@@ -53,9 +53,7 @@ def row(generated: Generated, number: int) -> tuple[int, ...]:
 def test_as_many_beams_as_continuations_find_the_best(seed: int, length_penalty: float) -> None:
     vocab_size, length = 3, 3
     params = random_params(seed, vocab_size)
-    method = Beam(
-        max_new_tokens=length, eos_token_id=END, num_beams=vocab_size**length, length_penalty=length_penalty
-    )
+    method = Beam(max_new_tokens=length, eos_token_id=END, num_beams=vocab_size**length, length_penalty=length_penalty)
     found = search(method, params, *prompts(1, 2))
     for number, first in enumerate((1, 2)):
         scores = {
@@ -110,10 +108,11 @@ def test_never_stopping_early_finds_what_the_rule_of_thumb_misses() -> None:
                 Beam(
                     max_new_tokens=10, eos_token_id=END, num_beams=2, length_penalty=2.0, early_stopping=early_stopping
                 ),
-                params, *prompts(1, 2, 3),
+                params,
+                *prompts(1, 2, 3),
             ).normalised_scores_B
             for early_stopping in (True, False, "never")
-        ]  # fmt: skip
+        ]
         gains.append(np.diff(scores, axis=0))
     assert np.min(gains) >= 0
     assert (np.max(gains, axis=(0, 2)) > 0.1).all()

@@ -28,9 +28,15 @@ each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @functools.cache
 def decoder() -> Any:
     config = models.DecoderConfig(
-        vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-        intermediate_size=24, max_position_embeddings=LIMIT,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        intermediate_size=24,
+        max_position_embeddings=LIMIT,
+    )
     module = models.CausalLanguageModel(config)
     # Far from uniform, so that rounding decides nothing.
     params = jax.tree.map(lambda leaf: 8 * leaf, models.init_params(module, jax.random.key(1)))

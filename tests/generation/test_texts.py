@@ -42,9 +42,15 @@ METHOD = Sampling(max_new_tokens=6, seed=1)
 @functools.cache
 def decoder() -> Any:
     config = models.DecoderConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4,
-        intermediate_size=8, max_position_embeddings=LIMIT,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
+        max_position_embeddings=LIMIT,
+    )
     module = models.CausalLanguageModel(config)
     return module, jax.tree.map(lambda leaf: 8 * leaf, models.init_params(module, jax.random.key(0)))
 
@@ -117,9 +123,7 @@ def test_bad_input_is_refused_before_anything_is_generated(
         setattr(other, name, value)
     with pytest.raises(ValueError, match=message):
         # The call, not the first row.
-        generate_texts(
-            *decoder(), other, prompts, METHOD, **{"batch_size": 2, "prompt_lengths": (4,)} | options
-        )
+        generate_texts(*decoder(), other, prompts, METHOD, **{"batch_size": 2, "prompt_lengths": (4,)} | options)
 
 
 def test_a_row_that_is_done_is_not_looked_at() -> None:

@@ -36,8 +36,10 @@ def test_greedy_is_a_loop_of_argmax(seed: int) -> None:
     firsts = np.array([1, 2, 3], np.int32)
     found = greedy(
         Greedy(max_new_tokens=length, eos_token_id=(END, 5), pad_token_id=4),
-        params, firsts[:, None], np.ones((3, 1), np.int32),
-    )  # fmt: skip
+        params,
+        firsts[:, None],
+        np.ones((3, 1), np.int32),
+    )
     for number, last in enumerate(firsts):
         hidden, tokens = np.zeros((1, network["WIDTH"]), np.float32), []
         while len(tokens) < length and not (tokens and tokens[-1] in (END, 5)):

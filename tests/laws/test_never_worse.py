@@ -113,8 +113,7 @@ def test_the_estimate_of_the_error_is_unbiased(rows, cols, signal, gate, leading
     count = 150
     l, y, overlaps = draws(signal, rows, cols, count)
     f, _, div_d, estimate = (
-        np.asarray(x, float)
-        for x in denoise(y, shrinker="frobenius", gate=gate, rows=rows, cols=cols, leading=leading)
+        np.asarray(x, float) for x in denoise(y, shrinker="frobenius", gate=gate, rows=rows, cols=cols, leading=leading)
     )
     # Most of the fluctuation is that of |N|^2 and <N, G>, whose means are known: regressed out.
     noise_dot_signal = np.sum(y * overlaps, axis=1) - np.sum(l**2)

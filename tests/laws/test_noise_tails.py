@@ -193,9 +193,7 @@ def test_the_table_of_the_documents():
         found = [
             -np.expm1(
                 int(num_steps)
-                * np.log1p(
-                    -int(batch_size) / int(num_examples) * stats.norm.sf(support - 1 / float(noise_multiplier))
-                )
+                * np.log1p(-int(batch_size) / int(num_examples) * stats.norm.sf(support - 1 / float(noise_multiplier)))
             )
             * int(num_examples) ** 1.1
             for support in (5.2201, NOISE_SUPPORT)

@@ -67,8 +67,10 @@ def test_compiled_is_the_same_as_not(case: Case) -> None:
 def test_noise_and_what_passes_are_the_same_bit_for_bit_compiled_or_not() -> None:
     for case in (CASES["noise"], CASES["exact"]):
         found, expected = (run(case.transform, tree(), jit=jit)[0] for jit in (True, False))
-        assert_same(found if case.factory is noise else found["layers"]["scale"],
-                    expected if case.factory is noise else expected["layers"]["scale"])  # fmt: skip
+        assert_same(
+            found if case.factory is noise else found["layers"]["scale"],
+            expected if case.factory is noise else expected["layers"]["scale"],
+        )
 
 
 @ALL
@@ -123,8 +125,10 @@ def test_trees_like_the_parameters_are_found_in_states(case: Case) -> None:
     names = {id(leaf) for leaf in jax.tree.leaves(gradients)}
     assert all(id(leaf) in names for leaf in seen)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
-    copies = sum(a.shape == b.shape and bool((a != b).any()) for a, b in
-                 zip(jax.tree.leaves(mapped), jax.tree.leaves(state), strict=True))  # fmt: skip
+    copies = sum(
+        a.shape == b.shape and bool((a != b).any())
+        for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(state), strict=True)
+    )
     assert copies == len(seen)
     is_matrix = {"muon": 3}  # momentum is kept of the matrices alone
     trees = {"adam": 2, "adam_bc": 2, "adam_own": 2, "low_pass": 1, "kalman": 4}
@@ -132,9 +136,13 @@ def test_trees_like_the_parameters_are_found_in_states(case: Case) -> None:
     assert len(seen) == is_matrix.get(name, trees.get(name, 0) * len(jax.tree.leaves(gradients)))
     # As for `NamedSharding`s of a state: fields that are no parameters get one value for all that is in them.
     specs = optax.tree_map_params(
-        transform, lambda leaf, name: "parameter", state, gradients,
-        transform_non_params=lambda field: "other", is_leaf=is_masked,
-    )  # fmt: skip
+        transform,
+        lambda leaf, name: "parameter",
+        state,
+        gradients,
+        transform_non_params=lambda field: "other",
+        is_leaf=is_masked,
+    )
     assert {*jax.tree.leaves(specs)} <= {"parameter", "other"}
 
 

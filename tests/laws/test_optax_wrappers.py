@@ -95,5 +95,3 @@ def test_a_scan_over_steps_is_a_loop(case: Case) -> None:
     state, outs = jax.jit(lambda: jax.lax.scan(step, transform.init(gradients), jnp.arange(2.0)))()
     loop = run(transform, gradients, jax.tree.map(lambda leaf: 2 * leaf, gradients), params=gradients)
     assert_same((jax.tree.map(lambda leaf: leaf[-1], outs), state), loop, rtol=1e-3, atol=1e-4)
-
-

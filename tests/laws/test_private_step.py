@@ -43,9 +43,14 @@ def test_without_clipping_noise_and_denoising_it_is_adamw(clipping_method):
     the parameters agree to 1e-4 of what the learning rate moves them.
     """
     mechanism = DPSGD(
-        num_examples=100, expected_batch_size=BATCH, num_steps=5, noise_multiplier=0.0, l2_clip_norm=np.inf,
-        max_batch_size=BATCH, clipping_method=clipping_method,
-    )  # fmt: skip
+        num_examples=100,
+        expected_batch_size=BATCH,
+        num_steps=5,
+        noise_multiplier=0.0,
+        l2_clip_norm=np.inf,
+        max_batch_size=BATCH,
+        clipping_method=clipping_method,
+    )
     module, rng = Network(), np.random.default_rng(0)
     batches = [{"ids": rng.integers(0, 20, (BATCH, 6)), "label": rng.integers(0, 2, BATCH)} for _ in range(5)]
     everything = jax.jit(module.init)(jax.random.key(0), batches[0]["ids"])["params"]
@@ -219,8 +224,10 @@ def test_padding_reaches_nothing():
     is_padding = np.arange(BATCH) % 3 == 1
     results = []
     for garbage in (0.0, 1.0, np.nan, 1e30):
-        batch = {name: np.where(is_padding.reshape(-1, *[1] * (x.ndim - 1)), np.float32(garbage), x)
-                 for name, x in linear_batch(1).items()}  # fmt: skip
+        batch = {
+            name: np.where(is_padding.reshape(-1, *[1] * (x.ndim - 1)), np.float32(garbage), x)
+            for name, x in linear_batch(1).items()
+        }
         results.append(train_step(state, [(batch, is_padding)]))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, results[0], other)

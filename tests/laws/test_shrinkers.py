@@ -58,10 +58,7 @@ def test_no_other_shrinker_does_better_at_its_loss(name, rows, cols):
 
     def mean_loss(other):
         shrunken = getattr(shrinkage, other)(observed, rows=rows, cols=cols, noise_std=NOISE_STD)
-        norms = [
-            error_norm(eta, signal, a, b, LOSSES[name])
-            for eta, a, b in zip(np.asarray(shrunken), left, right)
-        ]
+        norms = [error_norm(eta, signal, a, b, LOSSES[name]) for eta, a, b in zip(np.asarray(shrunken), left, right)]
         return np.mean(norms)
 
     own = mean_loss("operator_rectangular" if name == "operator" else name)

@@ -106,5 +106,3 @@ def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
 
 def is_wide(leaf: Any) -> bool:
     return jnp.result_type(leaf) == jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-
-

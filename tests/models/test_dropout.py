@@ -124,8 +124,10 @@ def test_every_layer_and_every_call_has_masks_of_its_own():
         def __call__(self, x, keys):
             scanned = nn.scan(
                 lambda drop, carry, _: (carry, drop(x, keys)),
-                variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=3,
-            )  # fmt: skip
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=3,
+            )
             return tuple(scanned(PerExampleDropout(0.5), 0.0, None)[1])
 
     x, keys = jnp.ones((BATCH, 1000)), example_keys(jax.random.key(0), jnp.arange(BATCH))

@@ -31,9 +31,7 @@ two_models = pytest.mark.parametrize("name", ["bert_classifier", "roberta_mlm"])
 
 @functools.cache
 def load(name: str, **options: Any) -> Any:
-    return models.load_pretrained(
-        GOLDENS / name, head=FOLDERS[name], num_labels=3, key=jax.random.key(0), **options
-    )
+    return models.load_pretrained(GOLDENS / name, head=FOLDERS[name], num_labels=3, key=jax.random.key(0), **options)
 
 
 def golden(name: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:

@@ -23,9 +23,17 @@ LORA = models.LoRAConfig(rank=3, alpha=6.0, targets=("query", "value", "output",
 
 def build(lora: models.LoRAConfig | None) -> tuple[models.CausalLanguageModel, dict[str, Any]]:
     config = models.DecoderConfig(
-        vocab_size=30, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=24,
-        max_position_embeddings=16, attention_bias=True, lora=lora,
-    )  # fmt: skip
+        vocab_size=30,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        attention_bias=True,
+        lora=lora,
+    )
     module = models.CausalLanguageModel(config)
     return module, models.init_params(module, jax.random.key(0))
 
@@ -46,10 +54,12 @@ def trained(params: Any, *, scale: float = 0.2) -> Any:
 
 def random_params(module: Any) -> Any:
     rng = np.random.default_rng(0)
-    return unflatten_dict({
-        path: 0.2 * rng.standard_normal(leaf.shape, np.float32) + (path[-1] == "scale")
-        for path, leaf in parameter_shapes(module).items()
-    })  # fmt: skip
+    return unflatten_dict(
+        {
+            path: 0.2 * rng.standard_normal(leaf.shape, np.float32) + (path[-1] == "scale")
+            for path, leaf in parameter_shapes(module).items()
+        }
+    )
 
 
 def make_batch() -> dict[str, np.ndarray]:

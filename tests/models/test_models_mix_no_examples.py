@@ -28,9 +28,18 @@ def draw(seed):
 
 def losses_and_params(head, architecture, *, remat):
     config = EncoderConfig(
-        architecture=architecture, vocab_size=WORDS, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=12,
-        max_position_embeddings=TOKENS + 2, type_vocab_size=2, layer_norm_eps=1e-5, pad_token_id=1, remat=remat,
-    )  # fmt: skip
+        architecture=architecture,
+        vocab_size=WORDS,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=TOKENS + 2,
+        type_vocab_size=2,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+        remat=remat,
+    )
     classifier, language_model = SequenceClassifier(config, num_labels=LABELS), MaskedLanguageModel(config)
     module = {"classification": classifier, "infilling": language_model}[head]
     logits = classifier_logits(module) if head == "classification" else infilling_logits(module, np.arange(LABELS))

@@ -27,9 +27,16 @@ LORA = models.LoRAConfig(rank=4, alpha=8.0, targets=("query", "output"))
 KINDS = ("decoder", "encoder")
 ENCODER = models.EncoderConfig("roberta", 30, 16, 2, 2, 24, 10, 1, 1e-5, pad_token_id=1)
 DECODER = models.DecoderConfig(
-    vocab_size=30, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=24,
-    max_position_embeddings=8, attention_bias=True,
-)  # fmt: skip
+    vocab_size=30,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=24,
+    max_position_embeddings=8,
+    attention_bias=True,
+)
 
 
 @functools.cache
@@ -38,9 +45,9 @@ def model(kind: str, has_lora: bool) -> tuple[Any, Any]:
     module: Any = models.CausalLanguageModel(DECODER) if kind == "decoder" else models.SequenceClassifier(ENCODER, 3)
     module, rng = with_config(module, lora=LORA if has_lora else None), np.random.default_rng(0)
     shapes = tuning.parameter_shapes(module).items()
-    return module, unflatten_dict({
-        path: 0.2 * rng.standard_normal(leaf.shape, np.float32) + (path[-1] == "scale") for path, leaf in shapes
-    })  # fmt: skip
+    return module, unflatten_dict(
+        {path: 0.2 * rng.standard_normal(leaf.shape, np.float32) + (path[-1] == "scale") for path, leaf in shapes}
+    )
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -48,9 +55,11 @@ def batch() -> dict[str, np.ndarray]:
     mask = (np.arange(LENGTH) < np.array([6, 4, 3, 2])[:, None]).astype(np.int32)
     ids = np.where(mask, rng.integers(2, 30, (BATCH, LENGTH)), 1)
     return {
-        "input_ids": ids.astype(np.int32), "attention_mask": mask, "token_type_ids": np.zeros_like(mask),
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(mask),
         "label": np.array([0, 1, 2, 1], np.int32),
-    }  # fmt: skip
+    }
 
 
 def losses_of(kind: str, has_lora: bool) -> Any:
@@ -139,9 +148,14 @@ def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> 
 def test_a_private_denoised_step_moves_what_trains_and_nothing_else(how: str, kind: str) -> None:
     trained, frozen = split(kind, how)
     mechanism = DPSGD(
-        num_examples=100, expected_batch_size=BATCH, num_steps=2, noise_multiplier=1e-2, l2_clip_norm=1.0,
-        max_batch_size=BATCH, clipping_method="ghost",
-    )  # fmt: skip
+        num_examples=100,
+        expected_batch_size=BATCH,
+        num_steps=2,
+        noise_multiplier=1e-2,
+        l2_clip_norm=1.0,
+        max_batch_size=BATCH,
+        clipping_method="ghost",
+    )
     transforms = Transforms(mechanism.noise(jax.random.key(2)), mechanism.denoiser(), optax.sgd(0.1))
     before = TrainState.create(transforms, trained, frozen)
     step = jax.jit(make_train_step(mechanism, losses_of(kind, "lora" in how), transforms))
@@ -195,8 +209,10 @@ def test_berts_pooler_is_no_fresh_head() -> None:
     parts = split_params(shapes, tuning.trainable_pattern("bias", bert))
     trained, frozen = (flatten_dict(part, sep="/") for part in parts)
     assert {path for path in trained if not path.startswith("encoder")} == {
-        "classifier/kernel", "classifier/bias", "pooler/bias",
-    }  # fmt: skip
+        "classifier/kernel",
+        "classifier/bias",
+        "pooler/bias",
+    }
     assert "pooler/kernel" in frozen
 
 

@@ -27,10 +27,16 @@ def main(path: str) -> None:
     mesh = data_mesh()
     module = models.CausalLanguageModel(
         models.DecoderConfig(
-            vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4,
-            intermediate_size=8, max_position_embeddings=32,
+            vocab_size=20,
+            hidden_size=8,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=4,
+            intermediate_size=8,
+            max_position_embeddings=32,
         )
-    )  # fmt: skip
+    )
     params = place(jax.tree.map(lambda leaf: 8 * leaf, models.init_params(module, jax.random.key(0))), mesh)
     ids_BxL = np.random.default_rng(0).integers(0, 20, (4, 6)).astype(np.int32)
     mask_BxL = np.arange(6) >= np.array([0, 3, 5, 6])[:, None]  # the last row is padding

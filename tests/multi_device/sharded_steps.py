@@ -26,9 +26,15 @@ from dp_rmt.trees import leaves_by_path, split_params
 
 BATCH, LENGTH, WORDS, NUM_STEPS = 16, 6, 40, 3
 MECHANISM = DPSGD(
-    num_examples=200, expected_batch_size=12.0, num_steps=NUM_STEPS, noise_multiplier=0.1, l2_clip_norm=0.3,
-    max_batch_size=BATCH, microbatch_size=BATCH, clipping_method="bookkeeping",
-)  # fmt: skip
+    num_examples=200,
+    expected_batch_size=12.0,
+    num_steps=NUM_STEPS,
+    noise_multiplier=0.1,
+    l2_clip_norm=0.3,
+    max_batch_size=BATCH,
+    microbatch_size=BATCH,
+    clipping_method="bookkeeping",
+)
 # 40 words and 6 positions: the first are divided by 8, the second not even by 4. All kernels of the layers have one
 # shape, which keeps the denoiser's program small.
 MODULE = SequenceClassifier(EncoderConfig("bert", WORDS, 32, 2, 4, 32, LENGTH, 2, 1e-12, 0), num_labels=2)

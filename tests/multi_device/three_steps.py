@@ -50,9 +50,15 @@ def empty_sample(step):
 
 def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noise=False):
     mechanism = DPSGD(
-        num_examples=200, expected_batch_size=20.0, num_steps=NUM_STEPS, noise_multiplier=0.2, l2_clip_norm=0.5,
-        max_batch_size=BATCH, microbatch_size=microbatch_size, clipping_method=clipping_method,
-    )  # fmt: skip
+        num_examples=200,
+        expected_batch_size=20.0,
+        num_steps=NUM_STEPS,
+        noise_multiplier=0.2,
+        l2_clip_norm=0.5,
+        max_batch_size=BATCH,
+        microbatch_size=microbatch_size,
+        clipping_method=clipping_method,
+    )
     module = Network()
     rng = np.random.default_rng(0)
     params = {

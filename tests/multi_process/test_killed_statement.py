@@ -73,7 +73,10 @@ def test_several_processes_write_one_ledger(cache, tmp_path):
     results = RUN.finish(RUN.start_several(cache, tmp_path, 2, lambda number: {"epsilon_points": 3}))
     assert [status for status, _ in results] == [0, 0], results
     assert [(entry.updates, entry.is_exact) for entry in read_ledger(tmp_path)] == [
-        (4, False), (8, False), (12, False), (12, True),
-    ]  # fmt: skip
+        (4, False),
+        (8, False),
+        (12, False),
+        (12, True),
+    ]
     record = json.loads((tmp_path / "privacy.json").read_text())
     assert (record["num_steps"], record["is_upper_bound"]) == (12, False)

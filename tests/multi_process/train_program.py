@@ -42,9 +42,16 @@ from dp_rmt.trees import leaves_by_path, split_params
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH, NUM_STEPS = 40, 6, 10, 12, 12
 DELTA = 1e-3
 MECHANISM = DPSGD(
-    num_examples=NUM_EXAMPLES, expected_batch_size=8.0, num_steps=NUM_STEPS, noise_multiplier=0.7, l2_clip_norm=0.5,
-    max_batch_size=20, batch_multiple_of=4, microbatch_size=4, accountant="rdp",
-)  # fmt: skip
+    num_examples=NUM_EXAMPLES,
+    expected_batch_size=8.0,
+    num_steps=NUM_STEPS,
+    noise_multiplier=0.7,
+    l2_clip_norm=0.5,
+    max_batch_size=20,
+    batch_multiple_of=4,
+    microbatch_size=4,
+    accountant="rdp",
+)
 RULES = [
     ("embedding", PartitionSpec("fsdp", None)),
     ("hidden/kernel", PartitionSpec("fsdp", "tensor")),
@@ -119,19 +126,39 @@ def announced(folder: str, run: str, steps_done: int) -> Releases:
     def statement(updates: int) -> PrivacyStatement:
         epsilon = MECHANISM.epsilon(updates, DELTA)
         return PrivacyStatement(
-            epsilon=epsilon, target_epsilon=None, delta=DELTA, epsilon_pld=None, epsilon_rdp=epsilon, clip="flat",
-            num_steps=updates, l2_clip_norm=0.5, expected_batch_size=8.0, noise_std=MECHANISM.noise_std,
-            nonprivate_metrics=True, **shared,
-        )  # fmt: skip
+            epsilon=epsilon,
+            target_epsilon=None,
+            delta=DELTA,
+            epsilon_pld=None,
+            epsilon_rdp=epsilon,
+            clip="flat",
+            num_steps=updates,
+            l2_clip_norm=0.5,
+            expected_batch_size=8.0,
+            noise_std=MECHANISM.noise_std,
+            nonprivate_metrics=True,
+            **shared,
+        )
 
     shared: dict[str, Any] = {
-        "noise_multiplier": 0.7, "sampling_probability": MECHANISM.sampling_probability, "max_batch_size": 20,
-        "num_examples": NUM_EXAMPLES, "seeds_from": "given in the config",
-    }  # fmt: skip
+        "noise_multiplier": 0.7,
+        "sampling_probability": MECHANISM.sampling_probability,
+        "max_batch_size": 20,
+        "num_examples": NUM_EXAMPLES,
+        "seeds_from": "given in the config",
+    }
     entry = Entry(
-        run=run, updates=steps_done, is_exact=True, l2_clip_norm=0.5, num_steps=NUM_STEPS, delta=DELTA, date=now(),
-        train_data=fingerprint(make_arrays()), about=Provenance(task="sums"), **shared,
-    )  # fmt: skip
+        run=run,
+        updates=steps_done,
+        is_exact=True,
+        l2_clip_norm=0.5,
+        num_steps=NUM_STEPS,
+        delta=DELTA,
+        date=now(),
+        train_data=fingerprint(make_arrays()),
+        about=Provenance(task="sums"),
+        **shared,
+    )
     return Releases(folder, entry, statement)
 
 

@@ -60,9 +60,7 @@ def load_in_torch(folder: Path, head: str) -> Any:
 
 @both_heads
 @both_architectures
-def test_torch_folder_has_the_same_logits_here_at_every_length(
-    architecture: str, head: str, tmp_path: Path
-) -> None:
+def test_torch_folder_has_the_same_logits_here_at_every_length(architecture: str, head: str, tmp_path: Path) -> None:
     theirs = torch_model(AUTO_CLASSES[head], torch_config(architecture))
     theirs.save_pretrained(tmp_path)
     module, params = load(tmp_path, head)
@@ -95,9 +93,7 @@ def test_our_folder_loads_in_torch_with_the_same_logits(architecture: str, head:
     module: Any = models.MaskedLanguageModel(config)
     if head == "classification":
         module = models.SequenceClassifier(config, NUM_LABELS)
-    rng = np.random.default_rng(
-        0
-    )  # at initialisation all biases are 0 and all scales 1, where a swap would not show
+    rng = np.random.default_rng(0)  # at initialisation all biases are 0 and all scales 1, where a swap would not show
     params = jax.tree.map(
         lambda leaf: np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32),
         models.init_params(module, jax.random.key(0)),
@@ -140,13 +136,10 @@ def test_minilm_goes_to_torch_and_back(tmp_path: Path) -> None:
     tokenizer = models.load_tokenizer(folder)
     texts = ["a fine film", "so dull that I left before the end of it, and I am a patient person", ""]
     batch = {
-        name: array.astype(np.int32)
-        for name, array in tokenizer(texts, padding=True, return_tensors="np").items()
+        name: array.astype(np.int32) for name, array in tokenizer(texts, padding=True, return_tensors="np").items()
     }
     ours = our_logits(module, params, batch)
-    models.save_pretrained(
-        tmp_path / "model", module, params, tokenizer=tokenizer, label_names=["-", "0", "+"]
-    )
+    models.save_pretrained(tmp_path / "model", module, params, tokenizer=tokenizer, label_names=["-", "0", "+"])
     theirs = load_in_torch(tmp_path / "model", "classification")
     assert theirs.config.id2label == {0: "-", 1: "0", 2: "+"}
     assert_same_logits(ours, torch_logits(theirs, batch), batch)

@@ -60,9 +60,7 @@ def torch_config(architecture: str, **overrides: Any) -> Any:
     """A tiny transformers configuration."""
     import transformers  # torch and transformers may be absent where tests are only collected
 
-    config = transformers.AutoConfig.for_model(
-        architecture, **{**SIZES, **ARCHITECTURES[architecture], **overrides}
-    )
+    config = transformers.AutoConfig.for_model(architecture, **{**SIZES, **ARCHITECTURES[architecture], **overrides})
     config.num_labels = NUM_LABELS
     return config
 

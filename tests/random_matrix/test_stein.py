@@ -15,8 +15,12 @@ from scipy import integrate
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, stein
 
 SHRINKERS = [
-    shrinkage.frobenius, shrinkage.operator, shrinkage.operator_rectangular, shrinkage.nuclear, shrinkage.hard_threshold
-]  # fmt: skip
+    shrinkage.frobenius,
+    shrinkage.operator,
+    shrinkage.operator_rectangular,
+    shrinkage.nuclear,
+    shrinkage.hard_threshold,
+]
 # Compiled as one program: operation by operation takes most of the time of these tests.
 divergence = jax.jit(stein.divergence, static_argnames=("rows", "cols"))
 

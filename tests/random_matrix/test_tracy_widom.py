@@ -70,9 +70,7 @@ def test_quantile_scales_with_the_noise_and_treats_rows_and_columns_alike():
     assert isinstance(one, float)
     two = tracy_widom.largest_singular_value_quantile(0.99, rows=40, cols=10, noise_std=2.0)
     assert two == pytest.approx(2 * one, rel=1e-12)
-    traced = jax.jit(
-        lambda s: tracy_widom.largest_singular_value_quantile(0.99, rows=10, cols=40, noise_std=s)
-    )
+    traced = jax.jit(lambda s: tracy_widom.largest_singular_value_quantile(0.99, rows=10, cols=40, noise_std=s))
     assert float(traced(2.0)) == pytest.approx(two, rel=1e-6)
 
 

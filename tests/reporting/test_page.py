@@ -25,12 +25,24 @@ QUERY, OUT = "encoder/layers/attention/query/kernel", "encoder/layers/out/kernel
 
 def privacy(**changes):
     fields: dict[str, Any] = {
-        "epsilon": 2.5, "target_epsilon": 3.0, "delta": 1e-5, "epsilon_pld": 2.5, "epsilon_rdp": 2.9,
-        "noise_multiplier": 0.75, "l2_clip_norm": 0.1, "clip": "flat", "sampling_probability": 0.1,
-        "expected_batch_size": 100, "max_batch_size": 160, "num_steps": 8, "num_examples": 1000,
-        "noise_std": 1e-4, "seeds_from": "os entropy", "nonprivate_metrics": True,
+        "epsilon": 2.5,
+        "target_epsilon": 3.0,
+        "delta": 1e-5,
+        "epsilon_pld": 2.5,
+        "epsilon_rdp": 2.9,
+        "noise_multiplier": 0.75,
+        "l2_clip_norm": 0.1,
+        "clip": "flat",
+        "sampling_probability": 0.1,
+        "expected_batch_size": 100,
+        "max_batch_size": 160,
+        "num_steps": 8,
+        "num_examples": 1000,
+        "noise_std": 1e-4,
+        "seeds_from": "os entropy",
+        "nonprivate_metrics": True,
         "evaluation_data": ("dev",),
-    }  # fmt: skip
+    }
     return PrivacyStatement(**(fields | changes)).to_json()
 
 
@@ -52,9 +64,7 @@ def arm(*, gain=0.05, denoise=True, nonprivate=True, num_steps=8, **changes) -> 
             line |= {"nonprivate/cosine_noisy": 0.1, "nonprivate/cosine_denoised": 0.6}
         metrics.append(line)
         if step % 2 == 0:
-            metrics.append(
-                {"step": step, "eval/dev/accuracy": 0.5 + gain * step, "eval/dev/loss": 0.6 - step / 99}
-            )
+            metrics.append({"step": step, "eval/dev/accuracy": 0.5 + gain * step, "eval/dev/loss": 0.6 - step / 99})
     config = {
         "name": "sst2",
         "denoise": {"enabled": denoise},
@@ -104,11 +114,18 @@ def test_two_arms(tmp_path):
     assert page.sections == expected
     alts = [image["alt"] for image in page.images]
     for part in (
-        "Line plot of accuracy on dev", "Line plot of loss on dev", "Line plot of ε at δ = 1e-5",
-        "Heat maps of denoised", "matrices denoised", "edge of the noise", "cosine to the clean gradient",
-        "gradient norm", "clipped examples",
-        "learning rate", "training loss",
-    ):  # fmt: skip
+        "Line plot of accuracy on dev",
+        "Line plot of loss on dev",
+        "Line plot of ε at δ = 1e-5",
+        "Heat maps of denoised",
+        "matrices denoised",
+        "edge of the noise",
+        "cosine to the clean gradient",
+        "gradient norm",
+        "clipped examples",
+        "learning rate",
+        "training loss",
+    ):
         assert sum(part in alt for alt in alts) == 1, part
     assert "denoised: 0.5 at update 0, 0.9 at update 8; noisy: 0.5 at update 0, 0.74 at update 8" in alts[0]
     assert "before training: 0.5" in alts[0]
@@ -205,10 +222,20 @@ def test_text_from_outside_is_escaped(tmp_path):
 
 
 ATTACKS = (
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "' onmouseover='alert(1)", "\" style=\"color:red",
-    "</style><style>*{display:none}</style>", "<a href=javascript:alert(1)>", "`</code><b>`", "**<i>**",
-    "&lt;script&gt;", "<meta http-equiv=refresh content=0>", "]]><svg onload=alert(1)>", "<!--", "<base href=//evil>",
-)  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)",
+    '" style="color:red',
+    "</style><style>*{display:none}</style>",
+    "<a href=javascript:alert(1)>",
+    "`</code><b>`",
+    "**<i>**",
+    "&lt;script&gt;",
+    "<meta http-equiv=refresh content=0>",
+    "]]><svg onload=alert(1)>",
+    "<!--",
+    "<base href=//evil>",
+)
 
 
 @pytest.mark.parametrize("evil", ATTACKS)
@@ -253,9 +280,12 @@ def test_the_policy_allows_what_the_page_has_and_comes_first(tmp_path):
     (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert dict(directive.split(" ", 1) for directive in policy.split("; ")) == {
-        "default-src": "'none'", "style-src": f"'sha256-{digest}'", "img-src": "data:", "base-uri": "'none'",
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "img-src": "data:",
+        "base-uri": "'none'",
         "form-action": "'none'",
-    }  # fmt: skip
+    }
     assert not re.search(r"<[^>]* (style|on\w+)=", source)  # which it would not allow
 
 

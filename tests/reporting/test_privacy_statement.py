@@ -53,9 +53,14 @@ def text(**changes) -> str:
 
 
 ABOUT = Provenance(
-    base_model="roberta-base", task="sst2", tuning="lora", data_fingerprint="0f" * 16, version="0.1.0",
-    commit="ab" * 20, command="python -m experiments.finetune '--config.privacy.noise_seed=(given; not shown)'",
-)  # fmt: skip
+    base_model="roberta-base",
+    task="sst2",
+    tuning="lora",
+    data_fingerprint="0f" * 16,
+    version="0.1.0",
+    commit="ab" * 20,
+    command="python -m experiments.finetune '--config.privacy.noise_seed=(given; not shown)'",
+)
 
 
 def test_the_object_is_named():
@@ -197,9 +202,7 @@ def test_without_noise_there_is_no_guarantee():
         assert "NOT private" in statement_table({"run": statement.to_json()})
 
 
-@pytest.mark.parametrize(
-    "statement", [STATEMENT, NOT_PRIVATE, dataclasses.replace(STATEMENT, evaluation_data=())]
-)
+@pytest.mark.parametrize("statement", [STATEMENT, NOT_PRIVATE, dataclasses.replace(STATEMENT, evaluation_data=())])
 def test_files_hold_the_statement(tmp_path, statement):
     workdir = tmp_path / "run"
     write_privacy(workdir, statement)
@@ -262,9 +265,15 @@ def test_attack_power_bounds_the_best_test_against_gaussian_noise(noise_multipli
 
 
 BOUND = AuditBound(
-    epsilon=1.25, delta=1e-5, confidence=0.95, subject="400 repeated runs", is_this_run=False, noise_multiplier=0.7718,
-    sampling_probability=0.0148, num_steps=202,
-)  # fmt: skip
+    epsilon=1.25,
+    delta=1e-5,
+    confidence=0.95,
+    subject="400 repeated runs",
+    is_this_run=False,
+    noise_multiplier=0.7718,
+    sampling_probability=0.0148,
+    num_steps=202,
+)
 
 
 def test_an_audit_says_what_was_attacked_and_what_it_showed():

@@ -16,10 +16,21 @@ from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training.ledger import Entry, Ledger, read_ledger
 
 ENTRY = Entry(
-    run="a" * 32, updates=20, is_exact=False, noise_multiplier=1.0, l2_clip_norm=0.1, sampling_probability=0.01,
-    max_batch_size=160, num_examples=10_000, num_steps=200, delta=1e-5, seeds_from="os entropy", train_data="f" * 64,
-    about=Provenance(base_model="roberta-base", task="sst2"), date="2025-07-04T12:00:00+00:00",
-)  # fmt: skip
+    run="a" * 32,
+    updates=20,
+    is_exact=False,
+    noise_multiplier=1.0,
+    l2_clip_norm=0.1,
+    sampling_probability=0.01,
+    max_batch_size=160,
+    num_examples=10_000,
+    num_steps=200,
+    delta=1e-5,
+    seeds_from="os entropy",
+    train_data="f" * 64,
+    about=Provenance(base_model="roberta-base", task="sst2"),
+    date="2025-07-04T12:00:00+00:00",
+)
 NEXT = dataclasses.replace(ENTRY, updates=40)
 
 
@@ -78,9 +89,13 @@ def test_another_run_is_refused_with_what_was_spent_and_the_ways_on(tmp_path):
     ledger.append(ENTRY)
     ledger.check_run(ENTRY.run)
     truth = epsilon(
-        noise_multiplier=1.0, delta=1e-5, sampling_probability=0.01, num_steps=20,
-        truncation=Truncation(num_examples=10_000, max_batch_size=160), noise_support=NOISE_SUPPORT,
-    )  # fmt: skip
+        noise_multiplier=1.0,
+        delta=1e-5,
+        sampling_probability=0.01,
+        num_steps=20,
+        truncation=Truncation(num_examples=10_000, max_batch_size=160),
+        noise_support=NOISE_SUPPORT,
+    )
     assert ENTRY.epsilon() == truth
     printed = number(truth, "up")
     assert float(printed) >= truth

@@ -11,9 +11,17 @@ from dp_rmt.models import EncoderConfig, MaskedLanguageModel, SequenceClassifier
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, infilling_logits, label_losses, predictions
 
 CONFIG = EncoderConfig(
-    architecture="bert", vocab_size=12, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8,
-    max_position_embeddings=5, type_vocab_size=2, layer_norm_eps=1e-6, pad_token_id=0,
-)  # fmt: skip
+    architecture="bert",
+    vocab_size=12,
+    hidden_size=8,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=8,
+    max_position_embeddings=5,
+    type_vocab_size=2,
+    layer_norm_eps=1e-6,
+    pad_token_id=0,
+)
 
 
 def make_batch():

@@ -136,9 +136,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(path):
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "broken", ['{"step": 2, "lo', "[1]", '{"loss": 1.0}', '{"step": "2"}', "", "\x00\x00"]
-)
+@pytest.mark.parametrize("broken", ['{"step": 2, "lo', "[1]", '{"loss": 1.0}', '{"step": "2"}', "", "\x00\x00"])
 def test_a_broken_line_in_the_middle_names_file_and_line(path, broken):
     path.parent.mkdir()
     path.write_text('{"step": 1}\n' + broken + '\n{"step": 3}\n')

@@ -32,14 +32,31 @@ from dp_rmt.trees import leaves_by_path, split_params
 
 MESH = AbstractMesh((2, 2, 2), AXES)
 ENCODER = {
-    "vocab_size": 32, "hidden_size": 16, "num_layers": 3, "num_heads": 2, "intermediate_size": 24,
-    "max_position_embeddings": 9, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_layers": 3,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 9,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
 DECODER = {
-    "vocab_size": 31, "hidden_size": 16, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4,
-    "intermediate_size": 24, "max_position_embeddings": 8, "rope_theta": 50.0, "rms_norm_eps": 1e-6,
-    "hidden_act": "silu", "attention_bias": True, "mlp_bias": True,
-}  # fmt: skip
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 8,
+    "rope_theta": 50.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "attention_bias": True,
+    "mlp_bias": True,
+}
 # Every kind of leaf that a model can have.
 MODELS = {
     "classifier": SequenceClassifier(
@@ -48,17 +65,24 @@ MODELS = {
     "masked_lm": MaskedLanguageModel(EncoderConfig("roberta", **ENCODER)),
     "decoder": CausalLanguageModel(
         DecoderConfig(
-            **DECODER, tie_word_embeddings=False, qk_norm=True, sandwich_norms=True,
+            **DECODER,
+            tie_word_embeddings=False,
+            qk_norm=True,
+            sandwich_norms=True,
             lora=LoRAConfig(2, 4.0, PROJECTIONS),
         )
     ),
     "gpt2": CausalLanguageModel(
         DecoderConfig(
-            **DECODER, tie_word_embeddings=True, gated=False, learned_positions=True, norm="layer_norm",
+            **DECODER,
+            tie_word_embeddings=True,
+            gated=False,
+            learned_positions=True,
+            norm="layer_norm",
             architecture="gpt2",
         )
     ),
-}  # fmt: skip
+}
 
 
 def shapes(name):
@@ -117,9 +141,7 @@ def test_a_parameter_without_a_rule_is_named():
 def test_what_is_kept_of_a_parameter_lies_like_it(optimizer):
     """All leaves of a parameter's shape; steps, keys and the denoiser's own state are on every device."""
     params, frozen = split_params(shapes("classifier"), "layers/(intermediate|output)/|pooler")
-    transforms = Transforms(
-        add_gaussian_noise(0.1, noise_key(0)), denoise_matrices(0.1, svd="subspace"), optimizer
-    )
+    transforms = Transforms(add_gaussian_noise(0.1, noise_key(0)), denoise_matrices(0.1, svd="subspace"), optimizer)
     state = jax.eval_shape(lambda p, f: TrainState.create(transforms, p, f), params, frozen)
     shardings = state_shardings(state, MESH)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)

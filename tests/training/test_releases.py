@@ -13,18 +13,42 @@ from dp_rmt.training.ledger import Entry, read_ledger
 from dp_rmt.training.releases import Releases
 
 ENTRY = Entry(
-    run="a" * 32, updates=0, is_exact=True, noise_multiplier=1.0, l2_clip_norm=0.1, sampling_probability=0.01,
-    max_batch_size=160, num_examples=10_000, num_steps=100, delta=1e-5, seeds_from="os entropy", train_data="f" * 64,
-    about=Provenance(task="sst2"), date="2025-07-04T12:00:00+00:00",
-)  # fmt: skip
+    run="a" * 32,
+    updates=0,
+    is_exact=True,
+    noise_multiplier=1.0,
+    l2_clip_norm=0.1,
+    sampling_probability=0.01,
+    max_batch_size=160,
+    num_examples=10_000,
+    num_steps=100,
+    delta=1e-5,
+    seeds_from="os entropy",
+    train_data="f" * 64,
+    about=Provenance(task="sst2"),
+    date="2025-07-04T12:00:00+00:00",
+)
 
 
 def statement(updates: int) -> PrivacyStatement:
     return PrivacyStatement(
-        epsilon=updates / 10, target_epsilon=10.0, delta=1e-5, epsilon_pld=None, epsilon_rdp=None, noise_multiplier=1.0,
-        l2_clip_norm=0.1, clip="flat", sampling_probability=0.01, expected_batch_size=100.0, max_batch_size=160,
-        num_steps=updates, num_examples=10_000, noise_std=1e-3, seeds_from="os entropy", nonprivate_metrics=False,
-    )  # fmt: skip
+        epsilon=updates / 10,
+        target_epsilon=10.0,
+        delta=1e-5,
+        epsilon_pld=None,
+        epsilon_rdp=None,
+        noise_multiplier=1.0,
+        l2_clip_norm=0.1,
+        clip="flat",
+        sampling_probability=0.01,
+        expected_batch_size=100.0,
+        max_batch_size=160,
+        num_steps=updates,
+        num_examples=10_000,
+        noise_std=1e-3,
+        seeds_from="os entropy",
+        nonprivate_metrics=False,
+    )
 
 
 def opened(folder, steps_done=0, **changes) -> Releases:

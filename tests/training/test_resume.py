@@ -31,9 +31,16 @@ from dp_rmt.trees import split_params
 
 NUM_EXAMPLES, LENGTH, WORDS, WIDTH = 40, 6, 10, 12
 MECHANISM = DPSGD(
-    num_examples=NUM_EXAMPLES, expected_batch_size=8.0, num_steps=9, noise_multiplier=0.7, l2_clip_norm=0.5,
-    max_batch_size=20, batch_multiple_of=4, microbatch_size=4, accountant="rdp",
-)  # fmt: skip
+    num_examples=NUM_EXAMPLES,
+    expected_batch_size=8.0,
+    num_steps=9,
+    noise_multiplier=0.7,
+    l2_clip_norm=0.5,
+    max_batch_size=20,
+    batch_multiple_of=4,
+    microbatch_size=4,
+    accountant="rdp",
+)
 SAMPLING_SEED = 2**90 + 3
 
 

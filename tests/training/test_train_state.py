@@ -98,5 +98,10 @@ def test_state_is_a_pytree_of_plain_arrays():
     assert jax.tree.structure(again) == structure
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert {path.split("/")[0] for path, _ in leaves_by_path(state)} == {
-        "step", "params", "frozen", "noise", "denoise", "optimizer",
-    }  # fmt: skip
+        "step",
+        "params",
+        "frozen",
+        "noise",
+        "denoise",
+        "optimizer",
+    }

@@ -39,9 +39,7 @@ def make_batch(seed=0, norms=(0.1, 0.2, 0.3, 0.6, 2.0, 9.0)):
 
 
 def build(*, mechanism=MECHANISM, denoise=None, **options):
-    transforms = Transforms(
-        mechanism.noise(jax.random.key(0)), denoise or mechanism.denoiser(), optax.adamw(1e-2)
-    )
+    transforms = Transforms(mechanism.noise(jax.random.key(0)), denoise or mechanism.denoiser(), optax.adamw(1e-2))
     state = TrainState.create(transforms, PARAMS, FROZEN)
     return state, make_train_step(mechanism, losses, transforms, **options), transforms
 
@@ -73,8 +71,10 @@ def test_step_and_metrics_by_hand():
     assert int(after.step) == int(after.noise.step) == int(after.denoise.step) == 1
 
     norms = 2 * np.array([0.1, 0.2, 0.6, 2.0, 9.0, 0.3])  # the examples of both groups, padding left out
-    example_losses = [losses({"dense": {**PARAMS["dense"], **FROZEN["dense"]}, "embedding": FROZEN["embedding"]}, b)
-                      for b, _ in groups]  # fmt: skip
+    example_losses = [
+        losses({"dense": {**PARAMS["dense"], **FROZEN["dense"]}, "embedding": FROZEN["embedding"]}, b)
+        for b, _ in groups
+    ]
     loss = np.concatenate([np.asarray(x)[~p] for x, (_, p) in zip(example_losses, groups)]).mean()
     expected_metrics = {
         "nonprivate/loss": loss,
@@ -127,9 +127,9 @@ def test_nonprivate_metrics_can_be_switched_off_and_are_then_not_computed(monkey
     jax.tree.map(np.testing.assert_array_equal, private_state, jax.jit(with_them)(state, groups)[0])
 
     def bare_step(state, groups):
-        gradient, _ = MECHANISM.clipped_grad(lambda p, b: losses({"dense": {**p["dense"], **FROZEN["dense"]},
-                                                                  "embedding": FROZEN["embedding"]}, b))(
-            state.params, groups[0][0], is_padding_example=groups[0][1])  # fmt: skip
+        gradient, _ = MECHANISM.clipped_grad(
+            lambda p, b: losses({"dense": {**p["dense"], **FROZEN["dense"]}, "embedding": FROZEN["embedding"]}, b)
+        )(state.params, groups[0][0], is_padding_example=groups[0][1])
         noisy, noise = transforms.noise.update(gradient, state.noise)
         denoised, denoise = transforms.denoise.update(noisy, state.denoise)
         updates, optimizer = transforms.optimizer.update(denoised, state.optimizer, state.params)

@@ -76,9 +76,7 @@ def load_glue(
     """
     spec = get_task(task)
     if max_train_examples is not None and max_train_examples < 1:
-        raise ValueError(
-            f"max_train_examples must be at least 1 (or None for all rows), got {max_train_examples}."
-        )
+        raise ValueError(f"max_train_examples must be at least 1 (or None for all rows), got {max_train_examples}.")
     if path is None:
         splits = _read_hub(spec)
     else:
@@ -113,9 +111,7 @@ def read_tsv(task: GlueTask, file: str | os.PathLike[str]) -> Examples:
     rows = _numbered_rows(task, file)
     header = list(task.columns) if task.columns is not None else next(rows, (0, None))[1]
     if header is None:
-        raise ValueError(
-            f"{file} is empty: expected a header line with {_names(task)}. Download the file again."
-        )
+        raise ValueError(f"{file} is empty: expected a header line with {_names(task)}. Download the file again.")
     missing = [name for name in (*task.text_columns, task.label_column) if name not in header]
     if missing:
         raise ValueError(
@@ -172,9 +168,7 @@ def _select_fields(fields: Sequence[str], columns: Sequence[int], header: Sequen
     selected = [fields[column] for column in columns]
     for column, text in zip(columns[:-1], selected, strict=False):
         if not text.strip():
-            raise ValueError(
-                f"the text in column {header[column]!r} is empty. Remove the row, or give it its text."
-            )
+            raise ValueError(f"the text in column {header[column]!r} is empty. Remove the row, or give it its text.")
     return selected
 
 
@@ -185,9 +179,7 @@ def _parse_label(task: GlueTask, label: str, where: str) -> int | float:
         except ValueError:
             score = float("nan")
         if not np.isfinite(score):
-            raise ValueError(
-                f"{where}: the score {label!r} in column {task.label_column!r} is not a finite number."
-            )
+            raise ValueError(f"{where}: the score {label!r} in column {task.label_column!r} is not a finite number.")
         return score
     label = label.strip()
     if label not in task.tsv_labels:

@@ -112,9 +112,7 @@ class _Writer:
         """One review and its label."""
         self._topic = words.TOPICS[self._weighted(self._topic_weights)]
         positive = self._chance(0.5)
-        form: Callable[[bool], str] = self._weighted(
-            {self._single: 0.4, self._agreement: 0.4, self._contrast: 0.2}
-        )
+        form: Callable[[bool], str] = self._weighted({self._single: 0.4, self._agreement: 0.4, self._contrast: 0.2})
         return f"{form(positive)} {self._pick(('.', '.', '.', '!'))}", int(positive)
 
     def _single(self, positive: bool) -> str:

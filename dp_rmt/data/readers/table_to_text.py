@@ -100,9 +100,7 @@ def load_table_to_text(
     return TableToText(task=task, train=train, evaluations=evaluations, train_split=train_split)
 
 
-def _read(
-    task: str, reader: _Reader, path: str | os.PathLike[str] | None, train_split: str
-) -> dict[str, list[Record]]:
+def _read(task: str, reader: _Reader, path: str | os.PathLike[str] | None, train_split: str) -> dict[str, list[Record]]:
     if path is None:
         if reader.read_hub is None:
             raise ValueError(f"The task {task!r} reads local files: set --config.data.path to their folder.")

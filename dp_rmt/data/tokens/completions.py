@@ -122,9 +122,7 @@ def decode_completions(ids: Sequence[Sequence[int]] | np.ndarray, tokenizer: Any
     """
     rows = [[int(token) for token in row] for row in ids]
     rows = [row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row for row in rows]
-    return [
-        tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for row in rows
-    ]
+    return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)

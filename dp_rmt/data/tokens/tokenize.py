@@ -89,9 +89,7 @@ def tokenize_cached(
     return arrays
 
 
-def _tokenize(
-    examples: Examples, tokenizer: Any, max_length: int, infilling: Infilling | None
-) -> Tokenized:
+def _tokenize(examples: Examples, tokenizer: Any, max_length: int, infilling: Infilling | None) -> Tokenized:
     _check_tokenizer(tokenizer)
     if len(examples) == 0:
         raise ValueError("There are no examples to tokenise.")
@@ -130,8 +128,7 @@ def _classification_rows(
     fixed = tokenizer.num_special_tokens_to_add(pair=is_pair)
     if max_length < fixed + 1 + is_pair:
         raise ValueError(
-            f"max_length={max_length} has no room for text: {fixed} of its tokens are special tokens. Raise"
-            " it."
+            f"max_length={max_length} has no room for text: {fixed} of its tokens are special tokens. Raise it."
         )
     encoded = tokenizer(
         list(examples.texts),

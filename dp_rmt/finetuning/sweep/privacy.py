@@ -146,15 +146,20 @@ def cost_of_choosing(runs: Sequence[Run], repetitions: Repetitions | None = None
     try:
         steps = released(runs)
         if repetitions is None:
-            return _composition(runs, steps, "it needs a number of runs that is drawn at random and kept secret; a "
-                                "fixed number gains nothing from it")  # fmt: skip
+            return _composition(
+                runs,
+                steps,
+                "it needs a number of runs that is drawn at random and kept secret; a "
+                "fixed number gains nothing from it",
+            )
         jobs = {job: [run for run in runs if run.job == job] for job in dict.fromkeys(run.job for run in runs)}
         kinds = [released(own) for own in jobs.values()]
     except NoBoundError as error:
         return Choice("none", None, None, str(error))
     if sharing(runs) and steps != sum(kinds, Counter()):
-        return _composition(runs, steps, "the number of jobs was random, but they share samples: no job is an "
-                            "independent draw")  # fmt: skip
+        return _composition(
+            runs, steps, "the number of jobs was random, but they share samples: no job is an independent draw"
+        )
     if any(kind != kinds[0] for kind in kinds):
         return _composition(runs, steps, "the number of jobs was random, but they differ in noise, sampling or steps")
     return _selection(runs, kinds[0], len(jobs), repetitions)

@@ -123,10 +123,17 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     keys = list(dict.fromkeys([sweep.swept, *changed]))
     arms = [(job.name, arm) for job in finished for arm in arms_of(job.workdir)]
     rows = [
-        {"job": job, "arm": arm.name, **{key: arm.value(key) for key in keys}, sweep.score: arm.score(sweep.score),
-         "epsilon": arm.privacy["epsilon"], "delta": arm.privacy["delta"], "steps": arm.steps}
+        {
+            "job": job,
+            "arm": arm.name,
+            **{key: arm.value(key) for key in keys},
+            sweep.score: arm.score(sweep.score),
+            "epsilon": arm.privacy["epsilon"],
+            "delta": arm.privacy["delta"],
+            "steps": arm.steps,
+        }
         for job, arm in arms
-    ]  # fmt: skip
+    ]
     rows.sort(key=lambda row: -row[sweep.score])
     # A run that has begun belongs to the choice whether it came to its end or not.
     runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
@@ -143,8 +150,15 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     failures = [f"### {name}\n\n{_fenced(text)}" for name, text in failed.items()]
     parts += ["## Jobs that are not finished", *failures] * bool(failures)
     write_atomically(workdir / "sweep.md", "\n\n".join(parts) + "\n")
-    record = {"sweep": sweep.name, "base": sweep.base, "score": sweep.score, "swept": sweep.swept, "runs": rows,
-              "unfinished": dict(failed), "choosing": dataclasses.asdict(choice) if choice else None}  # fmt: skip
+    record = {
+        "sweep": sweep.name,
+        "base": sweep.base,
+        "score": sweep.score,
+        "swept": sweep.swept,
+        "runs": rows,
+        "unfinished": dict(failed),
+        "choosing": dataclasses.asdict(choice) if choice else None,
+    }
     write_atomically(workdir / "sweep.json", json.dumps(record, indent=1) + "\n")
     return "\n".join([table, *(f"\nNOT FINISHED: {name}: {text}" for name, text in failed.items())])
 
@@ -164,10 +178,15 @@ def _means(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[dict[str, An
     for row in rows:
         groups.setdefault((row["arm"], _hashable(row[sweep.swept])), []).append(row[sweep.score])
     return [
-        {"arm": arm, sweep.swept: value, "runs": len(scores), "mean": statistics.fmean(scores),
-         "standard deviation": statistics.stdev(scores) if len(scores) > 1 else None}
+        {
+            "arm": arm,
+            sweep.swept: value,
+            "runs": len(scores),
+            "mean": statistics.fmean(scores),
+            "standard deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+        }
         for (arm, value), scores in sorted(groups.items(), key=lambda item: (item[0][0], _order(item[0][1])))
-    ]  # fmt: skip
+    ]
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
@@ -182,14 +201,19 @@ def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
             own = [row for row in rows if row["arm"] == arm]
             color = COLORS[index % len(COLORS)]
             axes.scatter(
-                [place[_hashable(row[sweep.swept])] for row in own], [row[sweep.score] for row in own],
-                s=22, alpha=0.6, color=color,
-            )  # fmt: skip
+                [place[_hashable(row[sweep.swept])] for row in own],
+                [row[sweep.score] for row in own],
+                s=22,
+                alpha=0.6,
+                color=color,
+            )
             means = _means(own, sweep)
             axes.plot(
-                [place[mean[sweep.swept]] for mean in means], [mean["mean"] for mean in means],
-                color=color, label=arm or "mean",
-            )  # fmt: skip
+                [place[mean[sweep.swept]] for mean in means],
+                [mean["mean"] for mean in means],
+                color=color,
+                label=arm or "mean",
+            )
         if numeric and values[0] > 0 and values[-1] >= 4 * values[0]:
             axes.set_xscale("log")
         if numeric and len(values) <= 8:

@@ -132,9 +132,7 @@ class CausalLanguageModel(nn.Module):
         return logits_BxTxV if cache is None else (logits_BxTxV, new_cache)
 
 
-def _shared(
-    config: DecoderConfig, mask_BxS: jax.Array, first: jax.Array | int, positions_BxT: jax.Array
-) -> Shared:
+def _shared(config: DecoderConfig, mask_BxS: jax.Array, first: jax.Array | int, positions_BxT: jax.Array) -> Shared:
     """What all layers get; if all are of one kind, its view alone."""
 
     def view(is_sliding: bool) -> View:

@@ -32,13 +32,9 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(
-            f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
+        raise NotADirectoryError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     if isinstance(folder_or_hub_name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(
-            f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'"
-        )
+        raise FileNotFoundError(f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'")
     import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
 
     try:
@@ -74,9 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{folder / CONFIG_FILE} is not valid JSON ({error}); download the file again"
-        ) from error
+        raise ValueError(f"{folder / CONFIG_FILE} is not valid JSON ({error}); download the file again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG_FILE} is not a JSON object; download the file again")
     return config

@@ -92,9 +92,7 @@ def load_pretrained(
     return module, unflatten_dict({leaf.path: flat[leaf.path] for leaf in table})
 
 
-def _module(
-    folder: Path, hf_config: dict[str, Any], head: str, num_labels: int, options: dict[str, Any]
-) -> Model:
+def _module(folder: Path, hf_config: dict[str, Any], head: str, num_labels: int, options: dict[str, Any]) -> Model:
     try:
         if head == "causal_lm":
             return CausalLanguageModel(DecoderConfig.from_hf_config(hf_config, **options))
@@ -145,11 +143,7 @@ def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> N
 
 
 def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:
-    if (
-        isinstance(module, SequenceClassifier)
-        and leaf.path[0] == "classifier"
-        and found[1:] == leaf.hf_shape[1:]
-    ):
+    if isinstance(module, SequenceClassifier) and leaf.path[0] == "classifier" and found[1:] == leaf.hf_shape[1:]:
         return (
             f"this folder holds a classifier of {found[0]} labels: pass num_labels={found[0]} to go on with "
             "it, or load the pre-trained model that it was fine-tuned from to start a new one"

@@ -121,9 +121,7 @@ def load_adapter(folder: str | os.PathLike[str], module: Model) -> dict[str, Any
 # ---- What is in an adapter besides low-rank updates -----------------------------------------------------------------
 
 
-def _whole_leaves(
-    module: Model, table: list[LeafName], adapted: list[Adapted], trained: str | None
-) -> list[LeafName]:
+def _whole_leaves(module: Model, table: list[LeafName], adapted: list[Adapted], trained: str | None) -> list[LeafName]:
     """The leaves of all modules that are saved whole: those with a trained leaf, and the classification head."""
     patterns = [trainable_pattern("lora", module), *([trained] if trained else [])]
     bases, chosen = {leaf.path[:-1] for one in adapted for leaf in one.parts}, set()

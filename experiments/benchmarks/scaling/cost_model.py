@@ -133,9 +133,14 @@ def exchange_bytes(model: Decoder, devices: int) -> float:
 
     First its whole matrices, of each shape ``ceil(count / devices)``, for its parts of all; then its parts back.
     """
-    return 2.0 * FLOAT32 * sum(
-        math.ceil(count / devices) * inputs * outputs for (inputs, outputs), count in _matrices_by_shape(model).items()
-    )  # fmt: skip
+    return (
+        2.0
+        * FLOAT32
+        * sum(
+            math.ceil(count / devices) * inputs * outputs
+            for (inputs, outputs), count in _matrices_by_shape(model).items()
+        )
+    )
 
 
 def embedding_bytes(model: Decoder, layout: Layout, activations: int = BFLOAT16) -> float:
@@ -222,10 +227,17 @@ def step_seconds(model: Decoder, chip: Chip, layout: Layout) -> dict[str, float]
     passes = max(products(private=True) + norms, memory, network)
     plain = max(products(private=False), memory, network_seconds(dataclasses.replace(layout, remat=False)))
     return {
-        "products": products(private=True), "norms": norms, "memory": memory, "network": network, "update": update,
-        "noise": noise, "denoise": decompose, "denoise network": exchange,
-        "total": passes + update + noise + decompose + exchange, "plain": plain + update,
-    }  # fmt: skip
+        "products": products(private=True),
+        "norms": norms,
+        "memory": memory,
+        "network": network,
+        "update": update,
+        "noise": noise,
+        "denoise": decompose,
+        "denoise network": exchange,
+        "total": passes + update + noise + decompose + exchange,
+        "plain": plain + update,
+    }
 
 
 def fastest_layout(model: Decoder, chip: Chip, devices: int, examples: int, length: int) -> Layout | None:

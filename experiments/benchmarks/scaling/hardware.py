@@ -41,22 +41,46 @@ _BOOK = "https://jax-ml.github.io/scaling-book/tpus/"
 _TPU = "https://cloud.google.com/tpu/docs"
 CHIPS = {
     "v5e": Chip(
-        "TPU v5e", 1.97e14, 1.97e14 / PASSES_OF_A_FLOAT32_PRODUCT, 8 * 128 * 4 * 1.5e9, 16e9, 8.1e11, 256, 2e11, 2e11,
+        "TPU v5e",
+        1.97e14,
+        1.97e14 / PASSES_OF_A_FLOAT32_PRODUCT,
+        8 * 128 * 4 * 1.5e9,
+        16e9,
+        8.1e11,
+        256,
+        2e11,
+        2e11,
         f"{_TPU}/v5e and {_BOOK}: 197 TFLOP/s, 16 GB at 8.1e11 B/s, 4 links of 5e10 B/s each way (1,600 Gbit/s a "
         "chip); vector unit 8 x 128 lanes x 4 at 1.5 GHz",
     ),
     "v6e": Chip(
-        "TPU v6e", 9.2e14, 9.2e14 / PASSES_OF_A_FLOAT32_PRODUCT, 8 * 128 * 4 * 1.5e9, 32e9, 1.6e12, 256, 4e11, 4e11,
+        "TPU v6e",
+        9.2e14,
+        9.2e14 / PASSES_OF_A_FLOAT32_PRODUCT,
+        8 * 128 * 4 * 1.5e9,
+        32e9,
+        1.6e12,
+        256,
+        4e11,
+        4e11,
         f"{_TPU}/v6e and {_BOOK}: 920 TFLOP/s, 32 GB at 1.6e12 B/s, 4 links of 1e11 B/s each way; the vector unit is "
         "not published, v5e's is assumed",
     ),
     "h100": Chip(
-        "H100 SXM", 9.89e14, 6.7e13, 3.35e13, 80e9, 3.35e12, 8, 4.5e11, 5e10,
+        "H100 SXM",
+        9.89e14,
+        6.7e13,
+        3.35e13,
+        80e9,
+        3.35e12,
+        8,
+        4.5e11,
+        5e10,
         "https://www.nvidia.com/en-us/data-center/h100/: 989 TFLOP/s bfloat16 dense, 67 TFLOP/s float32 (33.5e12 "
         "operations), 80 GB at 3.35e12 B/s, NVLink 900 GB/s in both directions together; between nodes 400 Gbit/s for "
         "each GPU (DGX H100)",
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +108,15 @@ class Decoder:
         """name -> (how many, inputs, outputs)."""
         d, q, k, f, n = self.hidden, self.query, self.key, self.inner, self.layers
         return {
-            "query": (n, d, q), "key": (n, d, k), "value": (n, d, k), "output": (n, q, d),
-            "gate": (n, d, f), "up": (n, d, f), "down": (n, f, d), "lm_head": (1, d, self.vocab),
-        }  # fmt: skip
+            "query": (n, d, q),
+            "key": (n, d, k),
+            "value": (n, d, k),
+            "output": (n, q, d),
+            "gate": (n, d, f),
+            "up": (n, d, f),
+            "down": (n, f, d),
+            "lm_head": (1, d, self.vocab),
+        }
 
     @property
     def layer_parameters(self) -> int:

@@ -36,9 +36,18 @@ from experiments.benchmarks.scaling.cost_model import (
 from experiments.benchmarks.scaling.hardware import CHIPS, MODELS, Decoder
 
 MESHES = (
-    (1, 8, 1), (1, 64, 1), (1, 256, 1), (8, 8, 1), (32, 8, 1), (1, 2, 4), (1, 16, 4), (1, 64, 4),
-    (2, 1, 4), (16, 1, 4), (64, 1, 4),
-)  # fmt: skip
+    (1, 8, 1),
+    (1, 64, 1),
+    (1, 256, 1),
+    (8, 8, 1),
+    (32, 8, 1),
+    (1, 2, 4),
+    (1, 16, 4),
+    (1, 64, 4),
+    (2, 1, 4),
+    (16, 1, 4),
+    (64, 1, 4),
+)
 """(data, fsdp, tensor): weak scaling of four layouts, with the same work on every device."""
 
 SMALL = Decoder(256, 4, 256, 128, 768, 512)
@@ -156,8 +165,16 @@ def seconds_table() -> tuple[str, list[dict[str, Any]]]:
                 lines.append(head + "| does not fit |" + " |" * (len(parts) + 2))
                 continue
             seconds = step_seconds(model, CHIPS[kind], layout)
-            records.append({"model": name, "chip": kind, "devices": devices, "at_once": layout.at_once,
-                            "remat": layout.remat, **seconds})  # fmt: skip
+            records.append(
+                {
+                    "model": name,
+                    "chip": kind,
+                    "devices": devices,
+                    "at_once": layout.at_once,
+                    "remat": layout.remat,
+                    **seconds,
+                }
+            )
             cells = [f"{seconds[part]:.3f}" for part in (*parts, "total", "plain")]
             lines.append(head + f"| {layout.at_once}{' (remat)' * layout.remat} | " + " | ".join(cells) + " |")
     return "\n".join(lines), records

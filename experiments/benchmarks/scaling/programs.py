@@ -58,11 +58,20 @@ PROBLEMS = {
     # The same structure for a test: parameters outweigh activations, and its matrices are small enough to compile soon.
     "shrunken": Problem(
         dataclasses.replace(
-            _QWEN3_4B, vocab_size=512, hidden_size=96, num_layers=32, num_heads=4, num_kv_heads=4, head_dim=24,
-            intermediate_size=192, max_position_embeddings=8,
-        ), 8, 1,
+            _QWEN3_4B,
+            vocab_size=512,
+            hidden_size=96,
+            num_layers=32,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=24,
+            intermediate_size=192,
+            max_position_embeddings=8,
+        ),
+        8,
+        1,
     ),
-}  # fmt: skip
+}
 KINDS = ("plain", "noisy", "denoised")
 """The gradient of the mean loss and Adam; clipped, with noise; and denoised (subspace)."""
 
@@ -84,10 +93,15 @@ def compiled_step(mesh: jax.sharding.Mesh, variant: str, problem: Problem = PROB
     at_once = problem.examples_per_part * batch_parts(mesh)
     batch_size = at_once * problem.microbatches
     mechanism = DPSGD(
-        num_examples=100 * batch_size, expected_batch_size=batch_size, num_steps=10, noise_multiplier=1.0,
-        l2_clip_norm=1.0, max_batch_size=batch_size, microbatch_size=at_once if problem.microbatches > 1 else None,
+        num_examples=100 * batch_size,
+        expected_batch_size=batch_size,
+        num_steps=10,
+        noise_multiplier=1.0,
+        l2_clip_norm=1.0,
+        max_batch_size=batch_size,
+        microbatch_size=at_once if problem.microbatches > 1 else None,
         clipping_method="ghost" if "ghost" in options else "bookkeeping",
-    )  # fmt: skip
+    )
     transforms = Transforms(
         optax.identity() if kind == "plain" else mechanism.noise(noise_key(0)),
         mechanism.denoiser(svd="subspace", sharding=by_matrix(mesh)) if kind == "denoised" else optax.identity(),
@@ -119,9 +133,7 @@ def _plain_step(
     gradient: Any = jax.grad(lambda params, batch: jnp.sum(losses(params, batch)) / batch_size)
     if microbatch_size is not None:
         add = optax.microbatching.AccumulationType.SUM
-        gradient = optax.microbatching.microbatch(
-            gradient, argnums=1, microbatch_size=microbatch_size, accumulator=add
-        )
+        gradient = optax.microbatching.microbatch(gradient, argnums=1, microbatch_size=microbatch_size, accumulator=add)
 
     def step(state: TrainState, groups: Any) -> tuple[TrainState, dict[str, Any]]:
         ((batch, _),) = groups

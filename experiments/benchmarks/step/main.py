@@ -88,9 +88,7 @@ def _profile() -> dict[str, Any]:
     workload = make_workload(_MODEL.value, **given)
     if _UPDATES.value:
         size = None if sizes[0] == _BATCH_SIZE.value else sizes[0]
-        updates = measure_updates(
-            workload, _UPDATES.value, **settings, microbatch_size=size, progress=_progress
-        )
+        updates = measure_updates(workload, _UPDATES.value, **settings, microbatch_size=size, progress=_progress)
         measured: dict[str, Any] = {"updates": updates}
     else:
         budget = _BUDGET.value * 1e9 if _BUDGET.value else 0.9 * machine.free_memory()

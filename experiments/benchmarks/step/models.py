@@ -27,9 +27,19 @@ NUM_LABELS = 2
 
 _LLAMA = DecoderConfig(32000, 1024, 8, 16, 8, head_dim=64, intermediate_size=2816, max_position_embeddings=2048)
 _QWEN3_4B = DecoderConfig(
-    151936, 2560, 36, 32, 8, head_dim=128, intermediate_size=9728, max_position_embeddings=40960, rope_theta=1e6,
-    tie_word_embeddings=True, qk_norm=True, architecture="qwen3",
-)  # fmt: skip
+    151936,
+    2560,
+    36,
+    32,
+    8,
+    head_dim=128,
+    intermediate_size=9728,
+    max_position_embeddings=40960,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+    qk_norm=True,
+    architecture="qwen3",
+)
 _TINY_LLAMA = DecoderConfig(101, 16, 2, 2, 1, head_dim=8, intermediate_size=32, max_position_embeddings=64)
 
 MODELS: dict[str, EncoderConfig | DecoderConfig] = {

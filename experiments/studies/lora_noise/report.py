@@ -38,26 +38,31 @@ def text(record: dict[str, Any]) -> str:
     lines = [f"# The noise of LoRA on gradients of {record['model']} ({record['config']})", "", CONCLUSION]
     for matrix in record["matrices"]:
         lines += [
-            f"## `{matrix['matrix']}`, {matrix['rows']} x {matrix['columns']}, batch {matrix['batch_size']}", "",
+            f"## `{matrix['matrix']}`, {matrix['rows']} x {matrix['columns']}, batch {matrix['batch_size']}",
+            "",
             "Variance measured over formula; Kolmogorov distance to the Gaussian (exact for the typical entry and for",
             "the one that is largest in its row, and measured over all); standard deviation of ||g A|| / ||g||",
             "(formula); the noise multiplier that this would be, and its epsilon at delta 1e-5, if it were Gaussian,",
-            "fixed and independent. Medians of the largest rows.", "",
-        ]  # fmt: skip
+            "fixed and independent. Medians of the largest rows.",
+            "",
+        ]
         lines += _table(
             ("r", "variance", "typical", "worst", "measured (floor)", "1/sqrt r", "scale", '"multiplier"', '"epsilon"'),
             [
                 (
-                    row["rank"], f"{row['variance_over_formula']:.3f} ± {row['variance_over_formula_error']:.3f}",
-                    f"{row['kolmogorov_typical']:.4f}", f"{row['kolmogorov_worst']:.4f}",
+                    row["rank"],
+                    f"{row['variance_over_formula']:.3f} ± {row['variance_over_formula_error']:.3f}",
+                    f"{row['kolmogorov_typical']:.4f}",
+                    f"{row['kolmogorov_worst']:.4f}",
                     f"{row['kolmogorov_measured']:.4f} ({row['kolmogorov_floor']:.4f})",
                     f"{row['one_over_sqrt_rank']:.3f}",
                     f"{row['scale_std']:.3f} ({row['scale_std_expected']:.3f})",
-                    f"{row['noise_multiplier_it_would_be']:.2f}", f"{row['epsilon_it_would_be']:.2f}",
+                    f"{row['noise_multiplier_it_would_be']:.2f}",
+                    f"{row['epsilon_it_would_be']:.2f}",
                 )
                 for row in matrix["noise"]
             ],
-        )  # fmt: skip
+        )
         lines += ["Membership attack on G A A^T, nothing added, A unknown: AUC (95% interval).", ""]
         lines += _table(
             ("r", "rows released", "AUC"),
@@ -66,17 +71,20 @@ def text(record: dict[str, Any]) -> str:
         lines += [
             "Noise added (z times the clip norm, in the sum): AUC of the best attack on the example with the largest",
             "gradient, and its epsilon at delta 1e-3 for this pair of batches: G A + noise with A secret (simulated),",
-            "beside G + noise (exact). Of one pair: no bounds.", "",
-        ]  # fmt: skip
+            "beside G + noise (exact). Of one pair: no bounds.",
+            "",
+        ]
         lines += _table(
             ("z", "r", "AUC, projected", "AUC, full", "epsilon, projected", "epsilon, full"),
             [
-                (row["noise_multiplier"], row["rank"], *(
-                    f"{row[key]:.3f}" for key in ("auc_projected", "auc_full", "epsilon_projected", "epsilon_full")
-                ))
+                (
+                    row["noise_multiplier"],
+                    row["rank"],
+                    *(f"{row[key]:.3f}" for key in ("auc_projected", "auc_full", "epsilon_projected", "epsilon_full")),
+                )
                 for row in matrix["amplification"]
             ],
-        )  # fmt: skip
+        )
     return "\n".join(lines)
 
 
@@ -89,9 +97,12 @@ def figure(record: dict[str, Any], path: Path) -> None:
         shape, distance, added = drawing.subplots(1, 3)
         shape.axhline(1, color=BLACK, lw=1, ls="--")
         shape.errorbar(
-            ranks, [row["variance_over_formula"] for row in noise], color=BLUE, fmt="o",
+            ranks,
+            [row["variance_over_formula"] for row in noise],
+            color=BLUE,
+            fmt="o",
             yerr=[2 * row["variance_over_formula_error"] for row in noise],
-        )  # fmt: skip
+        )
         shape.set(title="variance / formula", xlabel="rank r", xscale="log", ylim=(0.8, 1.2))
         for key, label, colour, style in (
             ("one_over_sqrt_rank", "$1/\\sqrt{r}$", GREY, "--"),

@@ -186,14 +186,26 @@ def measure(
         small, clip_norm = clipped(raw)
         all_rows, columns = raw.shape[1:]
         ranks_here = [rank for rank in ranks if rank <= columns]
-        tables.append({
-            "matrix": path, "rows": all_rows, "columns": columns, "batch_size": len(raw), "clip_norm": _five(clip_norm),
-            "noise": [measure_noise(small, rank, draws=draws, rng=rng) for rank in ranks_here],
-            "attack": [attack(small, rank, rows=rows, trials=trials, rng=rng)
-                       for rank in (ranks_here[0], ranks_here[-1]) for rows in (1, 2, min(64, all_rows))],
-            "amplification": [amplification(small, clip_norm, rank, z, draws=loss_draws, rng=rng)
-                              for z in NOISE_MULTIPLIERS for rank in ranks_here],
-        })  # fmt: skip
+        tables.append(
+            {
+                "matrix": path,
+                "rows": all_rows,
+                "columns": columns,
+                "batch_size": len(raw),
+                "clip_norm": _five(clip_norm),
+                "noise": [measure_noise(small, rank, draws=draws, rng=rng) for rank in ranks_here],
+                "attack": [
+                    attack(small, rank, rows=rows, trials=trials, rng=rng)
+                    for rank in (ranks_here[0], ranks_here[-1])
+                    for rows in (1, 2, min(64, all_rows))
+                ],
+                "amplification": [
+                    amplification(small, clip_norm, rank, z, draws=loss_draws, rng=rng)
+                    for z in NOISE_MULTIPLIERS
+                    for rank in ranks_here
+                ],
+            }
+        )
         print(f"{path}: measured", file=sys.stderr, flush=True)
     return tables
 
@@ -222,10 +234,11 @@ def main(argv: list[str]) -> None:
 
 def _replaced(params: Mapping[str, Any], leaves: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
-        name: _replaced(value, leaves, f"{prefix}{name}/") if isinstance(value, Mapping)
+        name: _replaced(value, leaves, f"{prefix}{name}/")
+        if isinstance(value, Mapping)
         else leaves.get(prefix + name, value)
         for name, value in params.items()
-    }  # fmt: skip
+    }
 
 
 def _gaussian_epsilon(noise_multiplier: float) -> float:

@@ -100,7 +100,9 @@ class Study:
             "privacy": statements.privacy_record(arm.workdir),
             "steps": int(state.step),
             "examples": {
-                "train": task.num_examples - len(canaries), "canaries": len(canaries), "test": len(tuned["test"])
+                "train": task.num_examples - len(canaries),
+                "canaries": len(canaries),
+                "test": len(tuned["test"]),
             },
             "nonprivate": measures.privacy_of(self._base, tuned, arrays, num_canaries=len(canaries)),
             "canaries": measures.canary_exposure(
@@ -110,7 +112,7 @@ class Study:
             "utility_base": measures.utility_of(self._base["test"], arrays["test"]),
             "cost": measures.cost_of_step(arm.run, state),  # uses the state up
             "machine": machine.description(),
-        }  # fmt: skip
+        }
 
 
 def run_config(settings: ConfigDict, epsilon: float, seed: int) -> ConfigDict:

@@ -1,6 +1,6 @@
 """The table and the picture of the privacy-utility-efficiency study, from its records.
 
-    python -m experiments.studies.memorisation.table
+python -m experiments.studies.memorisation.table
 """
 
 from __future__ import annotations
@@ -20,10 +20,22 @@ from experiments.studies.spectra.method_picture import BLACK, BLUE, GREY, ORANGE
 
 Record = dict[str, Any]
 _COLUMNS = (
-    "epsilon", "arm", "learning rate", "seeds", "sensitive loss drop, train", "the same, test", "memorised",
-    "worst record, train / test", "canary bits (ranked)", "membership AUC: loss / relative / Min-K%", "TPR at 1% FPR",
-    "other loss, test", "GFLOP per example", "s per example", "temp MB",
-)  # fmt: skip
+    "epsilon",
+    "arm",
+    "learning rate",
+    "seeds",
+    "sensitive loss drop, train",
+    "the same, test",
+    "memorised",
+    "worst record, train / test",
+    "canary bits (ranked)",
+    "membership AUC: loss / relative / Min-K%",
+    "TPR at 1% FPR",
+    "other loss, test",
+    "GFLOP per example",
+    "s per example",
+    "temp MB",
+)
 _MARKERS = {"full": "o", "lora": "s"}
 
 
@@ -72,16 +84,22 @@ def _cells(epsilon: float, arm: str, runs: list[Record]) -> list[str]:
     cost = runs[0]["cost"]
     flops, seconds = cost["matrix_flops"] / cost["expected_batch_size"], cost["seconds_per_step"]
     return [
-        f"{epsilon:g}", arm, f"{runs[0]['config']['optimizer']['learning_rate']:g}", str(len(runs)),
+        f"{epsilon:g}",
+        arm,
+        f"{runs[0]['config']['optimizer']['learning_rate']:g}",
+        str(len(runs)),
         mean(lambda run: run["nonprivate"]["sensitive_drop_train"][0]),
-        mean(lambda run: run["nonprivate"]["sensitive_drop_test"][0]), mean(memorised),
+        mean(lambda run: run["nonprivate"]["sensitive_drop_test"][0]),
+        mean(memorised),
         f"{worst('train')} / {worst('test')}",
         f"{mean(lambda run: exposure(run, 'sampled'), 1)} ({mean(lambda run: exposure(run, 'ranked'), 1)})",
-        attacks("auc"), attacks("tpr_at_0.01"),
-        mean(lambda run: run["utility"][0]), f"{flops / 1e9:.3f}",
+        attacks("auc"),
+        attacks("tpr_at_0.01"),
+        mean(lambda run: run["utility"][0]),
+        f"{flops / 1e9:.3f}",
         "not measured" if seconds is None else f"{seconds / cost['expected_batch_size']:.4f}",
         f"{cost['temp_bytes'] / 1e6:.0f}",
-    ]  # fmt: skip
+    ]
 
 
 def figure(records: list[Record], path: Path) -> None:

@@ -16,9 +16,16 @@ from absl import app, flags
 _SHARE = 0.95
 _SELECTION_STEP = 12
 _COLUMNS = (
-    "batch", "epsilon", "arm", "learning rate (tried)", "seeds", "final accuracy", "steps to the target",
-    "cosine of gradient, denoised, step", "seconds per step",
-)  # fmt: skip
+    "batch",
+    "epsilon",
+    "arm",
+    "learning rate (tried)",
+    "seeds",
+    "final accuracy",
+    "steps to the target",
+    "cosine of gradient, denoised, step",
+    "seconds per step",
+)
 
 Record = dict[str, Any]
 

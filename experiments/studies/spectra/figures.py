@@ -69,9 +69,7 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
     spectra, index = _most_telling(record, outliers=outliers)
     matrix, noisy = record["matrices"][index], np.array(spectra["noisy"][index])
     shape: Any = {"rows": matrix["rows"], "cols": matrix["cols"], "noise_std": 1.0}
-    edge, lower = (
-        float(np.asarray(f(**shape))) for f in (marchenko_pastur.bulk_edge, marchenko_pastur.lower_edge)
-    )
+    edge, lower = (float(np.asarray(f(**shape))) for f in (marchenko_pastur.bulk_edge, marchenko_pastur.lower_edge))
     width = (edge - lower) / 30
     largest = max(noisy[0], edge)
     bins = np.arange(lower - width, largest + 2 * width, width)

@@ -122,10 +122,6 @@ class GradientStream:
         }
 
 
-
-
-
-
 def with_snapshots(transforms: Transforms) -> Transforms:
     """The same stages; their states hold the last "clean", "noisy" and "denoised" gradient."""
 

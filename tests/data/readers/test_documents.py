@@ -55,16 +55,16 @@ def test_customersim_in_the_order_of_its_numbers_with_canaries_last(tmp_path):
     assert [document.text[-12:] for document in found.train] == ["1 Main Road.", ", 555-01-44.", "D is 341752."]
     assert [document.is_canary for document in found.train] == [False, False, True]
     assert [sensitive_texts(document) for document in found.train] == [
-        ["1 Main Road"], ["Ann Lee", "555-01-44"], ["341752"]
-    ]  # fmt: skip
+        ["1 Main Road"],
+        ["Ann Lee", "555-01-44"],
+        ["341752"],
+    ]
     assert sensitive_texts(found.evaluations["test"][0]) == ["Cid"]
     assert found.train[0].where == f"{tmp_path}/simdial.tar.gz, data/simdial/train/dial-2.txt, line 1"
 
 
 def test_canaries_are_kept_beside_the_first_dialogues_and_whole(tmp_path):
-    found = load_documents(
-        "customersim", path=customersim(tmp_path), sensitive=(), max_train_examples=1, skip_lines=1
-    )
+    found = load_documents("customersim", path=customersim(tmp_path), sensitive=(), max_train_examples=1, skip_lines=1)
     assert [document.text for document in found.train] == ["USR: Bob, of 1 Main Road.", "My ID is 341752."]
     with pytest.raises(ValueError, match=r"train/dial-\d+.txt has no text after its first 2 lines"):
         load_documents("customersim", path=tmp_path, sensitive=(), skip_lines=2)
@@ -87,7 +87,7 @@ def test_attributes_are_whole_words_and_may_begin_with_a_bracket():
         ("dates", "on Mar 3rd, 1999", ["Mar 3rd, 1999"]),
         ("codes", "0UOKFRS1GA, HELLO, ABCDEFGH", ["0UOKFRS1GA", "ABCDEFGH"]),
     ],
-)  # fmt: skip
+)
 def test_patterns(name, text, found):
     assert [text[start:end] for start, end in pattern_finder(name)(text)] == found
 
@@ -125,7 +125,7 @@ def test_span_files_mark_their_documents(tmp_path):
         ({"line": 1, "start": 0, "end": True}, "line 2: 'end' must be of type int, got True"),
         ([1], "line 2: expected an object .* got list"),
     ],
-)  # fmt: skip
+)
 def test_spans_that_do_not_fit_name_file_and_line(tmp_path, span, message):
     documents(tmp_path, [{"text": "Ann"}], [{"line": 1, "start": 0, "end": 1}, span])
     with pytest.raises(ValueError, match=message) as caught:

@@ -72,9 +72,15 @@ def test_reads_every_task(task, tmp_path):
         assert part.labels.dtype == (np.float32 if task == "stsb" else np.int32)
         np.testing.assert_array_equal(part.labels, np.asarray(labels, part.labels.dtype))
     expected = {
-        "sst2": ("a fine film", None), "qnli": ("who ?", "he"), "qqp": ("who ?", "he ?"), "mnli": ("a", "b"),
-        "rte": ("a", "b"), "mrpc": ("a", "b"), "cola": ("We sat.", None), "stsb": ("a", "b"),
-    }  # fmt: skip
+        "sst2": ("a fine film", None),
+        "qnli": ("who ?", "he"),
+        "qqp": ("who ?", "he ?"),
+        "mnli": ("a", "b"),
+        "rte": ("a", "b"),
+        "mrpc": ("a", "b"),
+        "cola": ("We sat.", None),
+        "stsb": ("a", "b"),
+    }
     pairs = data.train.text_pairs
     assert (data.train.texts[0], None if pairs is None else pairs[0]) == expected[task]
     assert spec.num_labels == {"mnli": 3, "stsb": 1}.get(task, 2)
@@ -94,8 +100,11 @@ def test_table_is_consistent(task):
 
 def test_label_words_belong_to_their_classes():
     """A swapped pair of words would still train, and would be below chance before training."""
-    words = {name: dict(zip(task.label_names, task.infilling.label_words, strict=True))
-             for name, task in GLUE_TASKS.items() if task.infilling}  # fmt: skip
+    words = {
+        name: dict(zip(task.label_names, task.infilling.label_words, strict=True))
+        for name, task in GLUE_TASKS.items()
+        if task.infilling
+    }
     assert words["sst2"] == {"negative": "terrible", "positive": "great"}
     assert words["mnli"] == {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"}
     assert words["qnli"] == words["rte"] == {"entailment": "Yes", "not_entailment": "No"}
@@ -138,7 +147,7 @@ def test_max_train_examples_keeps_the_evaluations_whole(tmp_path):
         ("stsb", tsv_text("stsb").replace("5.000", "five"), r"line 3: the score 'five' .* not a finite"),
         ("stsb", tsv_text("stsb").replace("5.000", "nan"), r"line 3: the score 'nan'"),
     ],
-)  # fmt: skip
+)
 def test_malformed_files(task, text, message, tmp_path):
     (tmp_path / "train.tsv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:

@@ -17,9 +17,15 @@ from experiments.benchmarks import generation as profile_generation
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DecoderConfig(
-        vocab_size=40, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, intermediate_size=8,
+        vocab_size=40,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
         max_position_embeddings=32,
-    )  # fmt: skip
+    )
     module = CausalLanguageModel(config)
     path = tmp_path_factory.mktemp("models") / "tiny_llama"
     save_pretrained(path, module, jax.tree.map(lambda x: 8 * x, init_params(module, jax.random.key(0))))

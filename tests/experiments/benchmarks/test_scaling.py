@@ -72,10 +72,12 @@ def test_products_in_loops_and_branches_are_counted_as_often_as_they_run() -> No
         ("%r = f32[2,4]{1,0} collective-permute(%p), source_target_pairs={{0,1}}", ("collective-permute", 2), 32, 32),
         (
             "%r = (f32[2,4]{1,0}, f32[4,4]{1,0}) all-gather-start(%p), replica_groups=[1,2]<=[2]",
-            ("all-gather", 2), 64, 32,
+            ("all-gather", 2),
+            64,
+            32,
         ),
     ],
-)  # fmt: skip
+)
 def test_collectives_have_their_groups_and_bytes(line: str, key: tuple[str, int], payload: int, sent: float) -> None:
     text = f"ENTRY %main (p: f32[2,4]) -> f32[2,4] {{\n  %p = f32[2,4]{{1,0}} parameter(0)\n  {line}\n}}\n"
     cost = cost_of(text)
@@ -101,9 +103,13 @@ def test_a_normal_number_takes_as_many_operations_as_the_model_says() -> None:
 def test_the_small_model_is_the_one_that_is_compiled() -> None:
     config = scaling_programs.CONFIG
     model = Decoder(
-        config.hidden_size, config.num_layers, config.num_heads * config.head_dim,
-        config.num_kv_heads * config.head_dim, config.intermediate_size, config.vocab_size,
-    )  # fmt: skip
+        config.hidden_size,
+        config.num_layers,
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+        config.intermediate_size,
+        config.vocab_size,
+    )
     assert model == scaling.SMALL
     problem = scaling_programs.PROBLEMS["small"]
     assert (problem.tokens, problem.examples_per_part) == (scaling.TOKENS, scaling.EXAMPLES_PER_PART)

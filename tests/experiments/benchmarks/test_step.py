@@ -161,9 +161,15 @@ def test_a_missing_peer_is_reported(linear: Workload, monkeypatch: pytest.Monkey
     measured = profile_measure.measure(linear, ["jax_privacy"], **SETTINGS)
     assert measured["arms"]["jax_privacy"]["reason"] == "not installed: pip install -e .[peers]"
     torch = profile_torch.measure_torch(
-        "tiny", batch_size=2, sequence_length=8, dtype="float32", num_layers=1, repeats=1, l2_clip_norm=1.0,
+        "tiny",
+        batch_size=2,
+        sequence_length=8,
+        dtype="float32",
+        num_layers=1,
+        repeats=1,
+        l2_clip_norm=1.0,
         progress=lambda line: None,
-    )  # fmt: skip
+    )
     assert torch == {"reason": "not installed: pip install -e .[peers-torch]"}
     shapes = {"config": {"num_layers": 1}, "trainable_parameters": 3, "batch_size": 4, "sequence_length": 1}
     machine = {"device_kind": "cpu", "cpu": "a", "cores": 1}
@@ -267,9 +273,15 @@ def test_torch_peers(model: str) -> None:
     except peers.NotInstalledError as error:
         pytest.skip(f"Opacus is {error}")
     measured = profile_torch.measure_torch(
-        model, batch_size=3, sequence_length=8, dtype="float32", num_layers=1, repeats=2, l2_clip_norm=0.1,
+        model,
+        batch_size=3,
+        sequence_length=8,
+        dtype="float32",
+        num_layers=1,
+        repeats=2,
+        l2_clip_norm=0.1,
         progress=lambda line: None,
-    )  # fmt: skip
+    )
     assert measured["reason"] is None
     assert list(measured["arms"]) == ["plain", "opacus_ghost"]
     assert measured["arms"]["plain"]["time_ratio"] == 1

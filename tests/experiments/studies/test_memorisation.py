@@ -48,17 +48,23 @@ def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def config(make_config: Callable[..., ConfigDict], folder: Path, llama: Path) -> ConfigDict:
     changes = {
-        "data.task": "documents", "data.path": str(folder), "data.sensitive": ("numbers",), "data.max_length": 16,
-        "model.path": str(llama), "model.head": "causal_lm", "model.trainable": ".*", "model.lora.rank": 4,
-        "train.eval_every": 100, "train.checkpoint_every": 100, "privacy.expected_batch_size": 12,
-    }  # fmt: skip
+        "data.task": "documents",
+        "data.path": str(folder),
+        "data.sensitive": ("numbers",),
+        "data.max_length": 16,
+        "model.path": str(llama),
+        "model.head": "causal_lm",
+        "model.trainable": ".*",
+        "model.lora.rank": 4,
+        "train.eval_every": 100,
+        "train.checkpoint_every": 100,
+        "privacy.expected_batch_size": 12,
+    }
     config = make_config(changes).unlock()
     config.arms = {
-        "full": {
-            "privacy": {"epsilon": math.inf}, "train": {"num_steps": 80}, "optimizer": {"learning_rate": 3e-2}
-        },
+        "full": {"privacy": {"epsilon": math.inf}, "train": {"num_steps": 80}, "optimizer": {"learning_rate": 3e-2}},
         "lora_4_noisy": {"model": {"tuning": "lora"}},
-    }  # fmt: skip
+    }
     return config.lock()
 
 

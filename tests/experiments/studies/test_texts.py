@@ -12,9 +12,12 @@ from experiments.studies.texts import table as text_results
 
 def leave_a_run(folder: Path, *, epsilon: float | None, bleu: float) -> Path:
     folder.mkdir(parents=True)
-    config = {"data": {"task": "e2e", "path": "/home/someone/e2e", "cache_dir": "/home/someone/cache"},
-              "model": {"path": "/home/someone/models/llama"}, "privacy": {"epsilon": epsilon},
-              "optimizer": {"learning_rate": 4e-3}}  # fmt: skip
+    config = {
+        "data": {"task": "e2e", "path": "/home/someone/e2e", "cache_dir": "/home/someone/cache"},
+        "model": {"path": "/home/someone/models/llama"},
+        "privacy": {"epsilon": epsilon},
+        "optimizer": {"learning_rate": 4e-3},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     lines = [
         {"step": 0, "eval/dev/loss": 4.5, "eval/dev/perplexity": 90.0},

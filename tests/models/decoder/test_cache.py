@@ -20,9 +20,15 @@ PIECES = {"at once": [9], "in pieces": [4, 1, 3, 1], "token by token": [1] * 9}
 @functools.cache
 def build() -> tuple[Any, Any]:
     config = models.DecoderConfig(
-        vocab_size=30, hidden_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, intermediate_size=24,
+        vocab_size=30,
+        hidden_size=16,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        intermediate_size=24,
         max_position_embeddings=16,
-    )  # fmt: skip
+    )
     module = models.CausalLanguageModel(config)
     params = models.init_params(module, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -67,9 +73,7 @@ def test_rows_of_the_cache_can_be_reordered() -> None:
     ids, mask = prompts()
     order = np.array([3, 1, 1, 0, 2])
     _, cache = apply(module)({"params": params}, ids, mask, models.init_cache(module.config, len(ids), 12))
-    moved = cache._replace(
-        keys=cache.keys[:, order], values=cache.values[:, order], mask_BxS=cache.mask_BxS[order]
-    )
+    moved = cache._replace(keys=cache.keys[:, order], values=cache.values[:, order], mask_BxS=cache.mask_BxS[order])
     token, one = np.full((5, 1), 7), np.ones((5, 1), np.int32)
     expected, _ = apply(module)({"params": params}, token, one, cache)
     logits, _ = apply(module)({"params": params}, token, one, moved)

@@ -21,6 +21,7 @@ from dp_rmt.training.losses import causal_lm_loss
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "tiny_decoders.py"))
 CONFIGS, LENGTH, build, padded_batch = (_tiny[name] for name in ("CONFIGS", "LENGTH", "build", "padded_batch"))
 
+
 # Each family by one of the two methods, whose rules are the same: compiling is what takes the time.
 @pytest.mark.parametrize(
     ("name", "method"),
@@ -133,9 +134,15 @@ def test_a_config_says_the_same_when_it_is_read_again(name: str) -> None:
 
 
 _HUB = {
-    "vocab_size": 10, "hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 9,
-    "max_position_embeddings": 99, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-}  # fmt: skip
+    "vocab_size": 10,
+    "hidden_size": 64,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "intermediate_size": 9,
+    "max_position_embeddings": 99,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
 
 
 @pytest.mark.parametrize(
@@ -144,14 +151,24 @@ _HUB = {
         # As in meta-llama/Llama-3.2-1B
         (
             {
-                "model_type": "llama", **_HUB, "num_key_value_heads": 2, "rope_theta": 500000.0, "eos_token_id": 128001,
+                "model_type": "llama",
+                **_HUB,
+                "num_key_value_heads": 2,
+                "rope_theta": 500000.0,
+                "eos_token_id": 128001,
                 "rope_scaling": {
-                    "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3",
+                    "factor": 32.0,
+                    "high_freq_factor": 4.0,
+                    "low_freq_factor": 1.0,
+                    "rope_type": "llama3",
                     "original_max_position_embeddings": 8192,
                 },
             },
             {
-                "rope_theta": 500000.0, "num_kv_heads": 2, "head_dim": 8, "eos_token_id": 128001,
+                "rope_theta": 500000.0,
+                "num_kv_heads": 2,
+                "head_dim": 8,
+                "eos_token_id": 128001,
                 "rope_scaling": RopeScaling(32.0, "llama3", 1.0, 4.0, 8192),
             },
         ),
@@ -163,21 +180,40 @@ _HUB = {
         # As in google/gemma-3-1b-pt
         (
             {
-                "model_type": "gemma3_text", **_HUB, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256,
-                "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000,
-                "rope_theta": 1000000, "rope_scaling": None, "sliding_window": 512, "sliding_window_pattern": 6,
-                "final_logit_softcapping": None, "attn_logit_softcapping": None, "attention_bias": False,
+                "model_type": "gemma3_text",
+                **_HUB,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "head_dim": 256,
+                "num_key_value_heads": 1,
+                "query_pre_attn_scalar": 256,
+                "rope_local_base_freq": 10000,
+                "rope_theta": 1000000,
+                "rope_scaling": None,
+                "sliding_window": 512,
+                "sliding_window_pattern": 6,
+                "final_logit_softcapping": None,
+                "attn_logit_softcapping": None,
+                "attention_bias": False,
             },
             {
-                "layer_is_sliding": (True,) * 5 + (False,) + (True,) * 2, "tie_word_embeddings": True,
-                "rope_theta": 1000000, "local_rope_theta": 10000, "sliding_window": 512, "logits_softcap": None,
+                "layer_is_sliding": (True,) * 5 + (False,) + (True,) * 2,
+                "tie_word_embeddings": True,
+                "rope_theta": 1000000,
+                "local_rope_theta": 10000,
+                "sliding_window": 512,
+                "logits_softcap": None,
             },
         ),
         # As in EleutherAI/pythia-160m
         (
             {
-                "model_type": "gpt_neox", **_HUB, "layer_norm_eps": 1e-5, "rotary_pct": 0.25,
-                "rotary_emb_base": 10000, "use_parallel_residual": True, "tie_word_embeddings": False,
+                "model_type": "gpt_neox",
+                **_HUB,
+                "layer_norm_eps": 1e-5,
+                "rotary_pct": 0.25,
+                "rotary_emb_base": 10000,
+                "use_parallel_residual": True,
+                "tie_word_embeddings": False,
             },
             {"rotary_dim": 2, "attention_bias": True, "mlp_bias": True, "parallel_residual": True, "gated": False},
         ),
@@ -187,7 +223,7 @@ _HUB = {
         ),
     ],
     ids=["llama", "qwen2", "gemma3", "gpt_neox", "mistral"],
-)  # fmt: skip
+)
 def test_configs_as_on_the_hub(hf_config: dict[str, Any], expected: dict[str, Any]) -> None:
     config = models.DecoderConfig.from_hf_config(hf_config)
     assert {name: getattr(config, name) for name in expected} == expected

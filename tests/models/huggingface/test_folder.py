@@ -30,9 +30,7 @@ def test_bad_folders_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="is a file; give the folder"):
         load(folder / "config.json")
     (folder / "model.safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(
-        ValueError, match=r"model\.safetensors is not a readable safetensors file .* download it again"
-    ):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file .* download it again"):
         load(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"has only pytorch_model\.bin, .*; convert it where torch"):
@@ -48,16 +46,12 @@ def test_bad_folders_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json is not a JSON object"):
         load(folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(
-        ValueError, match=r"config\.json: the Hugging Face config lacks vocab_size, hidden_size"
-    ):
+    with pytest.raises(ValueError, match=r"config\.json: the Hugging Face config lacks vocab_size, hidden_size"):
         load(folder)
 
 
 def test_bad_arguments_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="head 'regression' is not known; choose one of classification, masked_lm"
-    ):
+    with pytest.raises(ValueError, match="head 'regression' is not known; choose one of classification, masked_lm"):
         load(tmp_path, head="regression")
     with pytest.raises(ValueError, match="num_labels is 0; a classifier needs 1"):
         load(tmp_path, num_labels=0)
@@ -83,9 +77,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    message = (
-        r"no folder 'runs/model' here, .* \(ConnectionError: no route\)\. Check the name; .* without network"
-    )
+    message = r"no folder 'runs/model' here, .* \(ConnectionError: no route\)\. Check the name; .* without network"
     with pytest.raises(FileNotFoundError, match=message):
         models.load_pretrained("runs/model", key=jax.random.key(0))
 
@@ -111,12 +103,8 @@ def test_a_tokenizer_of_foreign_code_is_refused_without_a_question(tmp_path: Pat
 
 
 def test_tokenizer_errors_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"has no tokenizer files \(tokenizer\.json, .*; copy them from"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer files \(tokenizer\.json, .*; copy them from"):
         models.load_tokenizer(GOLDENS / "bert_classifier")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"transformers could not read the tokenizer files in .*; copy a complete set"
-    ):
+    with pytest.raises(ValueError, match=r"transformers could not read the tokenizer files in .*; copy a complete set"):
         models.load_tokenizer(tmp_path)

@@ -61,9 +61,7 @@ def test_every_spelling_of_the_names_is_the_same_model(changed: Callable[..., Pa
         """No prefix, TensorFlow's LayerNorm names, the old buffer."""
         for name in list(tensors):
             new = name.removeprefix("bert.")
-            new = re.sub(
-                r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", new)
-            )
+            new = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", new))
             tensors[new] = tensors.pop(name)
         tensors["embeddings.position_ids"] = np.arange(40)[None]
 
@@ -77,9 +75,7 @@ def test_half_precision_files_load_as_float32(changed: Callable[..., Path], stor
 
     _, params = load(changed("bert_classifier", round_off))
     _, exact = load(GOLDENS / "bert_classifier")
-    assert_equal_trees(
-        params, jax.tree.map(lambda leaf: np.asarray(leaf).astype(stored).astype(np.float32), exact)
-    )
+    assert_equal_trees(params, jax.tree.map(lambda leaf: np.asarray(leaf).astype(stored).astype(np.float32), exact))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +127,7 @@ def test_tied_copies_must_be_copies(name: str, changed: Callable[..., Path]) -> 
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{decoder}.decoder.weight"][3, 4] += 1
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(
-        ValueError, match=rf"{decoder}\.decoder\.weight differs from .*; load a model with tied"
-    ):
+    with pytest.raises(ValueError, match=rf"{decoder}\.decoder\.weight differs from .*; load a model with tied"):
         load(folder, "masked_lm")
 
 
@@ -169,9 +163,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
     ],
     ids=["missing", "misshapen", "unknown", "half a head", "twice"],
 )
-def test_bad_tensors_are_named(
-    change: Callable[[Tensors], Any], message: str, changed: Callable[..., Path]
-) -> None:
+def test_bad_tensors_are_named(change: Callable[[Tensors], Any], message: str, changed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=message):
         load(changed("bert_classifier", change))
 
@@ -198,8 +190,6 @@ def test_another_number_of_labels_says_what_to_do(name: str) -> None:
         ({"hidden_act": "mish"}, r"config\.json: hidden_act 'mish' is not supported"),
     ],
 )
-def test_unsupported_models_are_named(
-    config: dict[str, Any], message: str, changed: Callable[..., Path]
-) -> None:
+def test_unsupported_models_are_named(config: dict[str, Any], message: str, changed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=message):
         load(changed("bert_classifier", **config))

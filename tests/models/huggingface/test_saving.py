@@ -42,15 +42,11 @@ def test_round_trip_is_exact_in_tensors_and_names(name: str, head: str, tmp_path
     assert again == module
     assert_equal_trees(params_again, params)
     # torch's own file and ours hold the same tensors under the same names.
-    ours, theirs = (
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "model", GOLDENS / name)
-    )
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", GOLDENS / name))
     assert ours.keys() == theirs.keys()
     for tensor in ours:
         np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=tensor)
-    config, torch_config = (
-        json.loads((f / "config.json").read_text()) for f in (tmp_path / "model", GOLDENS / name)
-    )
+    config, torch_config = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "model", GOLDENS / name))
     assert {key: torch_config[key] for key in config} == config
 
 
@@ -84,9 +80,7 @@ def test_saving_replaces_only_what_it_wrote(tmp_path: Path) -> None:
     assert len(modes) == 1  # the weights are as readable as the config
     foreign = tmp_path / "foreign"
     shutil.copytree(GOLDENS / "bert_classifier", foreign)
-    with pytest.raises(
-        FileExistsError, match=r"holds files that were not written by dp_rmt, .*; give a new folder"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds files that were not written by dp_rmt, .*; give a new folder"):
         models.save_pretrained(foreign, module, params)
     (tmp_path / "empty").mkdir()
     models.save_pretrained(tmp_path / "empty", module, params)

@@ -19,13 +19,23 @@ from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.adapter import load_adapter, save_adapter
 from dp_rmt.models.peft.names import shortest_endings
 
-SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "intermediate_size": 24, "max_position_embeddings": 12, "initializer_range": 0.3}  # fmt: skip
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+    "initializer_range": 0.3,
+}
 _LLAMA: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-3, "hidden_act": "silu"}
 _GEMMA: dict[str, Any] = {
-    **_LLAMA, "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 9, "sliding_window": 4,
+    **_LLAMA,
+    "hidden_act": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 9,
+    "sliding_window": 4,
     "final_logit_softcapping": 4.0,
-}  # fmt: skip
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": 4},
@@ -33,16 +43,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {**_LLAMA, "tie_word_embeddings": True},
     "gemma2": {**_GEMMA, "attn_logit_softcapping": 3.0},
     "gemma3_text": {**_GEMMA, "rope_local_base_freq": 20.0, "sliding_window_pattern": 2},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "n_inner": 24, "layer_norm_epsilon": 1e-5,
-             "activation_function": "gelu_new"},
+    "gpt2": {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 12,
+        "n_inner": 24,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+    },
     "gpt_neox": {"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
     "bert": {"pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-}  # fmt: skip
+}
 TARGETS = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), ("query", "value", "down")
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), ("query", "value", "down")),
     "gpt2": ("query", "value", "output", "up"),
     "gpt_neox": ("query", "key", "value", "down"),
     "bert": ("query", "value", "output"),
@@ -113,10 +128,20 @@ def test_names_shapes_and_values_of_llama(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor, value[factor]["kernel"][1].T)
     assert sorted(config.pop("target_modules")) == ["down_proj", "q_proj", "v_proj"]
     assert config == {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "inference_mode": True,
-        "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "bias": "none", "use_rslora": False, "rank_pattern": {},
-        "alpha_pattern": {}, "fan_in_fan_out": False, "modules_to_save": None,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "base",
+        "inference_mode": True,
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
 
 
 def test_fused_projections_are_one_update_of_the_sum_of_the_ranks(tmp_path: Path) -> None:
@@ -189,16 +214,30 @@ Q1 = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("changes", "file", "message"),
     [
-        ({"rank": 4}, "config.json", r"the update of model.layers.0.self_attn.q_proj has rank 3, the model's has 4; "
-                                     r"load the base model with LoRAConfig\(rank=3"),
-        ({"alpha": 8.0}, "config.json", r".*q_proj is scaled by 2.5, the model's by alpha / rank = 2.66667; load the "
-                                        r"base model with LoRAConfig\(alpha=7.5"),
-        ({"targets": ("query", "value")}, "model.safetensors",
-         r"tensor .*layers.0.mlp.down_proj.lora_A.weight of shape \(3, 24\), which the model has no place for"),
-        ({"targets": ("query", "value", "down", "key")}, "model.safetensors",
-         r"no tensor .*layers.0.self_attn.k_proj.lora_A.weight of shape \(3, 16\)"),
+        (
+            {"rank": 4},
+            "config.json",
+            r"the update of model.layers.0.self_attn.q_proj has rank 3, the model's has 4; "
+            r"load the base model with LoRAConfig\(rank=3",
+        ),
+        (
+            {"alpha": 8.0},
+            "config.json",
+            r".*q_proj is scaled by 2.5, the model's by alpha / rank = 2.66667; load the "
+            r"base model with LoRAConfig\(alpha=7.5",
+        ),
+        (
+            {"targets": ("query", "value")},
+            "model.safetensors",
+            r"tensor .*layers.0.mlp.down_proj.lora_A.weight of shape \(3, 24\), which the model has no place for",
+        ),
+        (
+            {"targets": ("query", "value", "down", "key")},
+            "model.safetensors",
+            r"no tensor .*layers.0.self_attn.k_proj.lora_A.weight of shape \(3, 16\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_adapter_of_another_configuration_is_refused(
     changes: dict[str, Any], file: str, message: str, tmp_path: Path
 ) -> None:
@@ -213,12 +252,16 @@ def test_an_adapter_of_another_configuration_is_refused(
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(Q1), rf"adapter_model.safetensors has no tensor {Q1} of shape \(3, 16\)"),
-        (lambda tensors: tensors.update({Q1: np.ones((3, 15), np.float32)}),
-         rf"adapter_model.safetensors: tensor {Q1} has shape \(3, 15\), expected \(3, 16\)"),
-        (lambda tensors: tensors.update({"base_model.model.lm_head.bias": np.ones(40, np.float32)}),
-         r"adapter_model.safetensors has tensor base_model.model.lm_head.bias of shape \(40,\), which the model has"),
+        (
+            lambda tensors: tensors.update({Q1: np.ones((3, 15), np.float32)}),
+            rf"adapter_model.safetensors: tensor {Q1} has shape \(3, 15\), expected \(3, 16\)",
+        ),
+        (
+            lambda tensors: tensors.update({"base_model.model.lm_head.bias": np.ones(40, np.float32)}),
+            r"adapter_model.safetensors has tensor base_model.model.lm_head.bias of shape \(40,\), which the model has",
+        ),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_refused(change: Any, message: str, tmp_path: Path) -> None:
     saved(tmp_path / "adapter", "llama")
     rewrite(tmp_path / "adapter", change)
@@ -286,8 +329,10 @@ def test_an_adapter_is_replaced_by_a_later_one(tmp_path: Path) -> None:
     saved(tmp_path / "adapter", "bert")
     saved(tmp_path / "adapter", "llama")
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "adapter", "adapter_config.json", "adapter_model.safetensors"
-    ]  # fmt: skip
+        "adapter",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 # ---- Against peft and transformers ----------------------------------------------------------------------------------
@@ -350,9 +395,13 @@ def test_peft_and_transformers_compute_the_same(family: str, tmp_path: Path) -> 
     module, params = tuning.with_lora(*load_base(tmp_path / "base", family), lora_of(family), jax.random.key(1))
     rng = np.random.default_rng(0)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32)
-        if any(name in str(path) for name in ("_lora", "classifier")) else leaf, params,
-    )  # fmt: skip
+        lambda path, leaf: (
+            leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32)
+            if any(name in str(path) for name in ("_lora", "classifier"))
+            else leaf
+        ),
+        params,
+    )
     expected = ours(module, params, family)
     save_adapter(tmp_path / "adapter", module, params, base_model_name_or_path=str(tmp_path / "base"))
     labels = {"num_labels": LABELS} if is_classifier(family) else {}
