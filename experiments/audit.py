@@ -40,11 +40,11 @@ from dp_rmt.auditing.problems import (
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
+from dp_rmt.reporting import machine
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.ledger import read_ledger
-from dp_rmt.reporting import machine
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""

@@ -6,6 +6,7 @@ Nothing here imports JAX, so that a mistyped key is answered before anything hea
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -106,7 +107,7 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
 
     Args:
       group: to begin with.
-      changes: nested, by name.
+      changes: by name, nested or dotted.
       where: the name of the group in messages.
 
     Raises:
@@ -114,15 +115,17 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
     """
     if not hasattr(changes, "items"):
         raise ValueError(f"{where} is {changes!r}; give the keys that differ, as in {{'privacy': {{'epsilon': 3.0}}}}")
-    values = {}
-    for name, value in changes.items():
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        value = {rest: value} if rest else value
         check_name(type(group), name, where)
         inner, here = group_of(kinds(type(group))[name]), f"{where}.{name}"
         if inner is None or value is None or isinstance(value, inner):
-            values[name] = checked(type(group), name, value, here)
+            value = checked(type(group), name, value, here)
         else:
-            values[name] = replaced(getattr(group, name) or inner(), value, here)
-    return dataclasses.replace(group, **values)
+            value = replaced(getattr(group, name) or inner(), value, here)
+        group = dataclasses.replace(group, **{name: value})
+    return group
 
 
 def check_name(of: type[Group], name: str, where: str) -> None:
@@ -239,14 +242,9 @@ def walk(of: type[Group], prefix: str = "") -> Iterator[tuple[str, Any, dataclas
 def _readings(text: str) -> Iterator[Any]:
     if text.lower() in ("true", "false"):
         yield text.lower() == "true"
-    try:
-        yield ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    try:
-        yield float(text)
-    except ValueError:
-        pass
+    for read in (ast.literal_eval, float):
+        with contextlib.suppress(ValueError, SyntaxError):
+            yield read(text)
 
 
 def _plain(value: Any) -> Any:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (options and groups are fields: what makes them is meant to be called once)
 """Every option of the program, with its type, its doc and its check. `configs.base` is made from these."""
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ class Settings(Group):
         "low_pass_filter, truncate_rank. () is nothing.",
     )
     optimizer: Named = option(
-        "adamw", "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter."
+        ("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}),
+        "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
     )
     train: Train = group(Train, "The course of a run.")
     mesh: Mesh = group(Mesh, "How devices share the work.")
@@ -229,7 +231,7 @@ class Settings(Group):
 
     @classmethod
     def from_config(cls, config: Any) -> Settings:
-        """The settings that nested dictionaries give, such as a ConfigDict or the JSON of a workdir; the rest is default.
+        """The settings that nested dictionaries give, such as a ConfigDict or a workdir's JSON; the rest is default.
 
         Args:
           config: nested, by name; anything that has ``items``.
@@ -241,3 +243,17 @@ class Settings(Group):
           ValueError: there is no such option, or its value cannot be used; the message names it.
         """
         return replaced(cls(), config)
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with some options changed.
+
+        Args:
+          changes: by name, nested or dotted.
+
+        Raises:
+          ValueError: there is no such option, or its value cannot be used; the message names it.
+
+        >>> Settings().changed({"privacy.epsilon": 3, "train": {"num_steps": 10}}).train.num_steps
+        10
+        """
+        return replaced(self, changes)

@@ -138,7 +138,7 @@ def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
 def _stages(
     denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """What denoises, and the optimizer. The noise level is that of the first of them: it alone gets the noisy gradient."""
+    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and with it the noise level."""
     later = {name: value for name, value in filled_in.items() if name != "noise_std"}
     stages = [
         _made(named, DENOISERS, later if number else filled_in, f"config.denoise[{number}]")
