@@ -138,7 +138,7 @@ def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
 def _stages(
     denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and with it the noise level."""
+    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and so its noise level."""
     later = {name: value for name, value in filled_in.items() if name != "noise_std"}
     stages = [
         _made(named, DENOISERS, later if number else filled_in, f"config.denoise[{number}]")
@@ -216,5 +216,5 @@ def _without_denoising(optimizer: Named) -> Named:
         return _without_denoising(options["optimizer"])
     if name == "denoised_adam":
         shared = inspect.signature(optax.adamw).parameters
-        return "adamw", {key: value for key, value in options.items() if key in shared}
+        return "adamw", {"weight_decay": 0.0, **{key: value for key, value in options.items() if key in shared}}
     return optimizer
