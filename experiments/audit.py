@@ -39,11 +39,11 @@ from dp_rmt.auditing.problems import (
 )
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
-from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
-from dp_rmt.training.ledger import read_ledger
+from dp_rmt.training.ledger import FILE as LEDGER
+from dp_rmt.training.ledger import only_writer, read_ledger
 from experiments.benchmarks import machine
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
@@ -180,7 +180,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
     )
     write_audit(workdir, bound)
-    alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
+    alone = only_writer(workdir) if (workdir / LEDGER).exists() else contextlib.nullcontext()
     with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
         now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
         write_privacy(workdir, dataclasses.replace(now, audit=bound))
