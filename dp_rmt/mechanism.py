@@ -54,6 +54,10 @@ class Execution:
             object.__setattr__(self, "microbatch_size", integer("microbatch_size", given, wanted, lambda n: n >= 1))
 
 
+AUTO = Execution()
+"""Found by looking at the model and the memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DPSGD:
     """DP-SGD with Poisson sampling, as one consistent set of numbers and the pieces made from them.
@@ -116,9 +120,7 @@ class DPSGD:
 
     def _validated_batch_shape(self) -> int:
         if self.max_batch_size is None:
-            return max_batch_size_for(
-                self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of
-            )
+            return max_batch_size_for(self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of)
         if self.max_batch_size % (multiple := self.batch_multiple_of):
             raise ValueError(
                 f"max_batch_size {self.max_batch_size} must be a multiple of {multiple} (batch_multiple_of): "
@@ -179,9 +181,7 @@ class DPSGD:
             l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
         )
 
-    def clipped_grad(
-        self, per_example_losses: PerExampleLosses, execution: Execution = Execution()
-    ) -> ClippedGradient:
+    def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
         """The clipped gradient, normalised by the expected batch size.
 
         Args:

@@ -27,8 +27,8 @@ def auto_clipped_grad(
     nothing that rules could help with. A model in which some leaf has no rule is clipped by `clipped_grad`, too, and a
     warning names the leaf, because each example's gradient then takes the memory of the model.
 
-    Losses that mix examples are refused where the layers have rules, as `ghost_clipped_grad` refuses them. `clipped_grad`
-    computes each example by itself, so that nothing can be mixed there.
+    Losses that mix examples are refused where the layers have rules, as `ghost_clipped_grad` refuses them. The other
+    function sees one example at a time, so that nothing can be mixed there.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``.

@@ -94,9 +94,10 @@ def ghost_clipped_grad(
       A `ClippedGradient`.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, an operation mixes examples, or the losses
-        have the wrong shape or dtype.
-      LeafWithoutRule: from the returned function: a leaf has no rule, is used more than once or is narrower than float32.
+      ValueError: an argument is out of range; or, from the returned function, an operation mixes examples, or the
+        losses have the wrong shape or dtype.
+      LeafWithoutRule: from the returned function, a leaf has no rule, is used more than once or is narrower than
+        float32. It is a ValueError, too.
 
     >>> import flax.linen as nn
     >>> model = nn.Dense(1, use_bias=False)

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising.gates import Gate, Kappa, TracyWidom
@@ -53,6 +53,7 @@ def build_transforms(config: ConfigDict, mechanism: DPSGD, noise_seed: int, mesh
         noise=mechanism.noise(noise_key(noise_seed)),
         denoise=stages[method]() if method in stages and not of_moment else optax.identity(),
         optimizer=kalman_filter(optimizer, kappa=settings.kalman_gain) if method == "kalman" else optimizer,
+        published=without_look_ahead if method == "kalman" else None,
     )
 
 

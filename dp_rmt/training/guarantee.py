@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting import provenance
@@ -35,6 +35,9 @@ class About:
     texts_of: str | None = None
 
 
+NOTHING_MORE = About()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """What a run promises, for what data; its ledger and its statement are made from it.
@@ -55,7 +58,7 @@ class Guarantee:
     seeds_given: bool
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
-    about: About = About()
+    about: About = NOTHING_MORE
 
     def releases(self, workdir: Path, *, run: str, steps_done: int) -> Releases:
         """What the training loop tells of its updates, for the one process that writes in the run's folder.

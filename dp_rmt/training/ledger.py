@@ -159,8 +159,8 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps a run's folder to this process while it trains there.
 
     Two processes that resumed the same run would each cut off what the other has written, and, before the first
-    checkpoint, each draw a noise key of its own. The lock is the kernel's, on the ledger, which is made if it is missing;
-    it ends with the process, however that ends.
+    checkpoint, each draw a noise key of its own. The lock is the kernel's, on the ledger, which is made if it is
+    missing; it ends with the process, however that ends.
 
     Args:
       workdir: the run's folder.

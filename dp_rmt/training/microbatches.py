@@ -58,24 +58,24 @@ def fitting_microbatch_size(
     return size * num_devices
 
 
-def for_devices(execution: Execution, task: Task, mechanism: DPSGD, mesh: Mesh) -> Execution:
-    """The execution with a size of its microbatches that the devices of a mesh divide.
+def microbatch_size_on(mesh: Mesh, execution: Execution, task: Task, mechanism: DPSGD) -> int | None:
+    """The size of an execution's microbatches, rounded up so that the devices of a mesh divide it.
 
     Neither samples nor accounting change with it: a batch keeps its shape, and the training loop fills it up to whole
     microbatches.
 
     Args:
+      mesh: that examples are divided over.
       execution: as given; "auto" becomes `fitting_microbatch_size`.
       task: data and model.
       mechanism: clips; its max_batch_size is the shape of a batch.
-      mesh: that examples are divided over.
 
     Returns:
-      The execution, its microbatch_size a multiple of `batch_parts`, or None for a batch that they divide.
+      A multiple of `batch_parts`, or None for the whole batch.
     """
     size, parts = execution.microbatch_size, batch_parts(mesh)
     if size == "auto":
         size = fitting_microbatch_size(task, mechanism, execution.clipping_method, mesh)
     if size is None and mechanism.truncation.max_batch_size % parts:
         size = mechanism.truncation.max_batch_size
-    return Execution(execution.clipping_method, None if size is None else -(-size // parts) * parts)
+    return None if size is None else -(-size // parts) * parts

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import fingerprint
-from dp_rmt.mechanism import DPSGD, Execution
-from dp_rmt.noise_addition import GaussianNoiseState, noise_key
+from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.training import processes
+from dp_rmt.training import run_checks as checks
 from dp_rmt.training.checkpoint import Checkpoints, can_go_on
-from dp_rmt.training.guarantee import About, Guarantee, check_delta, check_unspent
+from dp_rmt.training.guarantee import NOTHING_MORE, About, Guarantee, check_delta, check_unspent
 from dp_rmt.training.ledger import Ledger, only_writer
 from dp_rmt.training.metrics import MetricsWriter
-from dp_rmt.training.microbatches import for_devices
+from dp_rmt.training.microbatches import microbatch_size_on
 from dp_rmt.training.partitioning import data_mesh, init_state, jit_train_step
 from dp_rmt.training.sharding_rules import Rules
 from dp_rmt.training.task import Task
@@ -133,8 +132,8 @@ class Run:
         """Trains to the end, or from the last checkpoint in the folder to the end, and says there what was released.
 
         The folder then holds `metrics.jsonl`, `privacy.json` and `privacy.md` (the statement), `ledger.jsonl` (what was
-        released, written down before it exists) and `checkpoints/`, which has the key of the noise: as secret as the data.
-        Of several processes all train, each on its devices; the first one writes.
+        released, written down before it exists) and `checkpoints/`, which has the key of the noise and is as secret as
+        the data. Of several processes all train, each on its devices; the first one writes.
 
         Args:
           workdir: the run's folder; made if it is missing.
@@ -209,7 +208,7 @@ def prepare_run(
     name: str = "train",
     mesh: Mesh | None = None,
     rules: Rules = COPIED,
-    execution: Execution = Execution(),
+    execution: Execution = AUTO,
     seeds: Seeds = Seeds(),
     learning_rate: Callable[[int], Any] | None = None,
     eval_every: int = 20,
@@ -217,18 +216,18 @@ def prepare_run(
     checkpoints: Mapping[str, Any] | None = None,
     nonprivate_metrics: bool = True,
     identity: Mapping[str, Any] | None = None,
-    about: About = About(),
+    about: About = NOTHING_MORE,
 ) -> Run:
     """Puts a private run together from data, a loss, a mechanism and what follows the clipped gradient.
 
-    Formal guarantee: what `Run.train` releases is (epsilon, delta)-differentially private by `DPSGD`, for neighbours that
-    differ by one row of `task.train`, with the epsilon that the statement in the run's folder has at every moment; provided
-    the seeds are drawn by the run, the metrics named ``nonprivate/...`` and the checkpoints stay secret, and the private
-    data has no other way into the parameters, the loss and the transforms.
+    Formal guarantee: the parameters that `Run.train` publishes are (epsilon, delta)-differentially private, as `DPSGD`
+    says, for neighbours that differ by one row of `task.train`. Epsilon is at every moment what the statement in the
+    run's folder says. This holds if the run draws its seeds itself, if its checkpoints, its ledger and the metrics
+    named ``nonprivate/...`` stay secret, and if the private data has no other way into parameters, loss and transforms.
 
-    A run is resumed with the noise that it has already released. Were it to go on with other data or another loss, that
-    noise would cancel out, so that a checkpoint whose identity differs is refused. The identity holds all numbers of the
-    mechanism, delta, how gradients are computed and the fingerprint of the training data. What it cannot see is in the
+    A run is resumed with the noise that it has already released. If it went on with other data or another loss, that
+    noise would cancel out. A checkpoint whose identity differs is therefore refused. The identity holds all numbers of
+    the mechanism, delta, the execution as it was given, and the fingerprint of the training data. It cannot look into
     functions: say in `identity` what they depend on, such as the name of the model and the learning rate.
 
     Args:
@@ -257,10 +256,13 @@ def prepare_run(
       ValueError: the numbers do not fit the data, the transforms have other noise than the run's, or the clipping
         method does not fit the model; the message says what to do.
 
-    >>> import tempfile, optax
+    >>> import os, tempfile
+    >>> import numpy as np, optax
+    >>> from dp_rmt.noise_addition import noise_key
     >>> from dp_rmt.training.train_state import Transforms
     >>> x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-    >>> task = Task({"x": x, "y": x.sum(1)}, lambda p, b: (b["x"] @ p["w"] - b["y"]) ** 2, {"w": np.zeros(4, np.float32)})
+    >>> losses = lambda params, batch: (batch["x"] @ params["w"] - batch["y"]) ** 2
+    >>> task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
     >>> dpsgd = DPSGD(num_examples=200, expected_batch_size=50, num_steps=3, noise_multiplier=2.0, l2_clip_norm=1.0)
     >>> def transforms(mechanism, noise_seed, mesh):
     ...     return Transforms(mechanism.noise(noise_key(noise_seed)), optax.identity(), optax.sgd(0.1))
@@ -276,9 +278,9 @@ def prepare_run(
         )
     if mechanism.noise_multiplier > 0:
         check_delta(delta, mechanism.num_examples)
-        _warn_of_large_delta(name, mechanism, delta)
+        checks.warn_of_large_delta(name, mechanism, delta)
     mesh = data_mesh() if mesh is None else mesh
-    computed = for_devices(execution, task, mechanism, mesh)
+    microbatch_size = microbatch_size_on(mesh, execution, task, mechanism)
     sampling_seed, noise_seed = (
         processes.of_first(fresh_seed()) if seed is None else seed for seed in (seeds.sampling, seeds.noise)
     )
@@ -289,12 +291,13 @@ def prepare_run(
         return init_state(stages, params, frozen, mesh, rules)[0]
 
     state, shardings = init_state(stages, params, frozen, mesh, rules)
-    _check_noise(state, noise_seed)
+    checks.check_noise(state, noise_seed)
+    checks.warn_of_nothing_to_denoise(name, state)
     train_step = make_train_step(
         mechanism,
         task.losses,
         stages,
-        execution=computed,
+        execution=Execution(execution.clipping_method, microbatch_size),
         nonprivate_metrics=nonprivate_metrics,
         layout=shardings.params,
     )
@@ -309,11 +312,11 @@ def prepare_run(
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
         published_params=stages.published_params,
-        microbatch_size=computed.microbatch_size,
+        microbatch_size=microbatch_size,
         name=name,
         mesh=mesh,
     )
-    _trace(loop, state, execution)
+    checks.trace_step(loop, state, execution)
     guarantee = Guarantee(
         mechanism=mechanism,
         delta=delta,
@@ -328,41 +331,3 @@ def prepare_run(
     facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
     names = {key: str(value) for key, value in facts.items()}
     return Run(loop, state, fresh_state, guarantee, names, sampling_seed, dict(checkpoints or {}))
-
-
-def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
-    if delta * mechanism.num_examples >= 1:
-        logging.warning(
-            "%s: delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the guarantee allows "
-            "publishing an example outright, and the statement will say so; set it well below, such as to N^-1.1",
-            name,
-            delta,
-            1 / mechanism.num_examples,
-            mechanism.num_examples,
-        )
-
-
-def _check_noise(state: TrainState, noise_seed: int) -> None:
-    """Raises ValueError unless the noise's state has the key of the run's seed."""
-    is_noise = lambda node: isinstance(node, GaussianNoiseState)  # noqa: E731
-    found = [node for node in jax.tree.leaves(state.noise, is_leaf=is_noise) if is_noise(node)]
-    wanted = jax.random.key_data(noise_key(noise_seed))
-    if len(found) != 1 or not np.array_equal(processes.to_host(found[0].key), wanted):
-        raise ValueError(
-            "the transforms' noise is not that of the run's seed: let the function return "
-            "Transforms(noise=mechanism.noise(noise_key(noise_seed)), ...) of the mechanism and the noise_seed that it is "
-            "called with (dp_rmt.noise_addition.noise_key)"
-        )
-
-
-def _trace(loop: TrainLoop, state: TrainState, execution: Execution) -> None:
-    """Traces a step, so that what clipping refuses is refused here; the trace is not lost, the first step uses it."""
-    nobody = np.full(loop.mechanism.truncation.max_batch_size, -1, np.int32)
-    try:
-        jax.eval_shape(loop.train_step, state, loop.groups(nobody))
-    except ValueError as error:
-        raise ValueError(
-            f"clipping_method={execution.clipping_method!r} does not fit this model: {error}. Let the trainable pattern "
-            "match all other parameters, or give clipping_method='vmap' (slower; each example's gradient takes the "
-            "memory of the model)"
-        ) from error

@@ -13,7 +13,7 @@ from dp_rmt.data.length_groups import check_lengths
 from dp_rmt.trees import merge_params, split_params
 from dp_rmt.types import Params, PerExampleLosses
 
-Evaluator = Callable[[Params], Mapping[str, float]]
+Evaluator = Callable[[Params], dict[str, float]]
 """``all parameters -> scores by name``"""
 
 
@@ -29,13 +29,13 @@ class Task:
       params: nested dicts of arrays, with names for keys.
       trainable: regular expression over the paths of parameters, such as ``"params/Dense_0/kernel"``; what it matches
         somewhere is trained, the rest is frozen.
-      lengths: for texts, ascending lengths in tokens that a batch is cut to in groups, the last that of the data, which
-        then needs an ``attention_mask`` (N, L); empty for data of any other kind.
+      lengths: for texts, ascending lengths in tokens that a batch is cut to in groups, the last that of the data,
+        which then needs an ``attention_mask`` (N, L); empty for data of any other kind.
       evaluators: name of the evaluation data -> function of all parameters that gives its scores.
 
     Raises:
-      ValueError: the arrays have different numbers of examples, or the parameters are no nested dicts, or the lengths do
-        not fit.
+      ValueError: the arrays have different numbers of examples, or the parameters are no nested dicts, or the lengths
+        do not fit.
     """
 
     train: Mapping[str, np.ndarray]
@@ -51,13 +51,16 @@ class Task:
         rows = {shape[0] if shape else 0 for shape in shapes.values()}
         if len(rows) != 1 or 0 in rows:
             raise ValueError(
-                f"train has arrays of the shapes {shapes}: the first axis of each must be the same examples, at least one"
+                f"train has arrays of the shapes {shapes}: the first axis of each must be the examples, one or more"
             )
         if self.lengths:
             if "attention_mask" not in self.train:
-                raise ValueError(f"lengths={self.lengths} are for texts, whose train data has an 'attention_mask' (N, L)")
+                raise ValueError(
+                    f"lengths={self.lengths} are for texts, whose train data has an 'attention_mask' (N, L)"
+                )
             check_lengths(self.lengths, self.train["attention_mask"].shape[1])
-        if jax.tree.structure(merge_params(*split_params(self.params, ""))) != jax.tree.structure(self.params):
+        again: Any = jax.tree.structure(merge_params(*split_params(self.params, "")))
+        if again != jax.tree.structure(self.params):
             raise ValueError(
                 "params must be nested dicts of arrays with names for keys, as Flax gives them; of another library's "
                 "model pass dicts, and put the model together inside the losses"

@@ -13,7 +13,7 @@ import optax
 from dp_rmt.clipping.per_example import PerExample
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.trees import leaves_by_path, merge_params
 from dp_rmt.types import Batch, Params, PerExampleLosses
@@ -26,7 +26,7 @@ def make_train_step(
     per_example_losses: PerExampleLosses,
     transforms: Transforms,
     *,
-    execution: Execution = Execution(),
+    execution: Execution = AUTO,
     axis_name: str | None = None,
     nonprivate_metrics: bool = True,
     layout: Params | None = None,

@@ -26,7 +26,6 @@ from ml_collections import config_flags
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
-from dp_rmt.training.train_state import published_params
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
 from experiments.studies.records import five_digits, write_record
@@ -74,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 def record_run(stream: GradientStream, chosen: Collection[int]) -> Iterator[dict[str, Any]]:
     """Trains, and yields a row at each of the chosen steps: means over the matrices, and scores of whole and parts."""
-    start = jax.device_get(published_params(stream.run.state))  # the run gives its own arrays away
+    start = jax.device_get(stream.run.published_params(stream.run.state))  # the run gives its own arrays away
     for gradients in stream.steps():
         if gradients.step not in chosen:
             continue

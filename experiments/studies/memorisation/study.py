@@ -34,7 +34,6 @@ from dp_rmt.finetuning.tasks.task import Arrays
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
 from experiments.benchmarks import machine
 from experiments.studies.memorisation import measures as measures
@@ -88,7 +87,7 @@ class Study:
         """All that is measured of a trained arm."""
         task, config = arm.task, arm.config
         state, losses = arms.trained_state(arm), _compiled(task.module)
-        params = published_params(state)
+        params = arm.run.published_params(state)
         arrays = {"train": task.train, "test": task.evaluations["test"]}
         tuned = _losses(losses, params, arrays, config)
         self._base = self._base or _losses(losses, task.params, arrays, config)  # new low-rank updates are zero

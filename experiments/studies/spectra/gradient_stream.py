@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import as_json
-from dp_rmt.training.train_state import Transforms, published_params
+from dp_rmt.training.run import Run
+from dp_rmt.training.train_state import Transforms
 from dp_rmt.types import Params
 from experiments.benchmarks import machine
 
@@ -57,7 +58,7 @@ class GradientStream:
 
     name: str
     config: ConfigDict
-    run: assemble.Run
+    run: Run
     num_steps: int
 
     @classmethod
@@ -104,7 +105,7 @@ class GradientStream:
             clean, noisy, denoised = (
                 optax.tree.get((state.noise, state.denoise), name) for name in ("clean", "noisy", "denoised")
             )
-            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), published_params(state))
+            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), self.run.published_params(state))
 
     def description(self) -> dict[str, Any]:
         """What a record says of the run; without folders of this machine."""
@@ -132,4 +133,5 @@ def with_snapshots(transforms: Transforms) -> Transforms:
         noise=optax.chain(snapshot("clean"), transforms.noise, snapshot("noisy")),
         denoise=optax.chain(transforms.denoise, snapshot("denoised")),
         optimizer=transforms.optimizer,
+        published=transforms.published,
     )
