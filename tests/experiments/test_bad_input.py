@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from dp_rmt.clipping.layer_rules import LAYER_RULES
 from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
-from dp_rmt.finetuning.workdir import claim_workdir, only_writer
+from dp_rmt.finetuning.workdir import claim_workdir
 from dp_rmt.models.heads import MaskedLanguageModelHead
+from dp_rmt.training.ledger import only_writer
 
 MakeConfig = Callable[..., ConfigDict]
 
@@ -264,12 +265,16 @@ def test_models_that_do_not_fit(
 
 
 def test_a_model_that_fast_clipping_does_not_know(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is clipped by vmap, which a warning says; and refused where another method is asked for."""
     monkeypatch.delitem(LAYER_RULES, (MaskedLanguageModelHead, "with_bias"))
     config = make_config({"privacy.epsilon": float("inf"), "data.length_groups": (), "model.head": "infilling"})
     config.model.trainable = ".*"
-    parts = ["config.train.clipping_method='auto' does not fit this model", "['bias']", "let config.model"]
+    arms.prepare(config, tmp_path / "auto")
+    assert "by itself (vmap): ghost clipping has no rule for params['mlm_head']['bias']" in caplog.text
+    config.train.clipping_method = "bookkeeping"
+    parts = ["clipping_method='bookkeeping' does not fit this model", "['bias']", "give clipping_method='vmap'"]
     assert_refused(config, tmp_path / "run", ValueError, *parts)
 
 
@@ -319,7 +324,7 @@ def test_a_folder_or_file_of_something_else_is_left_alone(make_config: MakeConfi
 
 HOLD = """
 import pathlib, sys, time
-from dp_rmt.finetuning.workdir import only_writer
+from dp_rmt.training.ledger import only_writer
 with only_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -328,11 +333,11 @@ with only_writer(pathlib.Path(sys.argv[1])):
 
 def test_two_processes_never_train_in_one_folder(make_config: MakeConfig, tmp_path: Path) -> None:
     (arm,) = arms.prepare(make_config(), tmp_path / "run")
-    before = snapshot(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", HOLD, arm.workdir], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == "held\n"
+            before = snapshot(tmp_path / "run")
             with pytest.raises(BlockingIOError, match=r"another process trains in .*/run: wait for its end or stop it"):
                 arms.train(arm)
             assert snapshot(tmp_path / "run") == before

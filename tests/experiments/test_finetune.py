@@ -121,9 +121,9 @@ def test_the_saved_model_is_the_trained_one(two_arms: tuple[Path, list[arms.Arm]
     assert load_tokenizer(workdir / "noisy" / "model").get_vocab() == arm.task.tokenizer.get_vocab()
     batch = {name: values[:8] for name, values in arm.task.evaluations["dev"].items()}
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-    restored = arms.Checkpoints(workdir / "noisy" / "checkpoints", arm.run.identity).restore(arm.run.state)
+    restored = arm.run.checkpoints(workdir / "noisy").restore(arm.run.state)
     assert restored is not None
-    trained = arms.published_params(restored[0])
+    trained = arm.run.published_params(restored[0])
     logits = module.apply({"params": params}, *inputs)
     np.testing.assert_array_equal(logits, arm.task.module.apply({"params": trained}, *inputs))
     before = arm.task.module.apply({"params": arm.task.params}, *inputs)
@@ -192,16 +192,16 @@ def test_the_microbatch_size_is_found_by_compiling(
     """The largest power of two in a quarter of the expected batch of 24, and less where memory is short."""
     config = make_config({"train.microbatch_size": 0, "data.length_groups": ()})
     (arm,) = arms.prepare(config, tmp_path / "run")
-    assert arm.run.loop.mechanism.microbatch_size == 4
+    assert arm.run.loop.microbatch_size == 4
     assert arm.config.train.microbatch_size == 0  # what the workdir records, and a resumed run is compared with
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(arm.run.state.params))
     # One example takes 220 kB, beside the five copies of what is trained.
-    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
+    monkeypatch.setattr("dp_rmt.training.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
     with pytest.raises(ValueError, match="one example at a time needs"):
         arms.prepare(config, tmp_path / "too_small")
-    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
+    monkeypatch.setattr("dp_rmt.training.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
     (arm,) = arms.prepare(config, tmp_path / "small")
-    assert arm.run.loop.mechanism.microbatch_size in (1, 2)
+    assert arm.run.loop.microbatch_size in (1, 2)
 
 
 def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: MakeConfig, tmp_path: Path) -> None:

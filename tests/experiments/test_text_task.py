@@ -143,9 +143,9 @@ def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str
         for name in ("query", "value")
         for factor in factors
     }
-    restored = arms.Checkpoints(tmp_path / "run" / "checkpoints", arm.run.identity).restore(arm.run.state)
+    restored = arm.run.checkpoints(tmp_path / "run").restore(arm.run.state)
     assert restored is not None
-    params = arms.published_params(restored[0])
+    params = arm.run.published_params(restored[0])
     batch = {name: values[:4] for name, values in arm.task.evaluations["dev"].items()}
     expected = arm.task.losses(params, batch)
     assert not np.allclose(expected, arm.task.losses(arm.task.params, batch), atol=1e-6)

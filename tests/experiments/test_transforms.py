@@ -18,7 +18,7 @@ from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.transforms import build_transforms
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.train_state import TrainState, Transforms, published_params
+from dp_rmt.training.train_state import TrainState, Transforms
 
 ARMS = arm_configs(sst2_methods.get_config())
 PARAMS = {"layers": {"query": {"kernel": np.zeros((3, 12, 16), np.float32)}}, "bias": np.zeros(16, np.float32)}
@@ -80,7 +80,7 @@ def test_every_arm_is_what_its_name_says_and_learns(arm: str) -> None:
     for _ in range(30):
         parts = step(*parts)
     params, _, _, optimizer = parts
-    assert loss(published_params(TrainState(jnp.array(30), params, {}, None, None, optimizer))) < 0.3 * first
+    assert loss(transforms.published_params(TrainState(jnp.array(30), params, {}, None, None, optimizer))) < 0.3 * first
 
 
 def test_what_is_published_of_the_kalman_filter_is_its_iterate() -> None:
@@ -89,7 +89,7 @@ def test_what_is_published_of_the_kalman_filter_is_its_iterate() -> None:
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     updates, optimizer = transforms.optimizer.update(grads, state.optimizer, state.params)
     moved = TrainState(state.step, optax.apply_updates(state.params, updates), {}, None, None, optimizer)
-    np.testing.assert_allclose(published_params(moved)["bias"], -0.1, rtol=1e-5)  # the first step of Adam
+    np.testing.assert_allclose(transforms.published_params(moved)["bias"], -0.1, rtol=1e-5)  # the first step of Adam
     np.testing.assert_allclose(moved.params["bias"], -0.1 * (1 + 0.3 / 0.7), rtol=1e-5)  # gamma = 0.3 / 0.7 ahead
 
 
