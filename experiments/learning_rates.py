@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.checks import arm_settings
@@ -49,12 +49,12 @@ def main(argv: list[str]) -> None:
 
 
 def choose_rates(
-    config: ConfigDict, *, names: list[str] | None, workdir: Path, record: Path, factors: list[float], steps: int
+    settings: Settings, *, names: list[str] | None, workdir: Path, record: Path, factors: list[float], steps: int
 ) -> None:
     """Writes the losses of every rate, and the best, arm by arm.
 
     Args:
-      config: with arms, as `configs.base.get_config` builds it.
+      settings: with arms.
       names: arms to try; None for all.
       workdir: gets a folder for each run.
       record: JSON file; arms that it has are left alone.
@@ -64,7 +64,6 @@ def choose_rates(
     Raises:
       ValueError: an arm is unknown, or the config allows no value of the private batch to be looked at.
     """
-    settings = Settings.from_config(config)
     every = arm_settings(settings)
     if unknown := set(names or ()) - set(every):
         raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(every)}")

@@ -19,15 +19,19 @@ from ml_collections import ConfigDict
 
 from dp_rmt.clipping.layer_rules import LAYER_RULES
 from dp_rmt.finetuning import arms
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.workdir import claim_workdir
 from dp_rmt.models.heads import MaskedLanguageModelHead
 from dp_rmt.training.ledger import only_writer
 
-MakeConfig = Callable[..., ConfigDict]
+MakeConfig = Callable[..., Settings]
 
 
-def assert_refused(config: ConfigDict, workdir: Path, error: type[Exception], *parts: str) -> None:
+DENOISED = Settings().denoise
+
+
+def assert_refused(config: Settings, workdir: Path, error: type[Exception], *parts: str) -> None:
     """`prepare` raises with all parts in the message, and the workdir has not come into being."""
     with pytest.raises(error) as caught:
         arms.prepare(config, workdir)
@@ -67,11 +71,11 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"model.flash_attention": True}, ["flash_attention is for decoders", "'classification'"]),
         ({"denoise.kalman_gain": 1.5}, ["config.denoise.kalman_gain must be at most 1", "got 1.5"]),
         (
-            {"denoise.enabled": True, "denoise.target": "first_moment", "denoise.method": "low_pass"},
+            {"denoise": DENOISED, "denoise.target": "first_moment", "denoise.method": "low_pass"},
             ["config.denoise.target='first_moment' denoises Adam's moment", "got 'low_pass' and 'adamw'"],
         ),
         (
-            {"denoise.enabled": True, "denoise.target": "first_moment", "optimizer.name": "muon"},
+            {"denoise": DENOISED, "denoise.target": "first_moment", "optimizer.name": "muon"},
             ["config.denoise.target='first_moment' denoises Adam's moment", "got 'rmt' and 'muon'"],
         ),
         ({"optimizer.second_moment": "denoised"}, ["config.optimizer.second_moment", "target='first_moment'"]),
@@ -282,7 +286,7 @@ def test_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig
     claim_workdir(tmp_path / "run", make_config())
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     before = snapshot(tmp_path / "run")
-    changed = make_config({"privacy.epsilon": 1.0, "optimizer.learning_rate": 1.0})
+    changed = make_config({"privacy.epsilon": 1.0, "train.learning_rate": 1.0})
     with pytest.raises(ValueError, match="holds another experiment; its config") as caught:
         arms.prepare(changed, tmp_path / "run")
     differences = "  optimizer.learning_rate: there 0.0005, now 1.0\n  privacy.epsilon: there 0.5, now 1.0\n"

@@ -15,10 +15,10 @@ import jax
 import pytest
 import safetensors.numpy
 from absl import logging
-from ml_collections import ConfigDict
 
 from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate
 from dp_rmt.finetuning import arms, assemble, statements
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import keyed_fingerprint
@@ -27,11 +27,11 @@ from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.run_start import FILE as START
 from experiments import audit, spent
 
-MakeConfig = Callable[..., ConfigDict]
+MakeConfig = Callable[..., Settings]
 FRESH = {"privacy.sampling_seed": None, "privacy.noise_seed": None, "privacy.accountant": "rdp"}
 
 
-def run(config: ConfigDict, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:
+def run(config: Settings, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:
     prepared = arms.prepare(config, workdir)
     for arm in prepared:
         arms.train(arm, until=until)

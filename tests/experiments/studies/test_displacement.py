@@ -50,7 +50,7 @@ def test_the_part_above_is_the_signal_where_it_shows_and_the_parts_add_up() -> N
 
 
 def test_a_run_is_scored_as_a_whole_and_in_parts(make_config: Callable[..., Any]) -> None:
-    config = make_config({"denoise.enabled": False, "optimizer.learning_rate": 1e-2})
+    config = make_config({"denoise": (), "train.learning_rate": 1e-2})
     stream, again = (GradientStream.build(config, arm="small", seed=0, num_steps=2) for _ in range(2))
     (row,) = displacement.record_run(stream, {2})
     assert row["step"] == 2
