@@ -156,7 +156,7 @@ def test_a_canary_without_digits_is_refused(config: Settings) -> None:
         ({"data.sensitive": ("emails",)}, "train.jsonl: none of the 28 training documents has a sensitive character"),
         (
             {"data.sensitive": ("names",)},
-            r"config.data.sensitive\[0\] must be one of attributes, spans, .* got 'names'",
+            r"config.data.sensitive\[0\] must be one of attributes, .* got 'names'",
         ),
         ({"data.max_length": 5}, r"train.jsonl, line 25: the canary has 7 tokens, but max_length=5 is the context"),
         ({"model.head": "classification"}, "documents need 'causal_lm'"),

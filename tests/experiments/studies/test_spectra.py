@@ -28,9 +28,6 @@ SEED, STEPS = 5, 3
 CHANGES = {"denoise": Settings().denoise, "train.learning_rate": 1e-2}
 
 
-DENOISED = Settings().denoise
-
-
 def kernels(tree: Any) -> dict[str, np.ndarray]:
     """Matrix leaves as (B, rows, cols), found without the code under test."""
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
