@@ -36,7 +36,7 @@ def test_every_group_says_where_it_stands() -> None:
     for name, kind in kinds(Settings).items():
         for group in (kind, *typing.get_args(kind)):
             if isinstance(group, type) and issubclass(group, Group):
-                assert group.WHERE == f"config.{name}"
+                assert f"config.{name}" == group.WHERE
     assert kinds(Model)["lora"].WHERE == "config.model.lora"
 
 
