@@ -44,7 +44,7 @@ from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
 from dp_rmt.training.ledger import read_ledger
-from experiments.benchmarks import machine
+from dp_rmt.reporting import machine
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""

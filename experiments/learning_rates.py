@@ -24,7 +24,7 @@ from dp_rmt.finetuning.rate_search import best_rate
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import claim_workdir
 from dp_rmt.training.metrics import read_metrics
-from experiments.studies.records import five_digits, write_record
+from dp_rmt.reporting.records import five_digits, write_record
 
 LAST_STEPS = 3
 """Whose losses are averaged."""

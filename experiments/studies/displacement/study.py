@@ -29,7 +29,7 @@ from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
 from dp_rmt.training.train_state import published_params
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from experiments.studies.records import five_digits, write_record
+from dp_rmt.reporting.records import five_digits, write_record
 from experiments.studies.spectra.gradient_stream import GradientStream
 
 PARTS = ("whole", "above", "below")

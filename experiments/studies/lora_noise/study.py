@@ -29,10 +29,10 @@ from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
 from dp_rmt.finetuning import assemble, command_line
 from dp_rmt.trees import leaves_by_path
-from experiments.benchmarks import machine
+from dp_rmt.reporting import machine
 from experiments.studies.lora_noise import laws as laws
 from experiments.studies.lora_noise import report as lora_noise_report
-from experiments.studies.records import five_digits, write_record
+from dp_rmt.reporting.records import five_digits, write_record
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")

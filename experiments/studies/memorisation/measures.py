@@ -17,7 +17,7 @@ from dp_rmt.training.losses import Losses
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 from experiments.benchmarks.matrix_flops import matrix_flops
-from experiments.studies.records import five_digits
+from dp_rmt.reporting.records import five_digits
 
 FPRS = (0.01, 0.001)
 

@@ -21,7 +21,7 @@ from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import as_json
 from dp_rmt.training.train_state import Transforms, published_params
 from dp_rmt.types import Params
-from experiments.benchmarks import machine
+from dp_rmt.reporting import machine
 
 
 class Gradients(NamedTuple):

@@ -28,7 +28,7 @@ from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.training.train_step import matrix_cosines
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from experiments.studies.records import five_digits, write_record
+from dp_rmt.reporting.records import five_digits, write_record
 from experiments.studies.spectra.gradient_stream import Gradients, GradientStream
 
 

@@ -23,7 +23,7 @@ from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
 from dp_rmt.reporting.numbers import number
 from dp_rmt.training.metrics import read_metrics
-from experiments.benchmarks import machine
+from dp_rmt.reporting import machine
 
 TEXTS = 12
 """Texts of each run in its record."""
