@@ -147,7 +147,7 @@ def test_what_a_command_line_gives_is_read_by_the_type_of_the_option(key: str, t
 
 @pytest.mark.parametrize("text", ["", "2.5", "many", "(1, 2)"])
 def test_text_that_is_no_value_is_refused_as_it_was_given(text: str) -> None:
-    with pytest.raises(ValueError, match="config.train.num_steps must be an integer or None, got "):
+    with pytest.raises(ValueError, match=r"config.train.num_steps must be an integer or None, got "):
         parsed(OPTIONS["train.num_steps"][0], text, "config.train.num_steps")
 
 
