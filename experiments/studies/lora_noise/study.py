@@ -28,11 +28,11 @@ from ml_collections import ConfigDict, config_flags
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
 from dp_rmt.finetuning import assemble, command_line
-from dp_rmt.trees import leaves_by_path
 from dp_rmt.reporting import machine
+from dp_rmt.reporting.records import five_digits, write_record
+from dp_rmt.trees import leaves_by_path
 from experiments.studies.lora_noise import laws as laws
 from experiments.studies.lora_noise import report as lora_noise_report
-from dp_rmt.reporting.records import five_digits, write_record
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")

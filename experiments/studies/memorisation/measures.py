@@ -13,11 +13,11 @@ import numpy as np
 from dp_rmt.auditing import exposure, membership, memorisation
 from dp_rmt.data import Document, evaluation_batches, tokenize_documents
 from dp_rmt.finetuning.assemble import Run
+from dp_rmt.reporting.records import five_digits
 from dp_rmt.training.losses import Losses
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 from experiments.benchmarks.matrix_flops import matrix_flops
-from dp_rmt.reporting.records import five_digits
 
 FPRS = (0.01, 0.001)
 

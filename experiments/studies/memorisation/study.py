@@ -32,13 +32,13 @@ from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.tasks.documents import read_documents_of
 from dp_rmt.finetuning.tasks.task import Arrays
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
+from dp_rmt.reporting import machine
+from dp_rmt.reporting.records import write_record
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
-from dp_rmt.reporting import machine
 from experiments.studies.memorisation import measures as measures
-from dp_rmt.reporting.records import write_record
 
 DEV_DOCUMENTS = 100
 """Of dev, looked at before and after each run."""

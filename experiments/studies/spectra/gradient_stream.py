@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.settings import arm_configs
 from dp_rmt.finetuning.workdir import as_json
+from dp_rmt.reporting import machine
 from dp_rmt.training.train_state import Transforms, published_params
 from dp_rmt.types import Params
-from dp_rmt.reporting import machine
 
 
 class Gradients(NamedTuple):

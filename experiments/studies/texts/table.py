@@ -21,9 +21,9 @@ from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.statements import privacy_record
 from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
+from dp_rmt.reporting import machine
 from dp_rmt.reporting.numbers import number
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.reporting import machine
 
 TEXTS = 12
 """Texts of each run in its record."""
