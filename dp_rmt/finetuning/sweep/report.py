@@ -23,7 +23,8 @@ from dp_rmt.finetuning.sweep.jobs import Job, Sweep
 from dp_rmt.finetuning.sweep.privacy import cost_of_choosing
 from dp_rmt.finetuning.workdir import is_secret
 from dp_rmt.reporting.numbers import number
-from dp_rmt.reporting.plots import COLORS, STYLE
+from dp_rmt.reporting.palette import COLORS
+from dp_rmt.reporting.plots import STYLE
 
 
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
