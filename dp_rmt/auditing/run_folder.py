@@ -11,7 +11,8 @@ from dp_rmt.auditing.engines import repeated_bound
 from dp_rmt.auditing.problems import CLIP_NORM, Audited
 from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.reporting.privacy_files import write_privacy
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training.ledger import read_ledger
 
 

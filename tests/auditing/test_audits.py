@@ -14,7 +14,8 @@ from dp_rmt.auditing.engines import OneRun
 from dp_rmt.auditing.problems import MUTATIONS, Audited, canary_losses, canary_params
 from dp_rmt.auditing.run_folder import audit_workdir
 from dp_rmt.reporting.audit_bound import read_audit
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
+from dp_rmt.reporting.privacy_files import write_privacy
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 
 PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 
