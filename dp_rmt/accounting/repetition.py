@@ -117,6 +117,6 @@ def epsilon_of_best(steps: Mapping[Step, int], repetitions: Repetitions, *, delt
 
     >>> runs = Repetitions(mean=6.0, shape=1.0)
     >>> round(epsilon_of_best({Step(2.0, sampling_probability=0.02): 4}, runs, delta=1e-5), 4)
-    1.7246
+    0.4429
     """
     return epsilon_of_divergences(divergences_of_best(composed_divergences(steps.items()), repetitions), delta)
