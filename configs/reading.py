@@ -1,4 +1,4 @@
-"""A config as a command line gives it, for programs that start others and want to know what these will read."""
+"""The settings that a command line gives, for programs that start others and want to know what these will read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import warnings
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 
 
-def read_config(arguments: Sequence[str]) -> ConfigDict:
+def read_settings(arguments: Sequence[str]) -> Settings:
     """Reads ``--config=FILE`` and ``--config.KEY=VALUE`` as `experiments.finetune` does.
 
     Args:
       arguments: of the command line.
 
     Returns:
-      The config.
+      The settings; those of every arm are checked, too.
 
     Raises:
       ValueError, AttributeError, KeyError, OSError: there is no such file or key, or a value cannot be used.
@@ -29,7 +30,8 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports a file
             values(argv)
-        arm_configs(values["config"].value)
     except flags.Error as error:
         raise ValueError(str(error)) from error
-    return values["config"].value
+    settings = Settings.from_config(values["config"].value)
+    arm_settings(settings)
+    return settings

@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dp_rmt.finetuning import arms, command_line
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.reporting.page import results_table
 from dp_rmt.reporting.privacy_statement import statement_table
 from dp_rmt.training import processes
@@ -32,8 +33,9 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with processes.ending_together():
         try:
+            settings = Settings.from_config(config)
             processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-            prepared = arms.prepare(config, workdir)
+            prepared = arms.prepare(settings, workdir)
         except (ValueError, OSError, RuntimeError) as error:
             command_line.stop(error)
         try:

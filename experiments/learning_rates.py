@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.rate_search import choose_rates
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.settings import Settings
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,9 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     paths = {"workdir": Path(values.workdir), "record": Path(values.record)}
     try:
-        choose_rates(arm_configs(values.config), names=values.arms, factors=values.factors, steps=values.steps, **paths)
+        choose_rates(
+            Settings.from_config(values.config), names=values.arms, factors=values.factors, steps=values.steps, **paths
+        )
     except (ValueError, OSError) as error:
         command_line.stop(error)
 

@@ -1,17 +1,18 @@
-"""An experiment: one or several arms of one config, each in a folder of its own, and their common report."""
+"""An experiment: one or several arms of the same settings, each in a folder of its own, and their common report."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Hashable
 from pathlib import Path
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import assemble, statements
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import samples, write_texts
@@ -41,24 +42,24 @@ class Arm:
 
     Attributes:
       name: of the arm.
-      config: its own.
+      settings: its own.
       workdir: its own.
       task: data and model.
       run: ready to train.
     """
 
     name: str
-    config: ConfigDict
+    settings: Settings
     workdir: Path
     task: Task
     run: assemble.Run
 
 
-def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
+def prepare(settings: Settings, workdir: Path) -> list[Arm]:
     """Checks everything and builds every arm; writes nothing but a new workdir's own files.
 
     Args:
-      config: as `configs.base.get_config` builds it.
+      settings: of the experiment.
       workdir: new, empty, or of the same experiment, which is then resumed.
 
     Returns:
@@ -67,22 +68,22 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
     Raises:
       ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
     """
-    configs = arm_configs(config)
-    folders = {name: workdir if len(configs) == 1 else workdir / name for name in configs}
+    each = arm_settings(settings)
+    folders = {name: workdir if len(each) == 1 else workdir / name for name in each}
     with processes.first_alone("workdir"):
-        located = _locate(config, configs, folders, workdir)
-    tasks: dict[str, Task] = {}
+        located = _locate(settings, each, folders, workdir)
+    tasks: dict[Hashable, Task] = {}
     arms = []
-    for name, arm_config in located.items():
-        shared = str((arm_config.data, arm_config.model, arm_config.seed))
-        if shared not in tasks:
-            tasks[shared] = assemble.load_task(arm_config)
-        run = assemble.build_run(arm_config, tasks[shared], name=name)
-        arms.append(Arm(name, configs[name], folders[name], tasks[shared], run))
+    for name, with_paths in located.items():
+        key = assemble.task_key(with_paths)
+        if key not in tasks:
+            tasks[key] = assemble.load_task(with_paths)
+        run = assemble.build_run(with_paths, tasks[key], name=name)
+        arms.append(Arm(name, each[name], folders[name], tasks[key], run))
         _check_checkpoints(arms[-1])
     processes.wait_for_all("arms are ready")
     if processes.is_first():
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, settings)
     return arms
 
 
@@ -102,7 +103,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
     """
     writes = processes.is_first()
     if writes and not (arm.workdir / CONFIG_FILE).exists():
-        claim_workdir(arm.workdir, arm.config)
+        claim_workdir(arm.workdir, arm.settings)
     with only_writer(arm.workdir) if writes else contextlib.nullcontext():
         _train(arm, writes, until)
     processes.wait_for_all("results are written")
@@ -147,7 +148,7 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     runs = {
         arm.name: ReportedRun(
             metrics=read_metrics(arm.workdir / "metrics.jsonl"),
-            config=as_json(arm.config),
+            config=as_json(arm.settings),
             privacy=read_privacy(arm.workdir),
             texts=samples(arm.workdir, SAMPLES),
         )
@@ -158,22 +159,22 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
 
 
 def _locate(
-    config: ConfigDict, configs: dict[str, ConfigDict], folders: dict[str, Path], workdir: Path
-) -> dict[str, ConfigDict]:
-    """Checks the folders, and makes the data of a synthetic task: the arms' configs with its paths."""
-    check_workdir(workdir, config)
-    if len(configs) > 1:
+    settings: Settings, each: dict[str, Settings], folders: dict[str, Path], workdir: Path
+) -> dict[str, Settings]:
+    """Checks the folders, and makes the data of a synthetic task: the arms' settings with its paths."""
+    check_workdir(workdir, settings)
+    if len(each) > 1:
         for name, folder in folders.items():
-            check_workdir(folder, configs[name])
+            check_workdir(folder, each[name])
     for folder in folders.values():
         if not can_go_on(folder / CHECKPOINTS):
             statements.check_unspent(folder)
-    if config.synthetic is None:
-        return configs
-    for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
-        assemble.build_mechanism(arm_config, arm_config.synthetic.num_private_train)
-    claim_workdir(workdir, config)
-    return synthetic_task.prepare(configs, workdir / "public")
+    if settings.synthetic is None:
+        return each
+    for arm in each.values():  # before minutes of pre-training: can epsilon be reached?
+        assemble.build_mechanism(arm, settings.synthetic.num_private_train)
+    claim_workdir(workdir, settings)
+    return synthetic_task.prepare(each, workdir / "public")
 
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
@@ -181,13 +182,13 @@ def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) 
     _save_model(arm, params)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes have nothing to do with it
-        scores = write_texts(arm.workdir, arm.task, params, arm.config.generation, mesh)
+        scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
 
 
 def _open_checkpoints(arm: Arm) -> Checkpoints:
-    return Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity, **arm.config.checkpoints)
+    return Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity, **arm.settings.checkpoints.as_dict())
 
 
 def _check_checkpoints(arm: Arm) -> None:

@@ -9,15 +9,15 @@ noise, those of the config's seed. Interrupted runs go on.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dp_rmt.finetuning import arms, assemble
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import claim_workdir
 from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.training.metrics import read_metrics
@@ -59,7 +59,7 @@ def best_rate(
 
 
 def choose_rates(
-    configs: Mapping[str, Any],
+    settings: Settings,
     *,
     workdir: Path,
     record: Path,
@@ -70,7 +70,7 @@ def choose_rates(
     """Writes the losses of every rate, and the best, arm by arm.
 
     Args:
-      configs: arm -> its config.
+      settings: with arms.
       workdir: gets a folder for each run.
       record: JSON file; arms that it has are left alone.
       factors: of each arm's own rate, to begin with.
@@ -78,41 +78,41 @@ def choose_rates(
       names: arms to try; None for all.
 
     Raises:
-      ValueError: an arm is unknown, or a config allows no value of the private batch to be looked at.
+      ValueError: an arm is unknown, or the settings allow no value of the private batch to be looked at.
     """
-    if unknown := set(names or ()) - set(configs):
-        raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(configs)}")
-    if not all(config.privacy.nonprivate_metrics for config in configs.values()):
+    every = arm_settings(settings)
+    if unknown := set(names or ()) - set(every):
+        raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(every)}")
+    if not all(arm.privacy.nonprivate_metrics for arm in every.values()):
         raise ValueError(
             "config.privacy.nonprivate_metrics=False, but rates are chosen by the loss of the training batches, "
             "which is private; on public data leave the key at True"
         )
     load_task = assemble.TaskLoader()
-    for name in names or configs:
+    for name in names or every:
         found = json.loads(record.read_text("utf-8")) if record.exists() else {}
         if name in found:
             continue
 
         def score(rate: float, name: str = name) -> float:
-            loss = _loss(configs[name], rate, load_task(configs[name]), workdir / f"{name}_lr{rate:g}", steps)
+            loss = _loss(every[name], rate, load_task(every[name]), workdir / f"{name}_lr{rate:g}", steps)
             print(f"{name}, rate {rate:g}: loss {loss:.4f}", flush=True)
             return -loss
 
-        best, scores = best_rate(score, configs[name].optimizer.learning_rate, factors)
+        best, scores = best_rate(score, every[name].train.learning_rate, factors)
         losses = {f"{rate:g}": five_digits([-scores[rate]])[0] for rate in sorted(scores)}
         found[name] = {"best": float(f"{best:g}"), "nonprivate/loss": losses, "steps": steps}
         write_record(record, found)
 
 
-def _loss(settings: Any, rate: float, task: assemble.Task, workdir: Path, steps: int) -> float:
+def _loss(settings: Settings, rate: float, task: assemble.Task, workdir: Path, steps: int) -> float:
     """Mean training loss over the last of the steps."""
-    config = copy.deepcopy(settings)
-    config.optimizer.learning_rate = rate
-    config.privacy.sampling_seed = config.privacy.noise_seed = config.seed  # the data is public
-    claim_workdir(workdir, config)
+    seeds = dict.fromkeys(("privacy.sampling_seed", "privacy.noise_seed"), settings.seed)  # the data is public
+    settings = settings.changed({"train.learning_rate": rate, **seeds})
+    claim_workdir(workdir, settings)
     task = dataclasses.replace(task, evaluations={})
-    run = assemble.build_run(config, task, name=workdir.name)
-    arms.train(arms.Arm(workdir.name, config, workdir, task, run), until=steps)
+    run = assemble.build_run(settings, task, name=workdir.name)
+    arms.train(arms.Arm(workdir.name, settings, workdir, task, run), until=steps)
     lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "nonprivate/loss" in line]
     last = [line["nonprivate/loss"] for line in lines if line["step"] <= steps][-LAST_STEPS:]
     return sum(last) / len(last)

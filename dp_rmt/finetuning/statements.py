@@ -36,7 +36,7 @@ def releases(arm: Arm, *, run: str, steps_done: int) -> Releases:
 
 def statement_of(arm: Arm) -> Callable[[int], PrivacyStatement]:
     """``updates -> the statement after so many``, of all that does not depend on the run's moment."""
-    mechanism, delta, privacy = arm.run.loop.mechanism, arm.run.delta, arm.config.privacy
+    mechanism, delta, privacy = arm.run.loop.mechanism, arm.run.delta, arm.settings.privacy
     is_private = mechanism.noise_multiplier > 0
     numbers: dict[str, Any] = {
         name: getattr(mechanism, name)
@@ -109,7 +109,7 @@ def privacy_record(workdir: Path) -> dict[str, Any]:
 
 
 def _entry(arm: Arm, run: str, updates: int) -> Entry:
-    mechanism, config = arm.run.loop.mechanism, arm.config
+    mechanism, settings = arm.run.loop.mechanism, arm.settings
     train_data = str(arm.run.identity["train_data"])
     return Entry(
         run=run,
@@ -126,8 +126,8 @@ def _entry(arm: Arm, run: str, updates: int) -> Entry:
         train_data=train_data,
         about=provenance.of_this_process(
             base_model=arm.task.base_model,
-            task=config.data.task,
-            tuning=config.model.tuning,
+            task=settings.data.task,
+            tuning=settings.model.tuning,
             data_fingerprint=provenance.keyed_fingerprint(run, train_data),
         ),
         date=now(),
@@ -135,7 +135,7 @@ def _entry(arm: Arm, run: str, updates: int) -> Entry:
 
 
 def _seeds_from(arm: Arm) -> Any:
-    given = arm.config.privacy.sampling_seed, arm.config.privacy.noise_seed
+    given = arm.settings.privacy.sampling_seed, arm.settings.privacy.noise_seed
     return "os entropy" if given == (None, None) else "given in the config"
 
 

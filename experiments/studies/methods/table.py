@@ -113,7 +113,11 @@ def _batch(record: Record) -> float:
 
 
 def _rate(record: Record) -> float:
-    return record["config"]["optimizer"]["learning_rate"]
+    """A record of before 0.2 has it with the optimizer."""
+    config = record["config"]
+    return (
+        config["train"]["learning_rate"] if "learning_rate" in config["train"] else config["optimizer"]["learning_rate"]
+    )
 
 
 def _grouped(records: Sequence[Record], key: Any) -> dict[Any, list[Record]]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.reading import read_config
+from configs.reading import read_settings
 from dp_rmt.finetuning.sweep import commands, executors, launch, report
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
 from dp_rmt.finetuning.sweep.executors import Slot
@@ -75,7 +75,7 @@ def stubs(of: Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
     for job in of.jobs(workdir, (sys.executable, *FINETUNE)):
-        config = as_json(read_config(job_arguments(of, job.name))) | {"arms": {}}
+        config = as_json(read_settings(job_arguments(of, job.name))) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
         given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
@@ -294,7 +294,7 @@ def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Pa
     loaded = load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
     assert loaded.changes
     for name, changes in loaded.changes.items():
-        config = read_config(job_arguments(loaded, name))
+        config = read_settings(job_arguments(loaded, name))
         assert config.data.cache_dir == "/tmp/elsewhere"
         for key, value in changes.items():
             assert ArmFolder("", tmp_path, as_json(config), {}).value(key) == value
@@ -330,7 +330,7 @@ def test_a_job_with_a_wrong_setting_is_refused(
     changes: dict[str, Any], message: str, make_sweep: Sweep, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        launch.check_jobs(dataclasses.replace(make_sweep, changes={"a": changes}), tmp_path, read_config)
+        launch.check_jobs(dataclasses.replace(make_sweep, changes={"a": changes}), tmp_path, read_settings)
 
 
 def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
