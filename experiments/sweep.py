@@ -6,8 +6,8 @@
 
 A job is `experiments.finetune` in a process and a folder of its own. The same command again runs what is missing or has
 failed: a job that has left its report after its last update is skipped, one that was killed resumes from its last
-checkpoint. Further settings, such as --config.data.path=DIR, hold for all jobs. The exit status is 1 if a job is not
-finished. `dp_rmt.finetuning.sweep.jobs.load_sweep` says what a file of configs/sweeps/ has, docs/launch.md the rest.
+checkpoint. Further settings, such as --config.data.path=DIR, hold for all jobs. What a file of configs/sweeps/ has, says
+`dp_rmt.finetuning.sweep.jobs.load_sweep`. The exit status is 1 if a job is not finished.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from configs.reading import read_settings
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.sweep import commands, jobs, launch
 
-ROOT = Path(__file__).parents[1]
-"""Where jobs run: `configs` and `experiments` are not installed."""
+ROOT = Path(__file__).parents[1]  # where jobs run: `configs` and `experiments` are not installed
 FINETUNE = ("-m", "experiments.finetune")
 
 
@@ -31,8 +30,10 @@ def main(argv: list[str]) -> None:
     values, common = flags.FLAGS, argv[1:]
     if others := [argument for argument in common if not argument.startswith("--config.")]:
         raise app.UsageError(f"unexpected arguments: {' '.join(others)}; jobs take --config.KEY=VALUE")
-    workdir = Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}")
-    options = launch.options_from(values.launch)
+    workdir, options = (
+        Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}"),
+        launch.options_from(values.launch),
+    )
     try:
         sweep = jobs.load_sweep(values.sweep, workdir, common)
         launch.check_jobs(sweep, workdir, read_settings)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import rate_search
 from dp_rmt.finetuning.rate_search import best_rate, choose_rates
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.training.metrics import read_metrics
 
 STEPS = 2
@@ -21,14 +21,14 @@ STEPS = 2
 @pytest.fixture
 def config(make_config: Callable[..., ConfigDict]) -> ConfigDict:
     config = make_config({"privacy.sampling_seed": None, "privacy.noise_seed": None}).unlock()
-    config.arms = {"noisy": {"optimizer": {"learning_rate": 0.1}}, "higher": {"optimizer": {"learning_rate": 1.0}}}
+    config.arms = {"noisy": {"train": {"learning_rate": 0.1}}, "higher": {"train": {"learning_rate": 1.0}}}
     return config.lock()
 
 
 def choose(config: ConfigDict, tmp_path: Path, names: list[str] | None = None) -> dict:
     record = tmp_path / "rates.json"
     given = {"workdir": tmp_path / "runs", "record": record, "factors": [0.01, 1.0], "steps": STEPS}
-    choose_rates(arm_configs(config), names=names, **given)
+    choose_rates(Settings.from_config(config), names=names, **given)
     return json.loads(record.read_text("utf-8"))
 
 

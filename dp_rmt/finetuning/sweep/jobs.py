@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_rmt.accounting import Repetitions
 from dp_rmt.files import write_private
-from dp_rmt.finetuning.settings import FOLDER_NAME
+from dp_rmt.finetuning.checks import FOLDER_NAME
 from dp_rmt.finetuning.sweep.arm_folders import arms_of
 from dp_rmt.finetuning.workdir import is_secret
 

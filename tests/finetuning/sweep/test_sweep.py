@@ -33,7 +33,7 @@ RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 SWEEP = """
 BASE = "configs/quickstart.py"
 SCORE = "eval/dev/accuracy"
-SWEPT = "optimizer.learning_rate"
+SWEPT = "train.learning_rate"
 
 def sweep():
     for rate in (1e-3, 1e-2):
@@ -54,7 +54,7 @@ if fails == "yes" and not pathlib.Path(mended).exists():
     sys.exit(3)
 (folder / "config.json").write_text(config)
 (folder / "privacy.json").write_text(privacy)
-score = 0.5 + 10 * json.loads(config)["optimizer"]["learning_rate"] + json.loads(config)["seed"] / 100
+score = 0.5 + 10 * json.loads(config)["train"]["learning_rate"] + json.loads(config)["seed"] / 100
 (folder / "metrics.jsonl").write_text(json.dumps({"step": 4, "eval/dev/accuracy": score}) + chr(10))
 (folder / "report.html").write_text("done")
 """
@@ -166,7 +166,7 @@ def test_text_of_configs_and_logs_stays_text_in_the_table(
     (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
     config = json.loads((job.workdir / "config.json").read_text())
-    config["optimizer"]["learning_rate"] = "a|<script>"
+    config["train"]["learning_rate"] = "a|<script>"
     (job.workdir / "config.json").write_text(json.dumps(config))
     report.write(make_sweep, tmp_path, [job], {"other": "```\n<script>alert(1)</script>\n````"})
     page = (tmp_path / "sweep.md").read_text()
@@ -322,8 +322,8 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.learning_rat": 1.0}, r"job 'a' .*learning_rat"),
-        ({"optimizer.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
+        ({"train.learning_rat": 1.0}, r"job 'a' .*learning_rat"),
+        ({"train.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
 def test_a_job_with_a_wrong_setting_is_refused(
@@ -412,7 +412,7 @@ def test_six_real_runs_of_which_one_fails_at_first(
         f"    config.name = 'tiny'\n    config.data.update({pairs!r})\n    config.data.length_groups = ()\n"
         f"    config.model.path = {config.model.path!r}\n    config.model.trainable = {config.model.trainable!r}\n"
         "    config.privacy.update({'epsilon': 0.5, 'delta': 1e-3, 'expected_batch_size': 24})\n"
-        "    config.denoise.enabled = False\n"
+        "    config.denoise = ()\n"
         "    config.train.update({'num_steps': 2, 'microbatch_size': 8, 'eval_batch_size': 32})\n"
         "    return config.lock()\n"
     )
