@@ -5,9 +5,9 @@
     python -m experiments.sweep --sweep=... --executor=print --target=gcloud --launch=tpu=NAME --launch=zone=ZONE
 
 A job is `experiments.finetune` in a process and a folder of its own. The same command again runs what is missing or has
-failed: a job that has left its report after its last update is skipped, one that was killed resumes from its last
-checkpoint. Further settings, such as --config.data.path=DIR, hold for all jobs. What a file of configs/sweeps/ has, says
-`dp_rmt.finetuning.sweep.jobs.load_sweep`. The exit status is 1 if a job is not finished.
+failed; a run that was killed resumes from its last checkpoint. Further settings, such as --config.data.path=DIR, hold
+for all jobs. The exit status is 1 if a job is not finished. `dp_rmt.finetuning.sweep.jobs.load_sweep` says what a file
+of configs/sweeps/ has.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ def main(argv: list[str]) -> None:
     values, common = flags.FLAGS, argv[1:]
     if others := [argument for argument in common if not argument.startswith("--config.")]:
         raise app.UsageError(f"unexpected arguments: {' '.join(others)}; jobs take --config.KEY=VALUE")
-    workdir, options = (
-        Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}"),
-        launch.options_from(values.launch),
-    )
+    workdir = Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}")
+    options = launch.options_from(values.launch)
     try:
         sweep = jobs.load_sweep(values.sweep, workdir, common)
         launch.check_jobs(sweep, workdir, read_settings)
@@ -46,8 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Leaves --config.KEY=VALUE, which the jobs take, to `main`."""
-    try:
+    try:  # --config.KEY=VALUE, which the jobs take, is left to `main`
         return flags.FLAGS(argv, known_only=True)
     except flags.Error as error:
         sys.exit(f"sweep: {error}")
