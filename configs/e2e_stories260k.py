@@ -15,6 +15,7 @@ trained on (6,980 pairs), since that is what the study had, and --config.generat
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -55,7 +56,7 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120 if task == "e2e" else 88  # DART's longest prompt leaves no more of the 512
     config.generation.batch_size = 64
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "": {"privacy": {"epsilon": math.inf}, "denoise": ()},
         "_noisy": {"denoise": ()},
         "_denoised": {},

@@ -55,7 +55,7 @@ def full_batch_mechanism(
 ) -> Audited:
     """All examples in every step."""
     settings: Any = {"num_examples": num_examples, "expected_batch_size": float(num_examples), "num_steps": num_steps}
-    settings |= {"max_batch_size": num_examples, "microbatch_size": min(500, num_examples)}
+    settings["max_batch_size"] = num_examples
     return _calibrated(epsilon, delta, mutation, settings)
 
 
@@ -74,7 +74,8 @@ def audit_one_run(
     """One run of the linear model with worst-case canaries; the row of a record."""
     mechanism = full_batch_mechanism(epsilon, delta, num_canaries, num_steps=4, mutation=mutation)
     flips = coin_flips(num_canaries, seed)
-    run = OneRun(mechanism, canary_losses, canary_params(num_canaries), {"row": np.arange(num_canaries)})
+    rows, size = {"row": np.arange(num_canaries)}, min(500, num_canaries)
+    run = OneRun(mechanism, canary_losses, canary_params(num_canaries), rows, microbatch_size=size)
 
     def bound() -> dict[str, Any]:
         scores = run.scores(flips, seed=seed, learning_rate=1.0)
@@ -89,7 +90,8 @@ def audit_mlp(epsilon: float, *, delta: float, seed: int, mutation: str = "none"
     flips = coin_flips(MLP_EXAMPLES, seed)
     params, arrays = mlp_params(MLP_WIDTH, MLP_HIDDEN, seed), mlp_arrays(MLP_EXAMPLES, MLP_WIDTH, seed)
     start = time.perf_counter()
-    scores = OneRun(mechanism, mlp_losses, params, arrays).scores(flips, seed=seed, learning_rate=1.0)
+    run = OneRun(mechanism, mlp_losses, params, arrays, microbatch_size=MLP_EXAMPLES)
+    scores = run.scores(flips, seed=seed, learning_rate=1.0)
     seconds = round(time.perf_counter() - start, 1)
     claim = {"proven": epsilon, "delta": delta}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from dp_rmt.auditing.audits import EXAMPLES
 from dp_rmt.auditing.engines import repeated_bound
 from dp_rmt.auditing.problems import CLIP_NORM, Audited
-from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
-from dp_rmt.training.ledger import read_ledger
+from dp_rmt.training.ledger import FILE as LEDGER
+from dp_rmt.training.ledger import only_writer, read_ledger
 
 
 def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
@@ -65,7 +65,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
     )
     write_audit(workdir, bound)
-    alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
+    alone = only_writer(workdir) if (workdir / LEDGER).exists() else contextlib.nullcontext()
     with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
         now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
         write_privacy(workdir, dataclasses.replace(now, audit=bound))

@@ -9,7 +9,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import functools
 import numbers
 import types
 import typing
@@ -74,11 +73,15 @@ class Group:
         return {name: value.as_dict() if isinstance(value, Group) else value for name, value in values.items()}
 
 
-@functools.cache
 def kinds(of: type[Group]) -> dict[str, Any]:
     """The type of every option of a group, by name."""
-    hints = typing.get_type_hints(of)
-    return {field.name: hints[field.name] for field in dataclasses.fields(of)}
+    if of not in _KINDS:
+        hints = typing.get_type_hints(of)
+        _KINDS[of] = {field.name: hints[field.name] for field in dataclasses.fields(of)}
+    return _KINDS[of]
+
+
+_KINDS: dict[type[Group], dict[str, Any]] = {}  # to read the annotations of all groups takes a tenth of a second
 
 
 def group_of(kind: Any) -> type[Group] | None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from absl import logging
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import arms
+from dp_rmt.finetuning.settings import Settings
+
+DENOISED = Settings().denoise
 
 BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant": "rdp"}
 
@@ -19,17 +21,17 @@ BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant":
 @pytest.mark.parametrize(
     ("changes", "is_warned"),
     [
-        ({**BIASES, "denoise.enabled": True}, True),
-        ({**BIASES, "denoise.enabled": True, "denoise.method": "truncate_rank"}, True),
-        ({**BIASES, "denoise.enabled": True, "denoise.method": "low_pass"}, False),  # filters biases, too
+        ({**BIASES, "denoise": DENOISED}, True),
+        ({**BIASES, "denoise": DENOISED, "denoise.method": "truncate_rank"}, True),
+        ({**BIASES, "denoise": DENOISED, "denoise.method": "low_pass"}, False),  # filters biases, too
         ({**BIASES}, False),
-        ({"privacy.accountant": "rdp", "denoise.enabled": True}, False),
+        ({"privacy.accountant": "rdp", "denoise": DENOISED}, False),
     ],
 )
 def test_biases_alone_are_warned_of(
     changes: dict[str, Any],
     is_warned: bool,
-    make_config: Callable[..., ConfigDict],
+    make_config: Callable[..., Settings],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

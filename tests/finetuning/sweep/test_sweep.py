@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs.reading import read_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import commands, executors, launch, report
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
 from dp_rmt.finetuning.sweep.executors import Slot
@@ -401,12 +401,12 @@ def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "submitit"])
 def test_six_real_runs_of_which_one_fails_at_first(
-    executor: str, make_config: Callable[..., ConfigDict], tmp_path: Path, compilation_cache_dir: str
+    executor: str, make_config: Callable[..., Settings], tmp_path: Path, compilation_cache_dir: str
 ) -> None:
     if executor == "submitit":
         pytest.importorskip("submitit")
     config = make_config()
-    pairs = {name: config.data[name] for name in ("path", "cache_dir", "max_length")}
+    pairs = {name: getattr(config.data, name) for name in ("path", "cache_dir", "max_length")}
     source = (
         "from configs import base\n\ndef get_config():\n    config = base.get_config().unlock()\n"
         f"    config.name = 'tiny'\n    config.data.update({pairs!r})\n    config.data.length_groups = ()\n"
