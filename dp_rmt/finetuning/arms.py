@@ -19,8 +19,8 @@ from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.reporting.page import Run as ReportedRun
-from dp_rmt.reporting.page import write_report
-from dp_rmt.reporting.privacy_statement import read_privacy
+from dp_rmt.reporting.page import results_table, write_report
+from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
 from dp_rmt.training import processes
 from dp_rmt.training.checkpoint import can_go_on
 from dp_rmt.training.guarantee import check_unspent
@@ -130,6 +130,13 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     }
     write_report(workdir / "report.html", runs)
     return runs
+
+
+def summary(arms: list[Arm], workdir: Path) -> str:
+    """Writes the report over all arms, and says what it shows for the terminal."""
+    runs = report(arms, workdir)
+    statements = statement_table({name: run.privacy for name, run in runs.items()})
+    return f"{results_table(runs)}\n{statements}\nReport: {workdir / 'report.html'}"
 
 
 def _locate(

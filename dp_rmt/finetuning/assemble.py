@@ -189,7 +189,7 @@ def _warn_of_nothing_to_truncate(name: str, settings: Settings, params: Any) -> 
     if truncates and not matrix_view.matrix_leaves(params):
         logging.warning(
             "%s: truncate_rank truncates matrices, and none is trained with config.model.tuning=%r and "
-            "config.model.trainable=%r: this run is the one without it. Leave it out of config.denoise to say so, or "
+            "config.model.trainable=%r, so this is the run without it. Leave it out of config.denoise to say so, or "
             "train matrices, too",
             name,
             settings.model.tuning,

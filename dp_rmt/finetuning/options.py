@@ -182,8 +182,9 @@ def fitted(kind: Any, value: Any, where: str) -> Any:
             return value
     elif origin is not None and issubclass(origin, Mapping) and hasattr(value, "items"):
         return _plain(value)
-    elif kind in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if kind is float or isinstance(value, numbers.Integral):
+    elif kind in (int, float):
+        wanted = numbers.Integral if kind is int else numbers.Real
+        if isinstance(value, wanted) and not isinstance(value, bool):
             return kind(value)
     elif isinstance(kind, type) and isinstance(value, kind):
         return value

@@ -70,7 +70,8 @@ class Model(Group):
     WHERE: ClassVar[str] = "config.model"
     path: str = option("roberta-base", "Folder, name on the hub, or package:NAME/FOLDER of an installed package.")
     head: Literal["classification", "infilling", "causal_lm"] = option(
-        "classification", "infilling: a prompt and label words; causal_lm: a decoder, for text."
+        "classification",
+        "What stands on top: a fresh classifier; for infilling, a prompt and label words; for text, causal_lm.",
     )
     tuning: Literal["full", "lora", "ffa_lora", "bias"] = option(
         "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
@@ -94,7 +95,9 @@ class Privacy(Group):
     epsilon: float = option(8.0, "Privacy budget; inf is no noise, no clipping and no privacy.", POSITIVE)
     delta: float | None = option(None, "None: N^-1.1 for N training examples.", DELTA)
     l2_clip_norm: float = option(0.1, "Largest norm of one example's gradient.", POSITIVE)
-    clip: Literal["flat", "automatic"] = option("flat", "flat shortens long gradients, automatic normalises all.")
+    clip: Literal["flat", "automatic"] = option(
+        "flat", "Whether long gradients are shortened (flat), or all are normalised (automatic)."
+    )
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
     expected_batch_size: int = option(1000, "Mean size of a Poisson sample.", POSITIVE)
     max_batch_size: int | None = option(
@@ -119,7 +122,7 @@ class Train(Group):
     epochs: float | None = option(None, "Length of the run; give either epochs or num_steps.", POSITIVE)
     num_steps: int | None = option(None, "Length of the run in updates; give either epochs or num_steps.", POSITIVE)
     learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
-    schedule: Literal["linear", "constant"] = option("linear", "linear: to zero over the run, after the warm-up.")
+    schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
     warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
     clipping_method: Literal["auto", "bookkeeping", "ghost", "vmap"] = option(
         "auto", "How per-example norms are computed; vmap takes layers without a rule. The result is the same."

@@ -136,12 +136,8 @@ def test_the_noise_of_the_published_sst2_run() -> None:
 def test_what_the_recipe_trains_has_ghost_rules_in_a_roberta(
     make_model: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    small = {
-        "data": {
-            "path": str(corpus),
-            "cache_dir": str(tmp_path / "cache"),
-            "length_groups": (),
-        },  # each is another trace
+    small = {  # a length group more is a trace more
+        "data": {"path": str(corpus), "cache_dir": str(tmp_path / "cache"), "length_groups": ()},
         "model.path": str(make_model(tmp_path, architecture="roberta", max_length=256)),
         "privacy": {"epsilon": math.inf, "expected_batch_size": 24},
     }

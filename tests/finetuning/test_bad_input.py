@@ -62,7 +62,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"privacy.epsilon": float("inf"), "privacy.clip": "automatic"}, ["epsilon=inf switches clipping off"]),
         (
             {"train.learning_rat": 1.0},
-            ["config.train.learning_rat: there is no such key; did you mean 'learning_rate'"],
+            ["config.train.learning_rat: there is no such key", "mean 'learning_rate'?"],
         ),
         ({"train.num_steps": 2.5}, ["config.train.num_steps must be an integer or None, got 2.5"]),
         (
@@ -72,7 +72,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"model.flash_attention": True}, ["flash_attention is for decoders", "'classification'"]),
         (
             {"optimizer": ("adamw", {"b1": 1.0})},
-            ["config.optimizer: adamw: b1 must be at least 0 and below 1, got 1.0"],
+            ["config.optimizer: adamw: b1 must be at least 0 and below 1"],
         ),
         ({"train.warmup_steps": 3}, ["config.train.warmup_steps=3 must be less than the 3 steps"]),
         ({"train.epochs": 1.0}, ["exactly one of config.train.epochs and config.train.num_steps"]),
