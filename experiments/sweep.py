@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs.reading import read_settings
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.sweep import commands, jobs, launch
 
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> None:
     options = launch.options_from(values.launch)
     try:
         sweep = jobs.load_sweep(values.sweep, workdir, common)
-        launch.check_jobs(sweep, workdir, read_settings)
+        launch.check_jobs(sweep, workdir)
         if values.executor == "print":
             return launch.print_missing(sweep, workdir, ("python", *FINETUNE), target=values.target, options=options)
         given = {"by": values.executor, "jobs_at_once": values.jobs_at_once, "options": options, "cwd": ROOT}

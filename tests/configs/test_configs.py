@@ -17,7 +17,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.trees import leaves_by_path
 
 FOLDER = Path(base.__file__).parent
-SHARED = {"__init__", "base", "choices", "customersim_recipe", "reading"}
+SHARED = {"__init__", "base", "choices", "customersim_recipe"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 GLUE = {"sst2": 67_349, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
 """Training examples of GLUE (Wang et al. 2019)."""

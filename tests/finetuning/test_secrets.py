@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import safetensors
 
-from configs.reading import read_settings
 from dp_rmt.finetuning import arms, assemble, workdir
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, report
@@ -226,8 +225,7 @@ def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> Non
     executors.run_local(jobs, [Slot({})], poll_seconds=0.02)
     for job in jobs:
         job.workdir.mkdir(parents=True)
-        config = read_settings([f"--config={of.base}", *of.arguments(job.name)])
-        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(config) | {"arms": {}}))
+        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(of.settings(job.name)) | {"arms": {}}))
         (job.workdir / "privacy.json").write_text(json.dumps(statement))
         (job.workdir / "metrics.jsonl").write_text('{"step": 4, "eval/dev/accuracy": 0.5}\n')
     report.write(of, folder, jobs, {})

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from configs.reading import read_settings
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, launch, report
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
@@ -64,15 +63,11 @@ def make_sweep(tmp_path: Path) -> Sweep:
     return load_sweep(path, tmp_path / "work")
 
 
-def job_arguments(of: Sweep, name: str) -> list[str]:
-    return [f"--config={of.base}", *of.arguments(name)]
-
-
 def stubs(of: Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
     for job in of.jobs(workdir, (sys.executable, *FINETUNE)):
-        config = as_json(read_settings(job_arguments(of, job.name))) | {"arms": {}}
+        config = as_json(of.settings(job.name)) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
         given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
@@ -209,7 +204,7 @@ def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Pa
     loaded = load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
     assert loaded.changes
     for name, changes in loaded.changes.items():
-        config = read_settings(job_arguments(loaded, name))
+        config = loaded.settings(name)
         assert config.data.cache_dir == "/tmp/elsewhere"
         for key, value in changes.items():
             assert ArmFolder("", tmp_path, as_json(config), {}).value(key) == value
@@ -241,11 +236,9 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
         ({"train.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
-def test_a_job_with_a_wrong_setting_is_refused(
-    changes: dict[str, Any], message: str, make_sweep: Sweep, tmp_path: Path
-) -> None:
+def test_a_job_with_a_wrong_setting_is_refused(changes: dict[str, Any], message: str, make_sweep: Sweep) -> None:
     with pytest.raises(ValueError, match=message):
-        launch.check_jobs(dataclasses.replace(make_sweep, changes={"a": changes}), tmp_path, read_settings)
+        dataclasses.replace(make_sweep, changes={"a": changes}).settings("a")
 
 
 # ---- The command, for real ------------------------------------------------------------------------------------------
