@@ -156,10 +156,9 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
     """
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
-    prepared = arms.prepare(settings, workdir)
-    (arm,) = prepared
+    (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)
-    arms.report(prepared, workdir)
+    arms.report(workdir)
     return _finetuned(arm)
 
 
