@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dp_rmt.finetuning.options import kinds, walk
-from dp_rmt.finetuning.settings import Data, DocumentTaskName, Settings, TextTaskName
+from dp_rmt.finetuning.settings import DocumentTaskName, GlueTaskName, Settings, TextTaskName
 
+_ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 EPOCHS = 3.0
 """Length of a run whose length is not given."""
 
@@ -73,11 +74,10 @@ def _full_name(key: str) -> str:
 
 
 def _data(train: str) -> dict[str, Any]:
-    tasks = [name for kind in typing.get_args(kinds(Data)["task"]) for name in typing.get_args(kind)]
-    if train in tasks:
+    if train in _ON_THE_HUB:
         return {"data.task": train}
     if not Path(train).exists():
         raise FileNotFoundError(
-            f"train={train!r}: there is no such file or folder, nor such a task; the tasks are {', '.join(tasks)}"
+            f"train={train!r}: there is no such file or folder, nor such a task; the hub has {', '.join(_ON_THE_HUB)}"
         )
     return {"data.path": train, "data.task": "labelled_table"}
