@@ -102,7 +102,7 @@ def test_the_same_call_and_the_folder_give_the_same_again(finetuned: dp_rmt.Fine
         jax.tree.map(np.testing.assert_array_equal, again.params, finetuned.params)
         assert again.scores == finetuned.scores
         assert again.privacy == finetuned.privacy
-    with pytest.raises(ValueError, match="holds another experiment; .*\n  train.num_steps: there 3, now 4"):
+    with pytest.raises(ValueError, match=r"holds another experiment; .*\n  train.num_steps: there 3, now 4"):
         dp_rmt.finetune(**{**call, "num_steps": 4})
     with pytest.raises(ValueError, match="has the arms base: name one"):
         load_finetuned(call["workdir"], "noisy")
