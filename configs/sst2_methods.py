@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 
 from configs import sst2_minilm
 
-
 STREAM = {"matrix_rule": "layers_side_by_side", "join": "reads_the_stream"}
 """All that reads the residual stream, of all layers, as one matrix."""
-MUON = ("muon", {"consistent_rms": 0.2, "others": "adamw"})
+ADAMW = ("adamw", {"weight_decay": 0.0})
+MUON = ("muon", {"consistent_rms": 0.2, "others": ADAMW})
 """With steps of Adam's size, so that one learning rate serves both."""
 
 
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
         "hard_threshold": {"denoise": denoised(shrinker="hard_threshold", rescale="none")},
         "truncate_rank": {"denoise": (("truncate_rank", {"rank": 4}),)},
         "low_pass": {"denoise": ("low_pass_filter",)},
-        "kalman": {"denoise": (), "optimizer": ("kalman_filter", {"optimizer": "adamw", "kappa": 0.7})},
+        "kalman": {"denoise": (), "optimizer": ("kalman_filter", {"optimizer": ADAMW, "kappa": 0.7})},
         "muon": {"denoise": (), "optimizer": MUON, "train": {"learning_rate": 4e-3}},
     }
     return config.lock()

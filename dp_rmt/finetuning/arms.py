@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Hashable
 from pathlib import Path
 
 import jax
-from absl import logging
 
-from dp_rmt.finetuning import assemble, statements
+from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import samples, write_texts
-from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
+from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.reporting.page import Run as ReportedRun
-from dp_rmt.reporting.page import write_report
-from dp_rmt.reporting.privacy_statement import read_privacy
+from dp_rmt.reporting.page import results_table, write_report
+from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
 from dp_rmt.training import processes
-from dp_rmt.training.checkpoint import Checkpoints, can_go_on
-from dp_rmt.training.ledger import Ledger
+from dp_rmt.training.checkpoint import can_go_on
+from dp_rmt.training.guarantee import check_unspent
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.train_state import TrainState, published_params
+from dp_rmt.training.run import CHECKPOINTS, Run, Seeds
+from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 
-CHECKPOINTS = "checkpoints"
 SAMPLES = 8
 """Texts of each run in the report."""
 
@@ -52,7 +50,7 @@ class Arm:
     settings: Settings
     workdir: Path
     task: Task
-    run: assemble.Run
+    run: Run
 
 
 def prepare(settings: Settings, workdir: Path) -> list[Arm]:
@@ -79,8 +77,8 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
         if key not in tasks:
             tasks[key] = assemble.load_task(with_paths)
         run = assemble.build_run(with_paths, tasks[key], name=name)
+        run.check(folders[name])
         arms.append(Arm(name, each[name], folders[name], tasks[key], run))
-        _check_checkpoints(arms[-1])
     processes.wait_for_all("arms are ready")
     if processes.is_first():
         claim_workdir(workdir, settings)
@@ -101,32 +99,13 @@ def train(arm: Arm, *, until: int | None = None) -> None:
       FileExistsError: the workdir has the results of a run, but nothing to go on from.
       BlockingIOError: another process trains there.
     """
-    writes = processes.is_first()
-    if writes and not (arm.workdir / CONFIG_FILE).exists():
+    if processes.is_first() and not (arm.workdir / CONFIG_FILE).exists():
         claim_workdir(arm.workdir, arm.settings)
-    with only_writer(arm.workdir) if writes else contextlib.nullcontext():
-        _train(arm, writes, until)
-    processes.wait_for_all("results are written")
-
-
-def _train(arm: Arm, writes: bool, until: int | None) -> None:
-    """What of `train` happens while no other process may touch the folder, reading the checkpoint included."""
-    mechanism = arm.run.loop.mechanism
-    checkpoints = _open_checkpoints(arm)
-    state, seed = arm.run.state, arm.run.sampling_seed
-    restored = checkpoints.restore(state)
-    if restored is None and writes:
-        statements.check_unspent(arm.workdir)
-    if restored is not None:
-        state, seed = restored
-        logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
-    releases = statements.releases(arm, run=checkpoints.run, steps_done=int(state.step)) if writes else None
-    metrics = MetricsWriter(arm.workdir / "metrics.jsonl") if writes else None
-    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, releases, until=until)
-    checkpoints.close()
-    params = processes.to_host(published_params(state))
-    if metrics is not None:
-        _write_results(arm, int(state.step), params, metrics)
+    arm.run.train(
+        arm.workdir,
+        until=until,
+        write_results=lambda step, params, metrics: _write_results(arm, step, params, metrics),
+    )
 
 
 def trained_state(arm: Arm) -> TrainState:
@@ -135,12 +114,7 @@ def trained_state(arm: Arm) -> TrainState:
     Raises:
       FileNotFoundError: the arm has not been trained.
     """
-    checkpoints = _open_checkpoints(arm)
-    restored = checkpoints.restore(arm.run.state)
-    checkpoints.close()
-    if restored is None or int(restored[0].step) == 0:
-        raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
-    return restored[0]
+    return arm.run.trained_state(arm.workdir)
 
 
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
@@ -158,6 +132,13 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     return runs
 
 
+def summary(arms: list[Arm], workdir: Path) -> str:
+    """Writes the report over all arms, and says what it shows for the terminal."""
+    runs = report(arms, workdir)
+    statements = statement_table({name: run.privacy for name, run in runs.items()})
+    return f"{results_table(runs)}\n{statements}\nReport: {workdir / 'report.html'}"
+
+
 def _locate(
     settings: Settings, each: dict[str, Settings], folders: dict[str, Path], workdir: Path
 ) -> dict[str, Settings]:
@@ -166,9 +147,10 @@ def _locate(
     if len(each) > 1:
         for name, folder in folders.items():
             check_workdir(folder, each[name])
-    for folder in folders.values():
+    for name, folder in folders.items():
         if not can_go_on(folder / CHECKPOINTS):
-            statements.check_unspent(folder)
+            seeds = Seeds(each[name].privacy.sampling_seed, each[name].privacy.noise_seed)
+            check_unspent(folder, seeds_given=seeds.are_given)
     if settings.synthetic is None:
         return each
     for arm in each.values():  # before minutes of pre-training: can epsilon be reached?
@@ -185,20 +167,6 @@ def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) 
         scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
-
-
-def _open_checkpoints(arm: Arm) -> Checkpoints:
-    return Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity, **arm.settings.checkpoints.as_dict())
-
-
-def _check_checkpoints(arm: Arm) -> None:
-    """Raises ValueError or FileExistsError for checkpoints of another experiment, such as one on other data."""
-    if (arm.workdir / CHECKPOINTS).is_dir():
-        checkpoints = _open_checkpoints(arm)
-        checkpoints.check()
-        checkpoints.close()
-        if can_go_on(arm.workdir / CHECKPOINTS):
-            Ledger(arm.workdir).check_run(checkpoints.run)
 
 
 def _save_model(arm: Arm, params: Params) -> None:

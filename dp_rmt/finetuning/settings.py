@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (options and groups are fields: what makes them is meant to be called once)
 """Every option of the program, with its type, its doc and its check. `configs.base` is made from these."""
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Model(Group):
     WHERE: ClassVar[str] = "config.model"
     path: str = option("roberta-base", "Folder, name on the hub, or package:NAME/FOLDER of an installed package.")
     head: Literal["classification", "infilling", "causal_lm"] = option(
-        "classification", "infilling: a prompt and label words; causal_lm: a decoder, for text."
+        "classification",
+        "What stands on top: a fresh classifier; for infilling, a prompt and label words; for text, causal_lm.",
     )
     tuning: Literal["full", "lora", "ffa_lora", "bias"] = option(
         "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
@@ -93,7 +95,9 @@ class Privacy(Group):
     epsilon: float = option(8.0, "Privacy budget; inf is no noise, no clipping and no privacy.", POSITIVE)
     delta: float | None = option(None, "None: N^-1.1 for N training examples.", DELTA)
     l2_clip_norm: float = option(0.1, "Largest norm of one example's gradient.", POSITIVE)
-    clip: Literal["flat", "automatic"] = option("flat", "flat shortens long gradients, automatic normalises all.")
+    clip: Literal["flat", "automatic"] = option(
+        "flat", "Whether long gradients are shortened (flat), or all are normalised (automatic)."
+    )
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
     expected_batch_size: int = option(1000, "Mean size of a Poisson sample.", POSITIVE)
     max_batch_size: int | None = option(
@@ -118,7 +122,7 @@ class Train(Group):
     epochs: float | None = option(None, "Length of the run; give either epochs or num_steps.", POSITIVE)
     num_steps: int | None = option(None, "Length of the run in updates; give either epochs or num_steps.", POSITIVE)
     learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
-    schedule: Literal["linear", "constant"] = option("linear", "linear: to zero over the run, after the warm-up.")
+    schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
     warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
     clipping_method: Literal["auto", "bookkeeping", "ghost", "vmap"] = option(
         "auto", "How per-example norms are computed; vmap takes layers without a rule. The result is the same."
@@ -214,7 +218,8 @@ class Settings(Group):
         "low_pass_filter, truncate_rank. () is nothing.",
     )
     optimizer: Named = option(
-        "adamw", "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter."
+        ("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}),
+        "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
     )
     train: Train = group(Train, "The course of a run.")
     mesh: Mesh = group(Mesh, "How devices share the work.")
@@ -229,7 +234,7 @@ class Settings(Group):
 
     @classmethod
     def from_config(cls, config: Any) -> Settings:
-        """The settings that nested dictionaries give, such as a ConfigDict or the JSON of a workdir; the rest is default.
+        """The settings that nested dictionaries give, such as a ConfigDict or a workdir's JSON; the rest is default.
 
         Args:
           config: nested, by name; anything that has ``items``.
@@ -241,3 +246,17 @@ class Settings(Group):
           ValueError: there is no such option, or its value cannot be used; the message names it.
         """
         return replaced(cls(), config)
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with some options changed.
+
+        Args:
+          changes: by name, nested or dotted.
+
+        Raises:
+          ValueError: there is no such option, or its value cannot be used; the message names it.
+
+        >>> Settings().changed({"privacy.epsilon": 3, "train": {"num_steps": 10}}).train.num_steps
+        10
+        """
+        return replaced(self, changes)

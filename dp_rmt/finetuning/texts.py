@@ -8,12 +8,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dp_rmt import scoring as text_scores
 from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.settings import Generation
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts
+from dp_rmt.scoring import text_scores
 from dp_rmt.types import Params
 
 with extra("finetune"):
@@ -28,7 +28,10 @@ def decoding(settings: Generation) -> Method:
     Raises:
       ValueError: one of its settings is out of range.
     """
-    shared = {"max_new_tokens": settings.max_new_tokens, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
+    shared: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+    }
     if settings.method == "beam":
         return Beam(**shared, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
     if settings.method == "sampling":

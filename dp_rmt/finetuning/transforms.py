@@ -16,7 +16,7 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
-from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
@@ -60,13 +60,10 @@ OPTIMIZERS: Table = {
 }
 """What `config.optimizer` names."""
 
-MATRIX_DENOISERS = ("denoise_matrices", "truncate_rank", "denoised_adam")
-"""Names of what does nothing where no matrix is trained."""
-
 _MADE: Mapping[str, Table] = {
     "gate": {"kappa": Kappa, "tracy_widom": TracyWidom},
-    "optimizer": OPTIMIZERS,
-    "others": OPTIMIZERS,
+    "optimizer": {"adamw": optax.adamw, "muon": private_muon},
+    "others": {"adamw": optax.adamw},
 }
 """Options whose value is named, too, and made from options of its own."""
 
@@ -108,7 +105,10 @@ def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh
         "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
         "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
-    return Transforms(mechanism.noise(noise_key(noise_seed)), *_stages(denoise, optimizer, filled_in))
+    stages = _stages(denoise, optimizer, filled_in)
+    is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
+    noise = mechanism.noise(noise_key(noise_seed))
+    return Transforms(noise, *stages, published=without_look_ahead if is_ahead else None)
 
 
 def check_transforms(settings: Settings) -> None:
@@ -138,7 +138,7 @@ def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
 def _stages(
     denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """What denoises, and the optimizer. The noise level is that of the first of them: it alone gets the noisy gradient."""
+    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and so its noise level."""
     later = {name: value for name, value in filled_in.items() if name != "noise_std"}
     stages = [
         _made(named, DENOISERS, later if number else filled_in, f"config.denoise[{number}]")
@@ -162,8 +162,8 @@ def _made(named: Named, table: Table, filled_in: Mapping[str, Any], where: str) 
             raise ValueError(f"{where} has no option {option!r}; {close_to(option, own)}")
     if "noise_std" in arguments and "noise_std" not in filled_in:
         raise ValueError(
-            f"{where} works at the noise level of the gradient itself, which whatever stands before or around it "
-            "changes: let it be the first of config.denoise, or, if it is the optimizer, let config.denoise be ()"
+            f"{where} works at the noise level of the gradient itself, which whatever stands before it changes: let it "
+            "be the first of config.denoise, or, if it is the optimizer, let config.denoise be ()"
         )
     if missing := [key for key in own if arguments[key].default is inspect.Parameter.empty and key not in options]:
         raise ValueError(f"{where} needs the option {missing[0]!r}")
@@ -180,8 +180,7 @@ def _made(named: Named, table: Table, filled_in: Mapping[str, Any], where: str) 
 def _value(option: str, value: Any, kind: Any, filled_in: Mapping[str, Any], where: str) -> Any:
     """The value of one option, made from its name where it is named."""
     if option in _MADE:
-        inside = {name: known for name, known in filled_in.items() if name != "noise_std"}
-        return _made(value, _MADE[option], inside, where)
+        return _made(value, _MADE[option], filled_in, where)
     if option in _RULES:
         if value not in _RULES[option]:
             raise ValueError(f"{where}: there is no {value!r}; {close_to(str(value), list(_RULES[option]))}")
@@ -216,5 +215,5 @@ def _without_denoising(optimizer: Named) -> Named:
         return _without_denoising(options["optimizer"])
     if name == "denoised_adam":
         shared = inspect.signature(optax.adamw).parameters
-        return "adamw", {key: value for key, value in options.items() if key in shared}
+        return "adamw", {"weight_decay": 0.0, **{key: value for key, value in options.items() if key in shared}}
     return optimizer

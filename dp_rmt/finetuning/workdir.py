@@ -1,17 +1,12 @@
-"""One experiment, one folder, one process: a folder that another one writes to, or has written, is left alone."""
+"""One experiment, one folder: a folder that another experiment has written is left alone."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from dp_rmt.files import close_to_others, write_atomically, write_private
 from dp_rmt.finetuning.settings import Settings
@@ -21,8 +16,6 @@ NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
 """What may differ between a run and its continuation: where it runs, and what it keeps."""
 LAST_OF_THE_OLD_LAYOUT = "227de1b"
 """The last commit whose settings had groups `denoise` and `optimizer`."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers, such as a mounted bucket."""
 
 
 def claim_workdir(workdir: Path, settings: Settings) -> None:
@@ -83,34 +76,6 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             f"{workdir} holds another experiment; its {CONFIG_FILE} differs:\n" + "\n".join(differences) + "\n"
             "Give a new --workdir, or repeat the settings of that one to resume it."
         )
-
-
-@contextlib.contextmanager
-def only_writer(workdir: Path) -> Iterator[None]:
-    """Keeps a claimed folder to this process while it trains there.
-
-    Two processes that resumed the same run would each cut off what the other has written, and, before the first
-    checkpoint, each draw a noise key of its own. The lock is the kernel's, on the config's file: it ends with the
-    process, however that ends.
-
-    Args:
-      workdir: claimed by `claim_workdir`.
-
-    Raises:
-      BlockingIOError: another process trains there.
-    """
-    with (workdir / CONFIG_FILE).open("a") as file:  # NFS locks only what is open for writing
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another process trains in {workdir}: wait for its end or stop it; the same command then resumes"
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            logging.warning("%s: its file system has no locks; never train there from two processes", workdir)
-        yield
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
