@@ -1,4 +1,4 @@
-"""What a stranger does first with an installed dp_rmt[finetune]: run outside any checkout, beside the environment's bin.
+"""What a stranger does first with an installed dp_rmt[finetune]: run outside any checkout.
 
     python try_program.py
 

@@ -226,8 +226,8 @@ def main(argv: list[str]) -> None:
             bound = audit_workdir(Path(values.workdir), num_runs=values.runs, seed=values.seed)
         except (ValueError, OSError) as error:
             command_line.stop(error)
-        epsilon, delta = number(bound.epsilon, "down"), number(bound.delta)
-        print(f"epsilon is at least {epsilon} at delta {delta}: see {values.workdir}/privacy.md")
+        found, delta = number(bound.epsilon, "down"), number(bound.delta)
+        print(f"epsilon is at least {found} at delta {delta}: see {values.workdir}/privacy.md")
         return
     folder, problems = Path(values.results), []
     for epsilon in map(float, values.epsilons):
