@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import Losses
 from dp_rmt.types import Params
+
+if TYPE_CHECKING:
+    from dp_rmt.finetuning.tasks.classification import Classifier
 
 Arrays = Mapping[str, np.ndarray]
 Evaluator = Callable[[Params], dict[str, float]]
@@ -59,6 +62,7 @@ class Task:
       prompts: of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
       num_labels: classes of the labels; None where they are scores, or there are none.
+      classifier: ``(params, texts, text_pairs=None) -> logits`` of a task that classifies.
 
     Raises:
       ValueError: a label or a token of the data is none that the model knows.
@@ -77,6 +81,7 @@ class Task:
     prompts: Prompts | None = None
     base_model: str = ""
     num_labels: int | None = None
+    classifier: Classifier | None = None
 
     def __post_init__(self) -> None:
         for name, arrays in {"train": self.train, **self.evaluations}.items():
