@@ -1,4 +1,3 @@
-
 """Every option of the program, with its type, its doc and its check. `configs.base` is made from these."""
 
 from __future__ import annotations
