@@ -11,7 +11,7 @@ noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the ra
 """
 
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
-from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve
+from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve, epsilon_of_composition
 from dp_rmt.accounting.noise_support import MAX_PARAMETERS, delta_of_truncation
 from dp_rmt.accounting.renyi import renyi_divergences
 from dp_rmt.accounting.step import Accountant, Step, Truncation, dp_event
@@ -28,6 +28,7 @@ __all__ = [
     "epsilon",
     "epsilon_by_accountant",
     "epsilon_curve",
+    "epsilon_of_composition",
     "largest_true_positive_rate",
     "renyi_divergences",
 ]

@@ -68,8 +68,8 @@ class _Run:
     noise_support: float
 
     def epsilon(self, noise_multiplier: float, coarseness: float = 1.0) -> float:
-        step = Step(noise_multiplier, self.sampling_probability, self.truncation)
-        return composed_epsilon(step, self.num_steps, self.delta, self.accountant, self.noise_support, coarseness)
+        steps = ((Step(noise_multiplier, self.sampling_probability, self.truncation), self.num_steps),)
+        return composed_epsilon(steps, self.delta, self.accountant, self.noise_support, coarseness)
 
     def delta_of_truncation(self, noise_multiplier: float) -> float:
         return delta_of_truncation(

@@ -1,10 +1,10 @@
-"""The epsilon of a run: one step composed with itself."""
+"""The epsilon of a run, one step composed with itself, and of several runs together."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
 import numpy as np
@@ -12,7 +12,14 @@ import numpy as np
 from dp_rmt.accounting.noise_support import delta_of_truncation
 from dp_rmt.accounting.privacy_loss import composed_privacy_loss, is_nearly_exact, rounding_allowance
 from dp_rmt.accounting.renyi import epsilon_of_divergences, renyi_divergences
-from dp_rmt.accounting.step import Accountant, Step, Truncation, validated_delta, validated_num_steps
+from dp_rmt.accounting.step import (
+    Accountant,
+    Step,
+    Steps,
+    Truncation,
+    validated_delta,
+    validated_num_steps,
+)
 from dp_rmt.arguments import one_of
 
 
@@ -87,7 +94,7 @@ def epsilon_curve(
     step = Step(noise_multiplier, sampling_probability, truncation)
     accountant = validated_accountant(accountant)
     delta = validated_delta(delta)
-    bounds = [composed_epsilon(step, validated_num_steps(n), delta, accountant, noise_support) for n in steps]
+    bounds = [composed_epsilon(((step, validated_num_steps(n)),), delta, accountant, noise_support) for n in steps]
     return np.array(bounds, np.float64)
 
 
@@ -114,8 +121,35 @@ def epsilon_by_accountant(
     """
     step = Step(noise_multiplier, sampling_probability, truncation)
     num_steps, delta = validated_num_steps(num_steps), validated_delta(delta)
-    spent = gaussian_delta(step, num_steps, delta, noise_support)
-    return {name: _bound(step, num_steps, spent, name, 1.0) for name in get_args(Accountant)}
+    whole = ((step, num_steps),)
+    spent = gaussian_delta(whole, delta, noise_support)
+    return {name: _bound(whole, spent, name, 1.0) for name in get_args(Accountant)}
+
+
+def epsilon_of_composition(steps: Mapping[Step, int], *, delta: float, noise_support: float = math.inf) -> float:
+    """The epsilon of several runs together, all of whose steps are independent; an upper bound.
+
+    The privacy losses of all steps are counted in bins of one width, chosen as for a single run; where these have too
+    few digits, the bound is the lower one of both accountants, as in `epsilon`, to which it is equal for one run.
+
+    Args:
+      steps: how many steps of each kind the runs have taken, at least one of each.
+      delta, noise_support: as in `epsilon`.
+
+    Returns:
+      epsilon, in nats; infinite where neither accountant knows a finite bound.
+
+    Raises:
+      ValueError: there is no step, or an argument is out of its range.
+
+    >>> first, second = Step(1.0, sampling_probability=0.01), Step(2.0, sampling_probability=0.04)
+    >>> round(epsilon_of_composition({first: 1000, second: 500}, delta=1e-5), 4)
+    2.7291
+    """
+    whole = tuple((step, validated_num_steps(count)) for step, count in steps.items())
+    if not whole:
+        raise ValueError("epsilon_of_composition: steps is empty; give a number of steps for each kind of step.")
+    return composed_epsilon(whole, validated_delta(delta), "pld", noise_support)
 
 
 def validated_accountant(accountant: str) -> Accountant:
@@ -123,34 +157,42 @@ def validated_accountant(accountant: str) -> Accountant:
     return cast(Accountant, one_of("accountant", accountant, get_args(Accountant)))
 
 
-def gaussian_delta(step: Step, num_steps: int, delta: float, noise_support: float) -> float:
-    """What is left of delta for the Gaussian of a run, once the end of the noise's support has its part; may be < 0."""
-    return delta - delta_of_truncation(
-        noise_support=noise_support,
-        noise_multiplier=step.noise_multiplier,
-        sampling_probability=step.sampling_probability,
-        num_steps=num_steps,
-        truncation=step.truncation,
+def gaussian_delta(steps: Steps, delta: float, noise_support: float) -> float:
+    """What is left of delta for a run's Gaussians, once the end of the noise's support has its part; may be < 0."""
+    return delta - math.fsum(
+        delta_of_truncation(
+            noise_support=noise_support,
+            noise_multiplier=step.noise_multiplier,
+            sampling_probability=step.sampling_probability,
+            num_steps=count,
+            truncation=step.truncation,
+        )
+        for step, count in steps
     )
 
 
 def composed_epsilon(
-    step: Step, num_steps: int, delta: float, accountant: Accountant, noise_support: float, coarseness: float = 1.0
+    steps: Steps, delta: float, accountant: Accountant, noise_support: float, coarseness: float = 1.0
 ) -> float:
-    """The epsilon of `num_steps` times this step, in bins this many times as wide as those of results."""
-    spent = gaussian_delta(step, num_steps, delta, noise_support)
-    bound = _bound(step, num_steps, spent, accountant, coarseness)
-    if accountant == "rdp" or step.noise_multiplier == 0 or is_nearly_exact(step, num_steps, spent):
+    """The epsilon of all these steps together, in bins this many times as wide as those of results."""
+    spent = gaussian_delta(steps, delta, noise_support)
+    bound = _bound(steps, spent, accountant, coarseness)
+    if accountant == "rdp" or _lacks_noise(steps) or is_nearly_exact(steps, spent):
         return bound
-    return min(bound, _bound(step, num_steps, spent, "rdp", coarseness))
+    return min(bound, _bound(steps, spent, "rdp", coarseness))
 
 
 @functools.lru_cache(maxsize=256)  # the arms of an experiment, and a resumed run, ask the same questions
-def _bound(step: Step, num_steps: int, delta: float, accountant: str, coarseness: float) -> float:
-    if step.noise_multiplier == 0 or delta <= 0:
+def _bound(steps: Steps, delta: float, accountant: str, coarseness: float) -> float:
+    if _lacks_noise(steps) or delta <= 0:
         return math.inf
     if accountant == "pld":
-        if (left := delta - rounding_allowance(num_steps)) <= 0:
+        if (left := delta - rounding_allowance(steps)) <= 0:
             return math.inf
-        return float(composed_privacy_loss(step, num_steps, coarseness).get_epsilon_for_delta(left))
-    return epsilon_of_divergences(num_steps * renyi_divergences(step), delta)
+        return float(composed_privacy_loss(steps, coarseness).get_epsilon_for_delta(left))
+    divergences = np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    return epsilon_of_divergences(divergences, delta)
+
+
+def _lacks_noise(steps: Steps) -> bool:
+    return any(step.noise_multiplier == 0 for step, _ in steps)

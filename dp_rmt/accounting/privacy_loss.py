@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 
-from dp_rmt.accounting.step import Step
+from dp_rmt.accounting.step import Step, Steps
 
 # The widest bin, that of dp_accounting, so that numbers agree with those of others.
 _WIDEST_BIN = 1e-4
@@ -20,27 +20,29 @@ _STEP_REACH, _RUN_REACH = 10.0, 8.5
 
 
 @functools.lru_cache(maxsize=2)  # epsilon and the trade-off curve of a run ask for the same one
-def composed_privacy_loss(step: Step, num_steps: int, coarseness: float = 1.0) -> Any:
-    """The privacy loss distribution of `num_steps` times this step, both for adding and for removing an example."""
-    return _privacy_loss(step, bin_width(step, num_steps) * coarseness).self_compose(num_steps)
+def composed_privacy_loss(steps: Steps, coarseness: float = 1.0) -> Any:
+    """The privacy loss distribution of all these steps together, both for adding and for removing an example."""
+    width = bin_width(steps) * coarseness
+    losses = (_privacy_loss(step, width).self_compose(count) for step, count in steps)
+    return functools.reduce(lambda loss, other: loss.compose(other), losses)
 
 
-def rounding_allowance(num_steps: int) -> float:
+def rounding_allowance(steps: Steps) -> float:
     """What float64 may have taken from a delta of the composed distribution: part of every delta read from it.
 
     The FFT that composes has an absolute error; against the closed form for full batches it is below 7e-17 a step at
-    1 to 10^6 steps. Deltas of its size cannot be read from the distribution at all.
+    1 to 10^6 steps, alike or of several kinds. Deltas of its size cannot be read from the distribution at all.
     """
-    return num_steps * 2.0**-52
+    return sum(count for _, count in steps) * 2.0**-52
 
 
-def is_nearly_exact(step: Step, num_steps: int, delta: float) -> bool:
+def is_nearly_exact(steps: Steps, delta: float) -> bool:
     """Whether an epsilon read at this delta is close to the exact one, so that no looser accountant can be below it."""
-    few_digits = rounding_allowance(num_steps) > 0.01 * delta
-    return not few_digits and bin_width(step, num_steps) <= 0.1 * _scale(step)
+    few_digits = rounding_allowance(steps) > 0.01 * delta
+    return not few_digits and bin_width(steps) <= 0.1 * _scale_of_run(steps)
 
 
-def bin_width(step: Step, num_steps: int) -> float:
+def bin_width(steps: Steps) -> float:
     """The width of the bins in which the privacy loss is counted, in nats.
 
     A step's loss has the scale ``w = sqrt(D_2)``, ``D_2 = log(1 + q^2 (e^(1/sigma^2) - 1))`` its Renyi divergence of
@@ -48,17 +50,33 @@ def bin_width(step: Step, num_steps: int) -> float:
     loss between two of them counts as either), so h is a small part of w. Not too small: masses of bins are differences
     of float64 numbers, with errors of 1e-16 / h, and negative ones become 0. That adds 1e-13 w / h^2 of the variance,
     and 4e-16 w / h^2 to the mass in each of T steps; the best w / h is about (w min(1e12, 4e15 / T))^(1/4) where it is
-    below 30. Wide distributions have wider bins, so that their number stays bounded.
+    below 30. Variances add up, so that for steps of several kinds w is the root of the mean of w^2 over all steps. Wide
+    distributions have wider bins, so that their number stays bounded.
     """
-    sigma, q, scale = step.noise_multiplier, step.sampling_probability, _scale(step)
+    num_steps, scale = sum(count for _, count in steps), _scale_of_run(steps)
     wanted = min(_WIDEST_BIN, scale / min(30.0, (scale * min(1e12, 4e15 / num_steps)) ** 0.25))
+    widths = [_width(step) for step, _ in steps]
+    # The composition's Chernoff bounds are taken at moments that see a range 1.75 times that of one step.
+    width_of_run = math.fsum(
+        2 * _RUN_REACH * math.sqrt(count) * _scale(step) + 3.5 * width
+        for (step, count), width in zip(steps, widths, strict=True)
+    )
+    return max(wanted, max(widths) / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+
+
+def _width(step: Step) -> float:
+    """The range of the privacy loss of one step, as far as it is kept."""
+    sigma, q = step.noise_multiplier, step.sampling_probability
     # Overflow doubles the sensitivity and looks both ways.
     sensitivity = 2.0 if step.overflow_probability > 0 else 1.0
     reach = sensitivity * _STEP_REACH / sigma + sensitivity**2 / (2 * sigma**2)
-    width = 2 * max(_log_mixture(q, reach), reach if q == 1 else -math.log1p(q * math.expm1(-reach)))
-    # The composition's Chernoff bounds are taken at moments that see a range 1.75 times that of one step.
-    width_of_run = 2 * _RUN_REACH * math.sqrt(num_steps) * scale + 3.5 * width
-    return max(wanted, width / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+    return 2 * max(_log_mixture(q, reach), reach if q == 1 else -math.log1p(q * math.expm1(-reach)))
+
+
+def _scale_of_run(steps: Steps) -> float:
+    """The root mean square of the steps' scales."""
+    mean_square = math.fsum(count * _scale(step) ** 2 for step, count in steps) / sum(count for _, count in steps)
+    return math.sqrt(mean_square)
 
 
 def _scale(step: Step) -> float:

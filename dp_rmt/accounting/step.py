@@ -79,6 +79,10 @@ class Step:
         return self.truncation.overflow_probability(self.sampling_probability) if self.truncation else 0.0
 
 
+Steps = tuple[tuple[Step, int], ...]
+"""What a run consists of: kinds of steps and how many of each, at least one; a key of caches."""
+
+
 def validated_num_steps(num_steps: Any) -> int:
     """The number of steps as a Python int, at least 1."""
     return integer("num_steps", num_steps, AT_LEAST_1, lambda n: n >= 1)

@@ -49,14 +49,14 @@ def largest_true_positive_rate(
     alpha = real("false_positive_rate", false_positive_rate, "be in (0, 1)", lambda a: 0 < a < 1)
     if step.noise_multiplier == 0:
         return 1.0
-    missing = rounding_allowance(num_steps) + delta_of_truncation(
+    missing = rounding_allowance(((step, num_steps),)) + delta_of_truncation(
         noise_support=noise_support,
         noise_multiplier=step.noise_multiplier,
         sampling_probability=step.sampling_probability,
         num_steps=num_steps,
         truncation=step.truncation,
     )
-    distribution = composed_privacy_loss(step, num_steps)
+    distribution = composed_privacy_loss(((step, num_steps),))
 
     def delta(epsilon: float) -> float:
         return float(distribution.get_delta_for_epsilon(epsilon)) + missing

@@ -11,7 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from dp_rmt.accounting import Truncation, calibrate_noise_multiplier, dp_event, epsilon, epsilon_curve
+from dp_rmt.accounting import (
+    Step,
+    Truncation,
+    calibrate_noise_multiplier,
+    dp_event,
+    epsilon,
+    epsilon_curve,
+    epsilon_of_composition,
+)
 from dp_rmt.accounting.privacy_loss import _privacy_loss
 from dp_rmt.batch_selection import max_batch_size_for
 
@@ -52,6 +60,61 @@ def test_event_means_the_same_to_the_accountants_of_dp_accounting(truncation):
         assert 0 <= ours - RdpAccountant().compose(event).get_epsilon(1e-5) <= 70 * 2.0**-42
     else:
         assert not RdpAccountant().supports(event)  # why this package derives a bound of its own
+
+
+@pytest.mark.parametrize(
+    ("sigma", "sampling_probability", "num_steps"),
+    [
+        (1.0, 0.01, 1000),
+        (888.0, 0.01, 10**5),  # a long run of small steps; bins of 1e-4 make ten times as much of it
+        (0.15, 1.0, 50),
+    ],
+)
+def test_equal_runs_together_are_one_long_run(sigma, sampling_probability, num_steps):
+    """Up to what the transforms lose, each of which leaves out tails of 1e-15 and gives them to an infinite loss."""
+    run = {"sampling_probability": sampling_probability, "delta": 1e-5}
+    whole = epsilon(noise_multiplier=sigma, num_steps=num_steps, **run)
+    alike = Step(sigma, sampling_probability)
+    assert epsilon_of_composition({alike: num_steps}, delta=1e-5) == whole
+    other = Step(sigma * (1 + 1e-12), sampling_probability)  # another kind of step, and the same to 12 digits
+    together = epsilon_of_composition({alike: num_steps // 2, other: num_steps // 2}, delta=1e-5)
+    assert whole * (1 - 1e-6) <= together <= whole * (1 + 2e-4)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {1.0: 1, 2.0: 3, 5.0: 10},
+        {0.3: 1, 50.0: 1000},
+        {1.0: 2, 1000.0: 10**6},  # a rare kind that decides, with losses a thousand times those of the others
+        {3e3: 10**4, 1e4: 10**5},
+    ],
+)
+def test_full_batches_of_several_kinds_are_one_gaussian_mechanism(kinds):
+    """Of ``mu^2 = sum of n / sigma^2``: Dong, Roth & Su 2022, corollary 2."""
+    mu = math.sqrt(math.fsum(count / sigma**2 for sigma, count in kinds.items()))
+    steps = {Step(sigma, 1.0): count for sigma, count in kinds.items()}
+    for delta in (1e-3, 1e-5):
+
+        def excess(value, delta=delta):
+            return stats.norm.cdf(mu / 2 - value / mu) - math.exp(value) * stats.norm.cdf(-mu / 2 - value / mu) - delta
+
+        exact = optimize.brentq(excess, 1e-4, 50)
+        assert exact * (1 - 1e-9) <= epsilon_of_composition(steps, delta=delta) <= exact * (1 + 3e-4)
+
+
+def test_a_composition_of_nothing_or_without_noise():
+    with pytest.raises(ValueError, match="steps is empty"):
+        epsilon_of_composition({}, delta=1e-5)
+    with pytest.raises(ValueError, match="num_steps must be"):
+        epsilon_of_composition({Step(1.0, 0.1): 0}, delta=1e-5)
+    assert epsilon_of_composition({Step(1.0, 0.1): 1, Step(0.0, 0.1): 1}, delta=1e-5) == math.inf
+
+
+def test_the_end_of_the_noise_is_a_part_of_delta_in_a_composition():
+    steps = {Step(2.0, 0.01): 20, Step(3.0, 0.01): 20}
+    ended = [epsilon_of_composition(steps, delta=1e-5, noise_support=support) for support in (math.inf, 8.0, 5.3)]
+    assert ended[0] < ended[1] < ended[2] == math.inf
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])

@@ -81,6 +81,24 @@ def test_a_fixed_number_of_runs_costs_their_composition(choices: Choices) -> Non
     assert mixed.epsilon < choice.epsilon  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"noise_multiplier": 888.0, "sampling_probability": 0.01, "num_steps": 10**5, "max_batch_size": 10_000},
+        {"noise_multiplier": 0.15, "sampling_probability": 1.0, "num_steps": 20, "max_batch_size": 10_000},
+    ],
+)
+def test_runs_that_differ_by_a_hair_cost_what_equal_ones_do(choices: Choices, run: dict[str, Any]) -> None:
+    """Small steps in bins of their own size; little noise by privacy loss distributions, too."""
+    longer = {**run, "num_steps": 2 * run["num_steps"]}
+    del longer["max_batch_size"]  # all fit
+    expected = accounting.epsilon(delta=1e-5, **longer)
+    other = choices(1, **{**run, "noise_multiplier": run["noise_multiplier"] * (1 + 1e-12)})
+    together = cost_of_choosing([*choices(1, **run), *other]).epsilon
+    assert together is not None
+    assert expected * (1 - 1e-6) <= together <= expected * (1 + 2e-4)
+
+
 def test_a_random_number_of_runs_costs_repeat_and_select(choices: Choices) -> None:
     repetitions = Repetitions(6.0, 1.0)
     choice = cost_of_choosing(choices(5, max_batch_size=10_000), repetitions)  # all fit, so this is the mechanism:

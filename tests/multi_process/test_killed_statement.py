@@ -33,7 +33,7 @@ def assert_true(folder: Path) -> PrivacyStatement:
     return statement
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 5, 8, 11])
+@pytest.mark.parametrize("step", [0, 5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 8, 11))])
 def test_killed_before_a_step(cache, tmp_path, step):
     """The process dies when it is about to compute update step + 1, steps in flight before it."""
     ((status, output),) = RUN.finish([RUN.start(cache, tmp_path, signal_at=step, epsilon_points=POINTS)])

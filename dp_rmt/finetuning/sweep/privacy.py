@@ -16,19 +16,14 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from dp_accounting.pld import pld_privacy_accountant
 from dp_accounting.rdp import rdp_privacy_accountant
 from scipy import optimize
 
 from dp_rmt import accounting
 from dp_rmt.finetuning.sweep.shared_samples import Mechanism, NoBoundError, Run, released, seeds_are_given, sharing
 from dp_rmt.reporting.numbers import number
-
-_LEAST_NOISE = 0.2
-"""Below, privacy loss distributions take gigabytes, and either bound says that there is no privacy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +187,8 @@ def _selection(runs: Sequence[Run], steps: Mapping[Mechanism, int], jobs: int, r
 def _composition(runs: Sequence[Run], steps: Mapping[Mechanism, int], no_selection: str) -> Choice:
     """All runs together, with the reason why nothing better applies."""
     delta = _delta(runs)
-    epsilon, how = _composed_epsilon(steps, delta - _ends_of_noise(runs))
+    kinds = {_step(mechanism): count for mechanism, count in steps.items()}
+    epsilon = accounting.epsilon_of_composition(kinds, delta=delta - _ends_of_noise(runs))
     alone = max(run.statement["epsilon"] or 0.0 for run in runs)
     return Choice(
         "composition",
@@ -200,31 +196,10 @@ def _composition(runs: Sequence[Run], steps: Mapping[Mechanism, int], no_selecti
         delta,
         f"The choice has seen all {len(runs)} runs, and costs what publishing all of them costs: "
         f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by composition of their "
-        f"{how}; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the best of several runs "
-        f"(repeat and select, Papernot & Steinke 2022) does not apply: {no_selection}.{_caveats(runs)}",
+        f"privacy loss distributions; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the "
+        "best of several runs (repeat and select, Papernot & Steinke 2022) does not apply: "
+        f"{no_selection}.{_caveats(runs)}",
     )
-
-
-def _composed_epsilon(steps: Mapping[Mechanism, int], delta: float) -> tuple[float, str]:
-    """Epsilon, and what it was computed from."""
-    settings: list[dict[str, Any]] = [
-        {
-            "noise_multiplier": step.noise_multiplier,
-            "sampling_probability": step.sampling_probability,
-            "num_steps": count,
-            "truncation": accounting.Truncation(step.num_examples, step.max_batch_size),
-        }
-        for step, count in steps.items()
-    ]
-    if len(settings) == 1:  # which chooses its bins, and knows the corners
-        return accounting.epsilon(delta=delta, **settings[0]), "privacy loss distributions"
-    if min(step.noise_multiplier for step in steps) < _LEAST_NOISE:
-        orders = rdp_privacy_accountant.RdpAccountant().orders
-        return float(rdp_privacy_accountant.compute_epsilon(orders, _divergences(steps), delta)[0]), "Rényi divergences"
-    accountant = pld_privacy_accountant.PLDAccountant()
-    for each in settings:
-        accountant.compose(accounting.dp_event(**each))
-    return float(accountant.get_epsilon(delta)), "privacy loss distributions"
 
 
 def _caveats(runs: Sequence[Run]) -> str:
@@ -254,10 +229,13 @@ def _divergences(steps: Mapping[Mechanism, int]) -> np.ndarray:
     """Rényi divergences of all the steps together at the accountant's orders."""
     total = np.zeros(len(rdp_privacy_accountant.RdpAccountant().orders))
     for mechanism, count in steps.items():
-        truncation = accounting.Truncation(mechanism.num_examples, mechanism.max_batch_size)
-        step = accounting.Step(mechanism.noise_multiplier, mechanism.sampling_probability, truncation)
-        total += count * accounting.renyi_divergences(step)
+        total += count * accounting.renyi_divergences(_step(mechanism))
     return total
+
+
+def _step(mechanism: Mechanism) -> accounting.Step:
+    truncation = accounting.Truncation(mechanism.num_examples, mechanism.max_batch_size)
+    return accounting.Step(mechanism.noise_multiplier, mechanism.sampling_probability, truncation)
 
 
 def _name(repetitions: Repetitions) -> str:
