@@ -15,6 +15,7 @@ One set of arms without the measures: python -m experiments.finetune --config=co
 
 from ml_collections import ConfigDict
 
+from configs.choices import choose
 from configs.customersim_recipe import memorisation
 
 MODELS = {
@@ -35,10 +36,9 @@ RATES = {
 }
 
 
-def get_config(model: str = "pythia_160m") -> ConfigDict:
+def get_config(chosen: str = "") -> ConfigDict:
     """All arms of one model at epsilon 8."""
-    if model not in MODELS:
-        raise ValueError(f"configs/customersim.py:{model}: after the colon stands one of {', '.join(MODELS)}")
+    (model,) = choose(chosen, "configs/customersim.py", model=MODELS)
     config = memorisation(
         RATES,
         private={"privacy": {"expected_batch_size": 512}},

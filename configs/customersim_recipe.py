@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.text_recipe import PROJECTIONS
+from configs.table_to_text import PROJECTIONS
 
 LORA_RANKS = (2, 8, 32)
 PRIVATE_RANK = 8

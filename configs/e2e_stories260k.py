@@ -19,7 +19,8 @@ import math
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.text_recipe import DELTA, PROJECTIONS
+from configs.choices import choose
+from configs.table_to_text import DELTA, PROJECTIONS
 
 RATES = {
     "full": 2e-3,
@@ -32,10 +33,9 @@ RATES = {
 """Chosen on E2E at epsilon 8 by `experiments.learning_rates`: experiments/studies/learning_rates/results/e2e.json."""
 
 
-def get_config(task: str = "e2e") -> ConfigDict:
+def get_config(chosen: str = "") -> ConfigDict:
     """All arms at epsilon 8, on "e2e" or "dart"."""
-    if task not in DELTA:
-        raise ValueError(f"configs/e2e_stories260k.py:{task}: after the colon stands 'e2e' or 'dart'")
+    (task,) = choose(chosen, "configs/e2e_stories260k.py", task=DELTA)
     config = base.get_config().unlock()
     config.name = "e2e_stories260k" if task == "e2e" else "dart_stories260k"
     config.data.task = task

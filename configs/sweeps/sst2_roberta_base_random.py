@@ -5,9 +5,9 @@ kept in jobs.json of the sweep's folder. With the number geometric of mean 6 the
 (arXiv 2110.03620) bounds the best of them; the table that the sweep writes has the number. The bound is one by Rényi
 divergences, which are loose for batches that can overflow: hence the large max_batch_size.
 
-Source: this project; the recipe is configs/sst2_roberta_base.py.
+Source: this project; the recipe is configs/glue.py:sst2,base.
 Expected: 6 jobs in the mean, none of them named before.
-Cost: a job is configs/sst2_roberta_base.py.
+Cost: a job is configs/glue.py:sst2,base.
 Command: python -m experiments.sweep --sweep=configs/sweeps/sst2_roberta_base_random.py --config.data.path=DIR
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-BASE = "configs/sst2_roberta_base.py"
+BASE = "configs/glue.py:sst2,base"
 SCORE = "eval/dev/accuracy"
 SWEPT = "optimizer.learning_rate"
 REPETITIONS = {"mean": 6.0, "shape": 1.0}  # shape 1: geometric; 0: logarithmic; inf: Poisson
