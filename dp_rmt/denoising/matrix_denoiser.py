@@ -113,7 +113,7 @@ class MatrixDenoiser:
         return denoised, diagnostics, found.start
 
     def _restore_one(self, matrix: jax.Array, noise_std: jax.Array) -> tuple[jax.Array, MatrixDiagnostics]:
-        """Denoises a matrix by its full decomposition, on an NVIDIA GPU by eigenvectors, which is several times faster."""
+        """Denoises a matrix by its full decomposition, on an NVIDIA GPU by eigenvectors, several times faster."""
         batch = matrix[None]
         decompose = lambda method: lambda x: tuple(singular_values.short_side_svd(x, method=method))  # noqa: E731
         basis, values = jax.lax.platform_dependent(batch, cuda=decompose("gram"), default=decompose("exact"))
