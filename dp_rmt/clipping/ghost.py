@@ -178,7 +178,7 @@ class _Layers(NamedTuple):
 def _tapped_losses(
     per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
 ) -> jax.Array:
-    """The losses with taps; their derivative gives ``weights_B`` squared gradient norms (see `dp_rmt.clipping.taps`)."""
+    """The losses with taps. Their derivative gives ``weights_B`` squared gradient norms (`dp_rmt.clipping.taps`)."""
     missing = set(layers.names)
     # What a lookup hands to its head. The table is kept with it, so that the table's identity is not used again.
     tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}
