@@ -7,7 +7,7 @@ Arms: not private, noisy (DP-Adam) and denoised, each in full and with LoRA of r
 
 Source: delta that of Li et al. 2022 (arXiv 2110.05679); all else is this project's. The model knows 512 tokens and has
 read children's stories alone, so that scores are far below GPT-2's.
-Expected: the table in experiments/README.md. Cost: see there.
+Expected: the table in experiments/studies/texts/README.md. Cost: see there.
 Command: python -m experiments.finetune --config=configs/e2e_stories260k.py --config.data.path=DIR
     --config.model.path=DIR
 At epsilon 3: --config.privacy.epsilon=3. DART: --config=configs/e2e_stories260k.py:dart, where the dev split is
@@ -15,6 +15,7 @@ trained on (6,980 pairs), since that is what the study had, and --config.generat
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,19 +49,20 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.privacy.expected_batch_size = 256
     config.privacy.l2_clip_norm = 1.0
     config.train.num_steps = 20
+    config.train.microbatch_size = 32
     config.train.eval_every = 20  # an evaluation takes as long as some 4 steps
     config.train.checkpoint_every = 10
     config.train.eval_batch_size = 32
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120 if task == "e2e" else 88  # DART's longest prompt leaves no more of the 512
     config.generation.batch_size = 64
-    kinds = {
-        "": {"privacy": {"epsilon": math.inf}, "denoise": {"enabled": False}},
-        "_noisy": {"denoise": {"enabled": False}},
+    kinds: dict[str, dict[str, Any]] = {
+        "": {"privacy": {"epsilon": math.inf}, "denoise": ()},
+        "_noisy": {"denoise": ()},
         "_denoised": {},
     }
     config.arms = {
-        f"{tuning}{kind}": {"model": {"tuning": tuning}, "optimizer": {"learning_rate": RATES[tuning + kind]}} | changes
+        f"{tuning}{kind}": {"model": {"tuning": tuning}, "train": {"learning_rate": RATES[tuning + kind]}} | changes
         for tuning in ("full", "lora")
         for kind, changes in kinds.items()
     }

@@ -165,9 +165,20 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
     return optax.GradientTransformation(init, update)
 
 
-def without_look_ahead(state: KalmanState, params: Params) -> Params:
-    """Computes the iterate x_t of `kalman_filter`, to evaluate and publish, from the parameters that the loop holds."""
-    return jax.tree.map(lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, state.look_ahead)
+def without_look_ahead(state: optax.OptState, params: Params) -> Params:
+    """Computes the iterate x_t of `kalman_filter`, to evaluate and publish, from the parameters that the loop holds.
+
+    Args:
+      state: a `KalmanState`, or the state of several transformations, one of which is the filter (`optax.chain`).
+      params: y_t.
+
+    Returns:
+      x_t. It is the parameters themselves if the state has no filter.
+    """
+    is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
+    for node in filter(is_ahead, jax.tree.leaves(state, is_leaf=is_ahead)):
+        params = jax.tree.map(lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, node.look_ahead)
+    return params
 
 
 def _filter_step(

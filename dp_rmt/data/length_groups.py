@@ -25,7 +25,8 @@ def group_by_length(
     Args:
       arrays: the data set with ``attention_mask`` (N, L). Every array with L columns is cut to the group's length.
       indices: the examples (B,) of the batch, -1 for padding, from `PoissonSampling.indices`.
-      lengths: ascending lengths of the groups in tokens; the last must be L.
+      lengths: ascending lengths of the groups in tokens; the last must be L. If it is empty, data of any kind is one
+        group, and needs no mask.
       microbatch_size: None puts everything into the last group.
 
     Returns:
@@ -52,9 +53,11 @@ def rows_of_groups(
       For each length the data set, with its arrays cut to that length (as views), and the examples (B,) of the group,
       -1 for padding.
     """
-    full_length = arrays["attention_mask"].shape[1]
     if microbatch_size is None:
         return [(arrays, indices)]
+    if not lengths:
+        return [(arrays, indices[microbatch_order(len(indices), microbatch_size)])]
+    full_length = arrays["attention_mask"].shape[1]
     check_lengths(lengths, full_length)
     real = indices[indices >= 0]
     groups: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []

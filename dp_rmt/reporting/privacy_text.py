@@ -5,13 +5,10 @@ from __future__ import annotations
 import decimal
 import math
 import re
-from typing import TYPE_CHECKING
 
 from dp_rmt.reporting.numbers import number
-
-if TYPE_CHECKING:
-    from dp_rmt.reporting.privacy_statement import PrivacyStatement
-    from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.provenance import Provenance
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Rates at which the statement says what can be detected."""
@@ -167,9 +164,9 @@ def _audit(statement: PrivacyStatement) -> list[str]:
 def _conditions(statement: PrivacyStatement) -> list[str]:
     seeds = {
         "os entropy": "They were drawn from the operating system's entropy.",
-        "given in the config": """**They were given in the config: the noise can be reproduced, and for
-        anyone who knows the seeds the guarantee is void.** Keep `config.json` secret, or leave the seeds
-        unset.""",
+        "given in the config": """**They were given in the config, or by whoever called the training: the noise
+        can be reproduced, and for anyone who knows the seeds the guarantee is void.** Keep them secret, and
+        `config.json` where it has them; or leave the seeds unset.""",
     }[statement.seeds_from]
     return _paragraphs(f"""
         Each step draws every example independently with probability {number(statement.sampling_probability)}

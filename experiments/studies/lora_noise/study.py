@@ -23,16 +23,16 @@ import dp_accounting
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
 from dp_rmt.finetuning import assemble, command_line
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.reporting import machine
+from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.trees import leaves_by_path
-from experiments.benchmarks import machine
-from experiments.studies.lora_noise import laws as laws
+from experiments.studies.lora_noise import laws
 from experiments.studies.lora_noise import report as lora_noise_report
-from experiments.studies.records import five_digits, write_record
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")
@@ -43,22 +43,22 @@ DELTA = 1e-3
 ROWS = 16
 
 
-def per_example_gradients(config: ConfigDict, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
+def per_example_gradients(settings: Settings, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """Gradients of single examples in the middle layer, path -> (batch, out, in), float64: matrices that act on inputs.
 
     Args:
-      config: as `configs.base.get_config` builds it; its task's loss is differentiated at the pre-trained parameters.
+      settings: of the experiment; its task's loss is differentiated at the pre-trained parameters.
       batch_size: random examples of the training data.
       seed: which ones.
 
     Raises:
       ValueError, FileNotFoundError: the message says what is wrong and what to do.
     """
-    task = assemble.load_task(config)
+    task = assemble.load_task(settings)
     rows = np.random.default_rng(seed).choice(task.num_examples, batch_size, replace=False)
     leaves = {path: leaf for path, leaf in leaves_by_path(task.params) if path.endswith(MATRICES)}
     if not leaves:
-        raise ValueError(f"{config.model.path}: no parameter's path ends in one of {', '.join(MATRICES)}")
+        raise ValueError(f"{settings.model.path}: no parameter's path ends in one of {', '.join(MATRICES)}")
     layer = len(next(iter(leaves.values()))) // 2
 
     def loss(chosen: Mapping[str, jax.Array], example: Any) -> jax.Array:
@@ -210,22 +210,22 @@ def measure(
     return tables
 
 
-def main(argv: list[str]) -> None:
+def main(experiment: Settings, argv: list[str]) -> None:
     """Measures, or reads the record, and prints the report."""
     del argv
     values = flags.FLAGS
-    name = f"{values.config.name}_seed{values.seed}"
+    name = f"{experiment.name}_seed{values.seed}"
     path = Path(values.results) / f"{name}.json"
     if not values.report:
         try:
-            gradients = per_example_gradients(values.config, batch_size=values.batch_size, seed=values.seed)
+            gradients = per_example_gradients(experiment, batch_size=values.batch_size, seed=values.seed)
         except (ValueError, FileNotFoundError) as error:
             command_line.stop(error)
         settings: Any = {"draws": values.draws, "trials": values.trials, "loss_draws": values.loss_draws}
         tables = measure(gradients, ranks=RANKS, seed=values.seed, **settings)
-        model = values.config.model.path
+        model = experiment.model.path
         model = model if model.startswith("package:") else Path(model).name  # no folder of this machine
-        record = {"config": values.config.name, "model": model, **settings}
+        record = {"config": experiment.name, "model": model, **settings}
         write_record(path, record | {"seed": values.seed, "machine": machine.description(), "matrices": tables})
     record = json.loads(path.read_text())
     print(lora_noise_report.write(record, path.with_suffix(".md")))
@@ -253,7 +253,6 @@ def _five(value: float) -> float:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "configs/NAME.py; --config.KEY=VALUE changes a setting")
     flags.DEFINE_integer("batch_size", 32, "examples", lower_bound=2)
     flags.DEFINE_integer("draws", 2000, "of A, for the variance", lower_bound=50)
     flags.DEFINE_integer("trials", 1000, "of the attack without noise", lower_bound=10)
@@ -262,5 +261,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "of the batch and all draws")
     flags.DEFINE_bool("report", False, "only print the report of a record that is there")
     flags.DEFINE_string("results", "experiments/studies/lora_noise/results", "where the records lie")
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

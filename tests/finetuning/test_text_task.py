@@ -1,0 +1,218 @@
+"""Text from tables: from a folder of CSV files and a random Llama to scored text, merged model and adapter."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.tasks.text import load_text_task
+from dp_rmt.models import load_pretrained
+from dp_rmt.models.peft.adapter import load_adapter
+from dp_rmt.training.losses import completion_losses
+from dp_rmt.training.metrics import read_metrics
+from dp_rmt.trees import leaves_by_path
+
+NAMES, FOODS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian")
+AREAS = ("riverside", "city centre")
+
+
+DENOISED = Settings().denoise
+
+
+def rows(count: int, seed: int) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        name, food, area = (str(rng.choice(options)) for options in (NAMES, FOODS, AREAS))
+        found.append((f"name[{name}], food[{food}], area[{area}]", f"{name} serves {food} food in the {area} ."))
+    return found
+
+
+@pytest.fixture(scope="module")
+def e2e(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("e2e")
+    for name, count in (("trainset", 120), ("devset", 12), ("testset_w_refs", 16)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("mr", "ref"), *rows(count, len(name))])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | .")).lower()
+    return make_llama(tmp_path_factory.mktemp("llama"), words, max_length=64)
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR takes a second machine and ten seconds; tests/data has its own test of it."""
+    monkeypatch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
+
+
+@pytest.fixture
+def text_config(make_config: Callable[..., Settings], e2e: Path, llama: Path) -> Callable[..., Settings]:
+    def build(changes: dict | None = None) -> Settings:
+        small = {
+            "data.task": "e2e",
+            "data.path": str(e2e),
+            "data.max_length": 48,
+            "model.path": str(llama),
+            "model.head": "causal_lm",
+            "model.trainable": ".*",
+            "generation.method": "greedy",
+            "generation.max_new_tokens": 12,
+            "generation.batch_size": 8,
+            "generation.prompt_lengths": (),
+        }
+        return make_config(small | (changes or {}))
+
+    return build
+
+
+def run(config: Settings, workdir: Path) -> arms.Arm:
+    (arm,) = arms.prepare(config, workdir)
+    arms.train(arm)
+    arms.report(workdir)
+    return arm
+
+
+def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
+    changes = {
+        "privacy.epsilon": math.inf,
+        "train.num_steps": 60,
+        "train.learning_rate": 2e-2,
+        "train.schedule": "constant",
+        "train.eval_every": 20,
+    }
+    arm = run(text_config(changes), tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    losses = [line["eval/dev/loss"] for line in metrics if "eval/dev/loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["bleu"] > 0.3
+    assert metrics[-1]["eval/test/bleu"] == scores["bleu"]
+    written = [json.loads(line) for line in (tmp_path / "run" / "texts.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in written) == list(range(len(arm.task.prompts.sources)))
+    assert all(line["source"] == arm.task.prompts.sources[line["row"]] for line in written)
+    assert any(line["text"].startswith(tuple(name.lower() for name in NAMES)) for line in written)
+    assert {line["verbatim_from"] for line in written} == {"test"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "This page shows rows of test word for word." in page
+    assert "show rows of `test` word for word" in (tmp_path / "run" / "privacy.md").read_text()
+    assert "What the models write" in page
+    assert written[0]["text"] in page
+    assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()
+
+
+def test_the_saved_model_has_the_loss_that_was_reported(text_config, tmp_path: Path) -> None:
+    arm = run(text_config({"generation.max_prompts": 2}), tmp_path / "run")
+    module, params = load_pretrained(tmp_path / "run" / "model", head="causal_lm", key=jax.random.key(1))
+    last = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/dev/loss" in line][-1]
+    losses = completion_losses(module)(params, arm.task.evaluations["dev"])
+    assert float(np.mean(losses)) == pytest.approx(last["eval/dev/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [None, 3, 100])
+def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> None:
+    """With dev trained on, the loss is watched on the rows that are written for."""
+    every = load_text_task(text_config()).prompts.sources
+    assert len(every) == len(set(every)) > 9
+    task = load_text_task(text_config({"data.train_split": "dev", "generation.max_prompts": most}))
+    assert task.prompts.sources == every[:: math.ceil(len(every) / most) if most else 1]
+    assert task.num_examples == 12
+    assert task.evaluations.keys() == {"test"}
+    references = [text for texts in task.prompts.references for text in texts]
+    assert len(task.evaluations["test"]["input_ids"]) == len(references)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
+def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str, text_config, tmp_path: Path) -> None:
+    changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise": DENOISED, "generation.max_prompts": 2}
+    arm = run(text_config(changes), tmp_path / "run")
+    trained = {path for path, _ in leaves_by_path(arm.run.state.params)}
+    factors = ("a", "b") if tuning == "lora" else ("b",)
+    assert trained == {
+        f"decoder/layers/attention/{name}_lora/lora_{factor}/kernel"
+        for name in ("query", "value")
+        for factor in factors
+    }
+    restored = arm.run.checkpoints(tmp_path / "run").restore(arm.run.state)
+    assert restored is not None
+    params = arm.run.published_params(restored[0])
+    batch = {name: values[:4] for name, values in arm.task.evaluations["dev"].items()}
+    expected = arm.task.losses(params, batch)
+    assert not np.allclose(expected, arm.task.losses(arm.task.params, batch), atol=1e-6)
+    module, merged = load_pretrained(tmp_path / "run" / "model", head="causal_lm", key=jax.random.key(1))
+    np.testing.assert_allclose(completion_losses(module)(merged, batch), expected, rtol=2e-6)
+    adapter = dict(leaves_by_path(load_adapter(tmp_path / "run" / "adapter", arm.task.module)))
+    for path, leaf in leaves_by_path(params):
+        if "lora_" in path:
+            np.testing.assert_array_equal(adapter[path], leaf)
+
+
+def test_text_goes_on_where_it_was_interrupted(text_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(text_config(), tmp_path / "whole")
+    count = len(whole.task.prompts.sources)
+    assert count > 9  # two batches
+    real, calls = texts.generate_texts, []
+
+    def dies(*args, done, **kwargs):
+        calls.append(len(done))
+        for number, row in enumerate(real(*args, done=done, **kwargs)):
+            if len(calls) == 1 and number == 8:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(texts, "generate_texts", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(text_config(), tmp_path / "run")
+    path = tmp_path / "run" / "texts.jsonl"
+    assert not (tmp_path / "run" / "scores.json").exists()
+    path.write_bytes(path.read_bytes()[:-5])  # as a killed process leaves it
+    run(text_config(), tmp_path / "run")
+    assert calls == [0, 7]
+    expected = sorted((tmp_path / "whole" / "texts.jsonl").read_text().splitlines())
+    assert sorted(path.read_text().splitlines()) == expected
+    assert (tmp_path / "run" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model.head": "classification"}, ["'e2e'", "'classification' do not go together", "need 'causal_lm'"]),
+        ({"model.tuning": "bias"}, ["config.model.tuning='bias'", "this model has none"]),
+        ({"model.tuning": "lora", "model.trainable": "lora"}, ["'lora' says itself what trains"]),
+        ({"model.tuning": "lora", "model.lora.targets": ("querry",)}, ["config.model.tuning='lora'", "querry"]),
+        ({"data.max_length": 65}, ["config.data.max_length=65 is more than the 64 tokens"]),
+        ({"generation.max_new_tokens": 55}, ["Prompt", "max_length=9"]),
+        ({"generation.num_beams": 0, "generation.method": "beam"}, ["config.generation: Beam: num_beams is 0"]),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(changes, parts, text_config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        arms.prepare(text_config(changes), tmp_path / "run")
+    for part in parts:
+        assert part in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_malformed_row_is_named(text_config, e2e: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in e2e.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    lines = (folder / "trainset.csv").read_text().splitlines()
+    lines[4] = lines[4].split('",')[0] + '"'
+    (folder / "trainset.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"trainset\.csv.*line 5"):
+        arms.prepare(text_config({"data.path": str(folder)}), tmp_path / "run")
