@@ -46,7 +46,7 @@ def run(config: Settings, folder: Path, *, until: int | None = None) -> None:
     prepared = arms.prepare(config, folder)
     for arm in prepared:
         arms.train(arm, until=until)
-    arms.report(prepared, folder)
+    arms.report(folder)
 
 
 @dataclasses.dataclass(frozen=True)
