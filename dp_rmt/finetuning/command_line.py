@@ -219,12 +219,15 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     def quiet(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # here, since absl makes it INFO after the flags are parsed
             logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().addFilter(_is_of_interest)
+        logging.get_absl_logger().addFilter(is_of_interest)
         main(argv)
 
     return quiet
 
 
-def _is_of_interest(record: python_logging.LogRecord) -> bool:
-    # dp_accounting warns of every Renyi order that it leaves out; the bound by the others holds as it is.
+def is_of_interest(record: python_logging.LogRecord) -> bool:
+    """Whether a record of the log is for the user.
+
+    dp_accounting warns of every Rényi order that it leaves out, and the bound by the others holds as it is.
+    """
     return "_compute_log_a_frac failed to converge" not in str(record.msg)

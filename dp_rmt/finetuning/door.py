@@ -15,7 +15,7 @@ from absl import logging
 
 from dp_rmt import environment
 from dp_rmt.data import tokenize_prompts
-from dp_rmt.finetuning import arms
+from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import settings_from
 from dp_rmt.finetuning.tasks.task import Task
@@ -160,6 +160,9 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     if (advice := environment.unprepared()) is not None:
         logging.warning(advice)
+    if (advice := environment.unprepared()) is not None:
+        logging.warning("%s", advice)
+    logging.get_absl_logger().addFilter(command_line.is_of_interest)
     (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)
     arms.report(workdir)
