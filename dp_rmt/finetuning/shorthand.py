@@ -72,9 +72,8 @@ def _full_name(key: str) -> str:
     """The dotted name of a setting that is given by its last part."""
     if "." in key or key in kinds(Settings):
         return key
-    found = [
-        full for full, *_ in walk(Settings) if full.rpartition(".")[2] == key and not full.startswith("synthetic.")
-    ]
+    names = [name.split(".") for name, *_ in walk(Settings) if not name.startswith("synthetic.")]
+    found = list(dict.fromkeys(".".join(name[: name.index(key) + 1]) for name in names if key in name[1:]))
     if len(found) > 1:
         raise ValueError(
             f"{key}: which of {', '.join(found)} is meant? Give the whole name, as in **{{{found[0]!r}: ...}}"
