@@ -118,7 +118,7 @@ def read(
 
 def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[[list[str]], list[str]]) -> list[str]:
     """What `parse` gives; --help and mistakes end the program."""
-    program = Path(arguments[0]).name
+    program = Path(arguments[0]).stem
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
         print(f"usage: {program} [--FLAG=VALUE ...]\n\nflags:\n{help_text()}")
         sys.exit(0)

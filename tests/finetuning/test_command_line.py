@@ -38,7 +38,7 @@ def commands(make_config: Callable[..., Settings], run_side_by_side: Callable[..
             r"config\.privacy\.epsilonn: there is no such key; did you mean 'epsilon'\? Choose from epsilon, delta",
         ),
         ("wrong_type", r"config\.train\.num_steps must be an integer or None, got '2\.5'"),
-        ("no_config_file", r"finetune\.py: .*'configs/nothing\.py'.*--config=configs/quickstart\.py"),
+        ("no_config_file", r"finetune: .*'configs/nothing\.py'.*--config=configs/quickstart\.py"),
         ("wrong_value", r"finetune: config\.privacy .* at most the 120 training examples, got 500"),
     ],
 )
