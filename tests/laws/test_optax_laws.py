@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,7 +17,10 @@ import pytest
 from dp_rmt import denoise_matrices, scale_by_denoised_adam
 from dp_rmt.muon import private_muon
 from dp_rmt.truncation import truncate_rank
-from tests.laws.transformations import ALL, CASES, STD, Case, assert_same, is_wide, noise, run, tree
+
+_shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
+ALL, CASES, STD, Case, noise = _shared.ALL, _shared.CASES, _shared.STD, _shared.Case, _shared.noise
+assert_same, is_wide, run, tree = _shared.assert_same, _shared.is_wide, _shared.run, _shared.tree
 
 
 @ALL

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.laws.transformations import ALL, Case, assert_same, noise, run, tree
+_shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
+ALL, Case, noise = _shared.ALL, _shared.Case, _shared.noise
+assert_same, run, tree = _shared.assert_same, _shared.run, _shared.tree
 
 
 @ALL
