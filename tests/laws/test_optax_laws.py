@@ -92,7 +92,7 @@ def test_numbers_may_be_traced(case: Case) -> None:
         out, state = update(gradients, state, gradients)
     assert_same(out, run(case.transform, gradients, gradients)[0], rtol=1e-4, atol=1e-5)
     for name in set(case.numbers) & {"noise_std", "learning_rate"}:  # what is changed is used
-        state.hyperparams[name] = jnp.asarray(100 * case.numbers[name])  # noise above all: the least use of it is a gate
+        state.hyperparams[name] = jnp.asarray(100 * case.numbers[name])  # above all: where a gate alone reads it, too
         changed, _ = update(gradients, state, gradients)
         as_before = state._replace(hyperparams=state.hyperparams | {name: case.numbers[name]})
         same, _ = update(gradients, as_before, gradients)
