@@ -10,7 +10,7 @@ import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dp_rmt import scoring as text_scores
+from dp_rmt.scoring import text_scores
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts

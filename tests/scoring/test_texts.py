@@ -10,7 +10,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_rmt import scoring as text_scores
+from dp_rmt.scoring import text_scores
 from dp_rmt.data import load_table_to_text
 from dp_rmt.scoring import java
 from dp_rmt.scoring import texts as scores
