@@ -52,6 +52,5 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.remat = True
     config.train.epochs = 3.0
-    config.train.microbatch_size = 0
     config.train.eval_every = 1000
     return config.lock()

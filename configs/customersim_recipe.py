@@ -39,12 +39,13 @@ def memorisation(rates: dict[str, float], private: dict[str, Any], not_private: 
     for name, rank in (("full", None), *((f"lora_{rank}", rank) for rank in LORA_RANKS)):
         arms[name] = _arm(rank, rates[name], not_private)
         arms[name]["privacy"]["epsilon"] = math.inf
-        arms[name]["denoise"] = {"enabled": False}
+        arms[name]["denoise"] = ()
     for name, rank in (("full", None), (f"lora_{PRIVATE_RANK}", PRIVATE_RANK)):
         for kind in ("noisy", "denoised"):
             label = f"{name}_{kind}"
             arms[label] = _arm(rank, rates[label], private)
-            arms[label]["denoise"] = {"enabled": kind == "denoised"}
+            if kind == "noisy":
+                arms[label]["denoise"] = ()
     config.arms = arms
     return config
 
@@ -52,7 +53,7 @@ def memorisation(rates: dict[str, float], private: dict[str, Any], not_private: 
 def _arm(rank: int | None, rate: float, shared: dict[str, Any]) -> dict[str, Any]:
     changes = {section: dict(values) for section, values in shared.items()}
     changes.setdefault("privacy", {})
-    changes["optimizer"] = {"learning_rate": rate}
+    changes["train"] = {**changes.get("train", {}), "learning_rate": rate}
     if rank is not None:
         # alpha in step with the rank: a factor of 2 before the update, whatever the rank.
         changes["model"] = {"tuning": "lora", "lora": {"rank": rank, "alpha": 2.0 * rank}}

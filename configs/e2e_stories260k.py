@@ -15,6 +15,7 @@ trained on (6,980 pairs), since that is what the study had, and --config.generat
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,19 +49,20 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.privacy.expected_batch_size = 256
     config.privacy.l2_clip_norm = 1.0
     config.train.num_steps = 20
+    config.train.microbatch_size = 32
     config.train.eval_every = 20  # an evaluation takes as long as some 4 steps
     config.train.checkpoint_every = 10
     config.train.eval_batch_size = 32
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120 if task == "e2e" else 88  # DART's longest prompt leaves no more of the 512
     config.generation.batch_size = 64
-    kinds = {
-        "": {"privacy": {"epsilon": math.inf}, "denoise": {"enabled": False}},
-        "_noisy": {"denoise": {"enabled": False}},
+    kinds: dict[str, dict[str, Any]] = {
+        "": {"privacy": {"epsilon": math.inf}, "denoise": ()},
+        "_noisy": {"denoise": ()},
         "_denoised": {},
     }
     config.arms = {
-        f"{tuning}{kind}": {"model": {"tuning": tuning}, "optimizer": {"learning_rate": RATES[tuning + kind]}} | changes
+        f"{tuning}{kind}": {"model": {"tuning": tuning}, "train": {"learning_rate": RATES[tuning + kind]}} | changes
         for tuning in ("full", "lora")
         for kind, changes in kinds.items()
     }

@@ -5,7 +5,7 @@ TASK is sst2, qnli, qqp or mnli, and SIZE is base or large. A choice that is lef
 Source: Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners" (arXiv 2110.05679), and
 the launcher of its code (lxuechen/private-transformers, examples/classification/run_wrapper.py): text infilling, batch
 1000 k and 3 k epochs with k = 1, 2, 6, 6 for SST-2, QNLI, QQP, MNLI, Adam at 5e-4 with linear decay to zero, clip norm
-0.1, 256 tokens. Its published numbers are without denoising: --config.denoise.enabled=False.
+0.1, 256 tokens. Its published numbers are without denoising: --config.denoise="()".
 
 This differs from the source in three ways:
 
@@ -77,7 +77,8 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.privacy.epsilon = 8.0
     config.privacy.l2_clip_norm = 0.1
     config.privacy.expected_batch_size = 1000 * SCALE[task]
-    config.optimizer.learning_rate = 5e-4
+    config.train.learning_rate = 5e-4
     config.train.epochs = 3.0 * SCALE[task]
+    config.train.microbatch_size = 32
     config.train.eval_every = 20 * SCALE[task]
     return config.lock()

@@ -13,6 +13,7 @@ Command: python -m experiments.finetune --config=configs/quickstart.py
 from ml_collections import ConfigDict
 
 from configs import base
+from dp_rmt.finetuning.settings import Synthetic
 
 
 def get_config() -> ConfigDict:
@@ -27,23 +28,11 @@ def get_config() -> ConfigDict:
     config.privacy.l2_clip_norm = 0.1
     config.privacy.sampling_seed = 1
     config.privacy.noise_seed = 2
-    config.optimizer.learning_rate = 2e-3
+    config.train.learning_rate = 2e-3
     config.train.num_steps = 40
     config.train.eval_every = 5
     config.train.microbatch_size = 128
     config.train.checkpoint_every = 20
-    config.arms = {"denoised": {"denoise": {"enabled": True}}, "noisy": {"denoise": {"enabled": False}}}
-    config.synthetic = ConfigDict(
-        {
-            "num_public": 2_000,
-            "num_private_train": 20_000,
-            "num_private_dev": 1_000,
-            "hidden_size": 64,
-            "num_layers": 2,
-            "num_heads": 4,
-            "num_steps": 70,
-            "batch_size": 64,
-            "learning_rate": 1e-3,
-        }
-    )
+    config.arms = {"denoised": {}, "noisy": {"denoise": ()}}
+    config.synthetic = base.as_config(Synthetic())
     return config.lock()

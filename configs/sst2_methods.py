@@ -14,9 +14,28 @@ Command: python -m experiments.finetune --config=configs/sst2_methods.py --confi
 With a tuned learning rate for each arm, over seeds: python -m experiments.studies.methods.study, same flags.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import sst2_minilm
+
+STREAM = {"matrix_rule": "layers_side_by_side", "join": "reads_the_stream"}
+"""All that reads the residual stream, of all layers, as one matrix."""
+ADAMW = ("adamw", {"weight_decay": 0.0})
+MUON = ("muon", {"consistent_rms": 0.2, "others": ADAMW})
+"""With steps of Adam's size, so that one learning rate serves both."""
+
+
+def denoised(**options: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The gradient, denoised with these options."""
+    return (("denoise_matrices", {"svd": "subspace", **options}),)
+
+
+def denoised_adam(**options: Any) -> dict[str, Any]:
+    """An arm whose first moment is denoised, in the place of the gradient."""
+    given = {"gate": "tracy_widom", "svd": "subspace", **options}
+    return {"denoise": (), "optimizer": ("denoised_adam", given)}
 
 
 def get_config() -> ConfigDict:
@@ -24,32 +43,20 @@ def get_config() -> ConfigDict:
     config = sst2_minilm.get_config().unlock()
     config.name = "sst2_methods"
     config.arms = {
-        "dp_adam": {"denoise": {"enabled": False}},
-        "paper": {"denoise": {"gate": "kappa", "kappa": 1.0}},
-        "partial": {"denoise": {"below_edge": "keep"}, "optimizer": {"learning_rate": 4e-3}},
-        "tracy_widom": {"denoise": {"gate": "tracy_widom"}},
-        "stein": {"denoise": {"gate": "tracy_widom", "blend": "stein"}},
-        "stream": {"denoise": {"gate": "tracy_widom", "structure": "residual_stream"}},
-        "stream_moment_adam": {
-            "denoise": {"gate": "tracy_widom", "target": "first_moment", "structure": "residual_stream"},
-            "optimizer": {"second_moment": "denoised"},
-        },
-        "moment": {
-            "denoise": {"gate": "tracy_widom", "target": "first_moment"},
-            "optimizer": {"learning_rate": 5e-4},
-        },
-        "moment_adam": {
-            "denoise": {"gate": "tracy_widom", "target": "first_moment"},
-            "optimizer": {"second_moment": "denoised"},
-        },
-        "moment_stein": {
-            "denoise": {"gate": "tracy_widom", "target": "first_moment", "blend": "stein"},
-            "optimizer": {"learning_rate": 5e-4},
-        },
-        "hard_threshold": {"denoise": {"shrinker": "hard_threshold", "rescale": "none"}},
-        "truncate_rank": {"denoise": {"method": "truncate_rank"}},
-        "low_pass": {"denoise": {"method": "low_pass"}},
-        "kalman": {"denoise": {"method": "kalman"}},
-        "muon": {"denoise": {"enabled": False}, "optimizer": {"name": "muon", "learning_rate": 4e-3}},
+        "dp_adam": {"denoise": ()},
+        "paper": {"denoise": denoised(gate=("kappa", {"kappa": 1.0}))},
+        "partial": {"denoise": denoised(below_edge="keep"), "train": {"learning_rate": 4e-3}},
+        "tracy_widom": {"denoise": denoised(gate="tracy_widom")},
+        "stein": {"denoise": denoised(gate="tracy_widom", blend="stein")},
+        "stream": {"denoise": denoised(gate="tracy_widom", **STREAM)},
+        "stream_moment_adam": denoised_adam(second_moment="denoised", **STREAM),
+        "moment": {**denoised_adam(), "train": {"learning_rate": 5e-4}},
+        "moment_adam": denoised_adam(second_moment="denoised"),
+        "moment_stein": {**denoised_adam(blend="stein"), "train": {"learning_rate": 5e-4}},
+        "hard_threshold": {"denoise": denoised(shrinker="hard_threshold", rescale="none")},
+        "truncate_rank": {"denoise": (("truncate_rank", {"rank": 4}),)},
+        "low_pass": {"denoise": ("low_pass_filter",)},
+        "kalman": {"denoise": (), "optimizer": ("kalman_filter", {"optimizer": ADAMW, "kappa": 0.7})},
+        "muon": {"denoise": (), "optimizer": MUON, "train": {"learning_rate": 4e-3}},
     }
     return config.lock()

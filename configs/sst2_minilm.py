@@ -31,9 +31,10 @@ def get_config() -> ConfigDict:
     config.model.trainable = "^(?!encoder/embeddings)"
     config.privacy.expected_batch_size = 4096
     config.privacy.l2_clip_norm = 3.0
-    config.optimizer.learning_rate = 1e-3
+    config.train.learning_rate = 1e-3
     config.train.num_steps = 30
+    config.train.microbatch_size = 32
     config.train.eval_every = 3
     config.train.checkpoint_every = 10
-    config.arms = {"denoised": {"denoise": {"enabled": True}}, "noisy": {"denoise": {"enabled": False}}}
+    config.arms = {"denoised": {}, "noisy": {"denoise": ()}}
     return config.lock()

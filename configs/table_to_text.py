@@ -6,7 +6,7 @@ Source: Li et al. 2022, "Large Language Models Can Be Strong Differentially Priv
 batch 1024, 10 epochs, learning rate 2e-3, delta 8e-6; DART 15 epochs, learning rate 5e-4, delta 1e-5; clip norm 0.1;
 loss of the text's own tokens, a mean over each example. LoRA of GPT-2: rank 4, alpha 32, on query and value, and beam
 search with 5 beams, length penalty 0.9 and no 4 tokens in a row twice, as in Hu et al. 2021 (arXiv 2106.09685) and Li &
-Liang 2021 (arXiv 2101.00190). Published numbers are without denoising: --config.denoise.enabled=False.
+Liang 2021 (arXiv 2101.00190). Published numbers are without denoising: --config.denoise="()".
 
 This differs from the source in three ways:
 
@@ -95,14 +95,15 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.privacy.l2_clip_norm = 0.1
     config.privacy.expected_batch_size = 1024
     config.train.epochs = EPOCHS[task]
+    config.train.microbatch_size = 32
     config.train.eval_every = 100
     config.generation.length_penalty = 0.9
     config.generation.no_repeat_ngram_size = 4
     if model == "gpt2":
-        config.optimizer.learning_rate = GPT2_LEARNING_RATE[task]
+        config.train.learning_rate = GPT2_LEARNING_RATE[task]
         config.model.lora.rank, config.model.lora.alpha = 4, 32.0
     else:
-        config.optimizer.learning_rate = LEARNING_RATE[tuning]
+        config.train.learning_rate = LEARNING_RATE[tuning]
         config.model.lora.rank, config.model.lora.alpha, config.model.lora.targets = 16, 32.0, PROJECTIONS
         config.model.dtype = "bfloat16"
         config.model.remat = True

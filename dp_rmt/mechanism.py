@@ -13,14 +13,49 @@ import optax
 from dp_rmt import accounting
 from dp_rmt.arguments import integer, one_of, real
 from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
+from dp_rmt.clipping.auto import auto_clipped_grad
 from dp_rmt.clipping.ghost import ghost_clipped_grad
-from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, clipped_grad
+from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
 from dp_rmt.types import PerExampleLosses
 
-ClippingMethod = Literal["vmap", "auto", "bookkeeping", "ghost"]
+ClippingMethod = Literal["auto", "vmap", "bookkeeping", "ghost"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a clipped gradient is computed, which changes its speed and memory, and its numbers by rounding only.
+
+    Privacy depends on nothing here, so it stands beside `DPSGD`, whose numbers are the guarantee's.
+
+    Attributes:
+      clipping_method: "vmap" computes each example's gradient, of any model. "bookkeeping" and "ghost" compute none, at
+        little more than the cost of a plain gradient, for Flax models of stock layers (`ghost_clipped_grad`, which
+        refuses others). "auto" takes the better of the last two where they fit the model, and "vmap" where they do not.
+      microbatch_size: examples differentiated at once: a number, which must divide the batch (give it to
+        `DPSGD.batch_multiple_of`); None for the whole batch; or "auto". A run that knows its data
+        (`dp_rmt.training.run.prepare_run`) finds by compiling how many fit into the memory. `DPSGD.clipped_grad` by
+        itself has nothing to compile: there "auto" is the whole batch.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    clipping_method: ClippingMethod = "auto"
+    microbatch_size: int | Literal["auto"] | None = "auto"
+
+    def __post_init__(self) -> None:
+        one_of("clipping_method", self.clipping_method, get_args(ClippingMethod))
+        given = self.microbatch_size
+        if given is not None and not (isinstance(given, str) and given == "auto"):
+            wanted = "be at least 1 and an integer, 'auto', or None for the whole batch"
+            object.__setattr__(self, "microbatch_size", integer("microbatch_size", given, wanted, lambda n: n >= 1))
+
+
+AUTO = Execution()
+"""Found by looking at the model and the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +74,8 @@ class DPSGD:
       noise_multiplier: std of the noise in the SUM, over l2_clip_norm; 0 switches privacy off.
       l2_clip_norm: C; may be infinite only without noise.
       clip: "flat" or "automatic".
-      max_batch_size: fixed shape of a batch; None for mean + 5 sd, rounded up so that both batch_multiple_of and
-        microbatch_size divide it.
-      batch_multiple_of: what the batch shape must be divisible by, such as the number of devices.
-      microbatch_size: examples differentiated at once; None for all. A max_batch_size that it does not divide has to be
-        padded by whoever makes the batches, as `training.train` does.
-      clipping_method: "vmap" (any model), or "auto", "bookkeeping" or "ghost" (Flax models of stock layers, at little
-        more than the cost of a plain gradient; see `ghost_clipped_grad`).
+      max_batch_size: fixed shape of a batch; None for mean + 5 sd, rounded up so that batch_multiple_of divides it.
+      batch_multiple_of: what the batch shape must be divisible by, such as the number of devices or a microbatch.
       accountant: "pld" or "rdp".
 
     Raises:
@@ -60,18 +90,15 @@ class DPSGD:
     clip: ClippingStyle = "flat"
     max_batch_size: int | None = None
     batch_multiple_of: int = 1
-    microbatch_size: int | None = None
-    clipping_method: ClippingMethod = "vmap"
     accountant: accounting.Accountant = "pld"
 
     def __post_init__(self) -> None:
         settle = functools.partial(object.__setattr__, self)
         for name in ("num_examples", "num_steps", "batch_multiple_of"):
             settle(name, integer(name, getattr(self, name), "be at least 1 and an integer", lambda n: n >= 1))
-        for name in ("max_batch_size", "microbatch_size"):
-            if getattr(self, name) is not None:
-                wanted = "be at least 1 and an integer, or None"
-                settle(name, integer(name, getattr(self, name), wanted, lambda n: n >= 1))
+        if self.max_batch_size is not None:
+            wanted = "be at least 1 and an integer, or None"
+            settle("max_batch_size", integer("max_batch_size", self.max_batch_size, wanted, lambda n: n >= 1))
         within = f"be above 0 and at most the {self.num_examples} training examples"
         size = real("expected_batch_size", self.expected_batch_size, within, lambda b: 0 < b <= self.num_examples)
         settle("expected_batch_size", size)
@@ -81,8 +108,8 @@ class DPSGD:
         settle("noise_multiplier", multiplier)
         settle("l2_clip_norm", self._validated_clip_norm())
         one_of("clip", self.clip, get_args(ClippingStyle))
-        one_of("clipping_method", self.clipping_method, get_args(ClippingMethod))
         one_of("accountant", self.accountant, get_args(accounting.Accountant))
+        check_arguments(self.l2_clip_norm, self.expected_batch_size, self.clip, microbatch_size=None)
         settle("max_batch_size", self._validated_batch_shape())
 
     def _validated_clip_norm(self) -> float:
@@ -93,8 +120,7 @@ class DPSGD:
 
     def _validated_batch_shape(self) -> int:
         if self.max_batch_size is None:
-            multiple = math.lcm(self.batch_multiple_of, self.microbatch_size or 1)
-            return max_batch_size_for(self.num_examples, self.sampling_probability, multiple_of=multiple)
+            return max_batch_size_for(self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of)
         if self.max_batch_size % (multiple := self.batch_multiple_of):
             raise ValueError(
                 f"max_batch_size {self.max_batch_size} must be a multiple of {multiple} (batch_multiple_of): "
@@ -145,22 +171,38 @@ class DPSGD:
 
     @property
     def noise_std(self) -> float:
-        """Std of the noise in ONE entry of the gradient, ``noise_multiplier * C / B``, for both noise and denoiser."""
+        """Std of the noise in ONE entry of the gradient, for both noise and denoiser.
+
+        ``noise_multiplier * C / B``: the multiplier times what one example can add to the clipped gradient.
+        """
         if self.noise_multiplier == 0:
             return 0.0
-        return self.noise_multiplier * self.clipped_grad(lambda params, batch: batch).sensitivity()
+        return self.noise_multiplier * l2_norm_bound(
+            l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
+        )
 
-    def clipped_grad(self, per_example_losses: PerExampleLosses) -> ClippedGradient:
-        """The clipped gradient, normalised by the expected batch size."""
+    def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
+        """The clipped gradient, normalised by the expected batch size.
+
+        Args:
+          per_example_losses: ``(params, batch) -> (batch,)``.
+          execution: how it is computed; "auto" microbatches are the whole batch here.
+
+        Returns:
+          A `ClippedGradient`.
+        """
+        size = execution.microbatch_size
         arguments: dict[str, Any] = {
             "l2_clip_norm": self.l2_clip_norm,
             "normalize_by": self.expected_batch_size,
             "clip": self.clip,
-            "microbatch_size": self.microbatch_size,
+            "microbatch_size": None if size == "auto" else size,
         }
-        if self.clipping_method == "vmap":
+        if execution.clipping_method == "vmap":
             return clipped_grad(per_example_losses, **arguments)
-        return ghost_clipped_grad(per_example_losses, method=self.clipping_method, **arguments)
+        if execution.clipping_method == "auto":
+            return auto_clipped_grad(per_example_losses, **arguments)
+        return ghost_clipped_grad(per_example_losses, method=execution.clipping_method, **arguments)
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
         """The noise that makes the clipped gradient private."""

@@ -39,12 +39,12 @@ from dp_rmt.auditing.problems import (
 )
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
-from dp_rmt.finetuning.workdir import CONFIG_FILE, only_writer
+from dp_rmt.reporting import machine
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
-from dp_rmt.training.ledger import read_ledger
-from experiments.benchmarks import machine
+from dp_rmt.training.ledger import FILE as LEDGER
+from dp_rmt.training.ledger import only_writer, read_ledger
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
 """Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""
@@ -68,7 +68,7 @@ def full_batch_mechanism(
 ) -> Audited:
     """All examples in every step."""
     settings: Any = {"num_examples": num_examples, "expected_batch_size": float(num_examples), "num_steps": num_steps}
-    settings |= {"max_batch_size": num_examples, "microbatch_size": min(500, num_examples)}
+    settings["max_batch_size"] = num_examples
     return _calibrated(epsilon, delta, mutation, settings)
 
 
@@ -87,7 +87,8 @@ def audit_one_run(
     """One run of the linear model with worst-case canaries; the row of a record."""
     mechanism = full_batch_mechanism(epsilon, delta, num_canaries, num_steps=4, mutation=mutation)
     flips = coin_flips(num_canaries, seed)
-    run = OneRun(mechanism, canary_losses, canary_params(num_canaries), {"row": np.arange(num_canaries)})
+    rows, size = {"row": np.arange(num_canaries)}, min(500, num_canaries)
+    run = OneRun(mechanism, canary_losses, canary_params(num_canaries), rows, microbatch_size=size)
 
     def bound() -> dict[str, Any]:
         scores = run.scores(flips, seed=seed, learning_rate=1.0)
@@ -102,7 +103,8 @@ def audit_mlp(epsilon: float, *, delta: float, seed: int, mutation: str = "none"
     flips = coin_flips(MLP_EXAMPLES, seed)
     params, arrays = mlp_params(MLP_WIDTH, MLP_HIDDEN, seed), mlp_arrays(MLP_EXAMPLES, MLP_WIDTH, seed)
     start = time.perf_counter()
-    scores = OneRun(mechanism, mlp_losses, params, arrays).scores(flips, seed=seed, learning_rate=1.0)
+    run = OneRun(mechanism, mlp_losses, params, arrays, microbatch_size=MLP_EXAMPLES)
+    scores = run.scores(flips, seed=seed, learning_rate=1.0)
     seconds = round(time.perf_counter() - start, 1)
     claim = {"proven": epsilon, "delta": delta}
 
@@ -180,7 +182,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
     )
     write_audit(workdir, bound)
-    alone = only_writer(workdir) if (workdir / CONFIG_FILE).exists() else contextlib.nullcontext()
+    alone = only_writer(workdir) if (workdir / LEDGER).exists() else contextlib.nullcontext()
     with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
         now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
         write_privacy(workdir, dataclasses.replace(now, audit=bound))

@@ -17,14 +17,15 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt.finetuning import arms, assemble, command_line
+from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.rate_search import best_rate
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import claim_workdir
+from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.training.metrics import read_metrics
-from experiments.studies.records import five_digits, write_record
 
 LAST_STEPS = 3
 """Whose losses are averaged."""
@@ -48,12 +49,12 @@ def main(argv: list[str]) -> None:
 
 
 def choose_rates(
-    config: ConfigDict, *, names: list[str] | None, workdir: Path, record: Path, factors: list[float], steps: int
+    settings: Settings, *, names: list[str] | None, workdir: Path, record: Path, factors: list[float], steps: int
 ) -> None:
     """Writes the losses of every rate, and the best, arm by arm.
 
     Args:
-      config: with arms, as `configs.base.get_config` builds it.
+      settings: with arms.
       names: arms to try; None for all.
       workdir: gets a folder for each run.
       record: JSON file; arms that it has are left alone.
@@ -63,10 +64,10 @@ def choose_rates(
     Raises:
       ValueError: an arm is unknown, or the config allows no value of the private batch to be looked at.
     """
-    every = arm_configs(config)
+    every = arm_settings(settings)
     if unknown := set(names or ()) - set(every):
         raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(every)}")
-    if not config.privacy.nonprivate_metrics:
+    if not settings.privacy.nonprivate_metrics:
         raise ValueError(
             "config.privacy.nonprivate_metrics=False, but rates are chosen by the loss of the training batches, "
             "which is private; on public data leave the key at True"
@@ -82,21 +83,20 @@ def choose_rates(
             print(f"{name}, rate {rate:g}: loss {loss:.4f}", flush=True)
             return -loss
 
-        best, scores = best_rate(score, every[name].optimizer.learning_rate, factors)
+        best, scores = best_rate(score, every[name].train.learning_rate, factors)
         losses = {f"{rate:g}": five_digits([-scores[rate]])[0] for rate in sorted(scores)}
         found[name] = {"best": float(f"{best:g}"), "nonprivate/loss": losses, "steps": steps}
         write_record(record, found)
 
 
-def _loss(settings: ConfigDict, rate: float, task: assemble.Task, workdir: Path, steps: int) -> float:
+def _loss(settings: Settings, rate: float, task: assemble.Task, workdir: Path, steps: int) -> float:
     """Mean training loss over the last of the steps."""
-    config = ConfigDict(settings)
-    config.optimizer.learning_rate = rate
-    config.privacy.sampling_seed = config.privacy.noise_seed = config.seed  # the data is public
-    claim_workdir(workdir, config)
+    seeds = dict.fromkeys(("privacy.sampling_seed", "privacy.noise_seed"), settings.seed)  # the data is public
+    settings = settings.changed({"train.learning_rate": rate, **seeds})
+    claim_workdir(workdir, settings)
     task = dataclasses.replace(task, evaluations={})
-    run = assemble.build_run(config, task, name=workdir.name)
-    arms.train(arms.Arm(workdir.name, config, workdir, task, run), until=steps)
+    run = assemble.build_run(settings, task, name=workdir.name)
+    arms.train(arms.Arm(workdir.name, settings, workdir, task, run), until=steps)
     lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "nonprivate/loss" in line]
     last = [line["nonprivate/loss"] for line in lines if line["step"] <= steps][-LAST_STEPS:]
     return sum(last) / len(last)

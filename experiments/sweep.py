@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt.files import write_private
 from dp_rmt.finetuning import command_line
-from dp_rmt.finetuning.settings import FOLDER_NAME, arm_configs
+from dp_rmt.finetuning.checks import FOLDER_NAME, arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import commands as sweep_commands
 from dp_rmt.finetuning.sweep import executors as sweep_executors
 from dp_rmt.finetuning.sweep import report as sweep_report
@@ -77,8 +78,8 @@ class Sweep:
         """What a job's command line has after --config and --workdir."""
         return [*self.common, *(f"--config.{key}={value}" for key, value in self.changes[name].items())]
 
-    def config(self, name: str) -> ConfigDict:
-        """The config of a job, read as the job itself will read it.
+    def settings(self, name: str) -> Settings:
+        """The settings of a job, read as the job itself will read it.
 
         Raises:
           ValueError: a key is unknown or a value cannot be used.
@@ -89,11 +90,12 @@ class Sweep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports a file
                 values(argv)
-            arm_configs(values["config"].value)
+            settings = Settings.from_config(values["config"].value)
+            arm_settings(settings)
         except (AttributeError, KeyError, ValueError, OSError, flags.Error) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"job {name!r} ({' '.join(argv[1:])}): {reason}") from error
-        return values["config"].value
+        return settings
 
     def jobs(self, workdir: Path, python: str) -> list[Job]:
         """The commands, in order.
@@ -172,7 +174,7 @@ def main(argv: list[str]) -> None:
     try:
         sweep = load_sweep(path, workdir, common)
         for name in sweep.changes:
-            check_workdir(workdir / "jobs" / name, sweep.config(name))
+            check_workdir(workdir / "jobs" / name, sweep.settings(name))
         if executor == "print":
             waiting = [job for job in sweep.jobs(workdir, "python") if not is_finished(job)]
             print("\n".join(sweep_commands.printed(waiting, flags.FLAGS.target, options)))

@@ -18,4 +18,6 @@ for _flag, _value in _QUICK.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
-import experiments  # noqa: E402, F401  (one thread for BLAS, the parts of a program in order: see its docstring)
+from dp_rmt import environment  # noqa: E402
+
+environment.prepare()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ from dp_accounting import NeighboringRelation
 
 from dp_rmt import accounting
 from dp_rmt.batch_selection import max_batch_size_for
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.clipping.per_example import ClippingStyle
+from dp_rmt.mechanism import DPSGD, ClippingMethod, Execution
 from dp_rmt.noise_addition import NOISE_SUPPORT
 
 SETTINGS = {
@@ -31,11 +33,29 @@ SETTINGS = {
 @pytest.mark.parametrize("clip", ["flat", "automatic"])
 def test_noise_std_is_multiplier_times_clip_norm_over_expected_batch_size(clip, clipping_method):
     """Whatever the shape of the batch, the microbatches and the way of clipping."""
-    mechanism = DPSGD(**SETTINGS, clip=clip, clipping_method=clipping_method, batch_multiple_of=8, microbatch_size=8)
+    mechanism = DPSGD(**SETTINGS, clip=clip, batch_multiple_of=8)
     assert mechanism.noise_std == pytest.approx(1.5 * 0.2 / 40, rel=1e-15)
-    assert mechanism.clipped_grad(lambda p, b: b).sensitivity() == pytest.approx(0.2 / 40, rel=1e-15)
-    replaced = mechanism.clipped_grad(lambda p, b: b).sensitivity(NeighboringRelation.REPLACE_ONE)
+    gradient = mechanism.clipped_grad(lambda p, b: b, Execution(clipping_method, microbatch_size=8))
+    assert gradient.sensitivity() == pytest.approx(0.2 / 40, rel=1e-15)
+    replaced = gradient.sensitivity(NeighboringRelation.REPLACE_ONE)
     assert replaced == pytest.approx(2 * 0.2 / 40, rel=1e-15)
+
+
+@pytest.mark.parametrize("expected_batch_size", [1, 0.3, 7.7, 40, 1000])
+@pytest.mark.parametrize("l2_clip_norm", [1e-6, 0.1, 3.0, 1e30])
+@pytest.mark.parametrize("clip", get_args(ClippingStyle))
+@pytest.mark.parametrize("clipping_method", get_args(ClippingMethod))
+def test_noise_std_is_that_of_the_gradient_s_own_sensitivity(clipping_method, clip, l2_clip_norm, expected_batch_size):
+    """To the last bit: one formula in one place, whoever asks."""
+    changes = {"l2_clip_norm": l2_clip_norm, "expected_batch_size": expected_batch_size, "clip": clip}
+    mechanism = DPSGD(**(SETTINGS | changes))
+    gradient = mechanism.clipped_grad(lambda p, b: b, Execution(clipping_method))
+    assert mechanism.noise_std == mechanism.noise_multiplier * gradient.sensitivity() > 0
+
+
+def test_noise_std_builds_no_gradient(monkeypatch):
+    monkeypatch.setattr(DPSGD, "clipped_grad", lambda *_: pytest.fail("a gradient of no loss was built"))
+    assert DPSGD(**SETTINGS).noise_std > 0
 
 
 def test_noise_and_denoiser_get_this_std():
@@ -105,8 +125,8 @@ def test_both_methods_of_clipping_give_the_same_gradient():
     def losses(params, batch):
         return jnp.sum(module.apply(params, batch) ** 2, axis=1)
 
-    settings = {**SETTINGS, "expected_batch_size": 4.0, "clip": "automatic", "microbatch_size": 2}
-    vmap, ghost = (DPSGD(**settings, clipping_method=m).clipped_grad(losses) for m in ("vmap", "ghost"))
+    mechanism = DPSGD(**{**SETTINGS, "expected_batch_size": 4.0, "clip": "automatic"})
+    vmap, ghost = (mechanism.clipped_grad(losses, Execution(method, 2)) for method in ("vmap", "ghost"))
     (expected, per_example), (actual, _) = (jax.jit(f)(params, batch, is_padding_example=None) for f in (vmap, ghost))
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
     # Sum over the EXPECTED batch size of four, though there are eight.
@@ -117,9 +137,7 @@ def test_both_methods_of_clipping_give_the_same_gradient():
     by_hand = jax.tree.map(lambda g: np.einsum("b,b...->...", factors, g), gradients)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), expected, by_hand)
     with pytest.raises(ValueError, match="ghost clipping has no rule"):
-        DPSGD(**SETTINGS, clipping_method="ghost").clipped_grad(lambda p, x: x @ p)(
-            jnp.ones(5), batch, is_padding_example=None
-        )
+        mechanism.clipped_grad(lambda p, x: x @ p, Execution("ghost"))(jnp.ones(5), batch, is_padding_example=None)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +152,8 @@ def test_both_methods_of_clipping_give_the_same_gradient():
         ({"l2_clip_norm": math.inf}, "without a bound .* no amount of noise is private"),
         ({"l2_clip_norm": 0.0}, "l2_clip_norm must be"),
         ({"l2_clip_norm": math.nan}, "l2_clip_norm must be"),
-        ({"clipping_method": "loop"}, "one of vmap, auto, bookkeeping, ghost; got 'loop'"),
+        ({"l2_clip_norm": 1e-7}, "l2_clip_norm must be at least 1e-06"),  # as the clipped gradient wants it
+        ({"l2_clip_norm": 1e31, "clip": "automatic"}, "automatic clipping scales every gradient"),
         ({"max_batch_size": 60, "batch_multiple_of": 8}, "multiple of 8"),
     ],
 )
@@ -143,19 +162,17 @@ def test_refuses_numbers_that_do_not_fit(change, message):
         DPSGD(**{**SETTINGS, **change})
 
 
-@pytest.mark.parametrize("batch_multiple_of", [1, 3, 8])
-def test_the_batch_shape_fits_microbatches_and_devices(batch_multiple_of):
+@pytest.mark.parametrize("multiple", [1, 32, 96])
+def test_the_batch_shape_fits_microbatches_and_devices(multiple):
     """It was 331, which no microbatch of 32 divides: the first step failed."""
     settings = {"num_examples": 2000, "expected_batch_size": 256, "num_steps": 5, "l2_clip_norm": 1.0}
-    mechanism = DPSGD.calibrated(
-        epsilon=8.0, delta=1e-5, microbatch_size=32, batch_multiple_of=batch_multiple_of, **settings
-    )
-    multiple = math.lcm(32, batch_multiple_of)
+    mechanism = DPSGD.calibrated(epsilon=8.0, delta=1e-5, batch_multiple_of=multiple, **settings)
     assert mechanism.max_batch_size == max_batch_size_for(2000, 0.128, multiple_of=multiple)
     assert mechanism.max_batch_size % multiple == 0
     batch = jnp.ones((mechanism.max_batch_size, 3))
     padding = jnp.zeros(mechanism.max_batch_size, bool)
-    gradient, _ = mechanism.clipped_grad(lambda w, x: x @ w)(jnp.ones(3), batch, is_padding_example=padding)
+    clipped_grad = mechanism.clipped_grad(lambda w, x: x @ w, Execution("vmap", min(multiple, 32)))
+    gradient, _ = clipped_grad(jnp.ones(3), batch, is_padding_example=padding)
     assert gradient.shape == (3,)
 
 
@@ -167,8 +184,6 @@ def test_the_batch_shape_fits_microbatches_and_devices(batch_multiple_of):
         ("num_examples", None, "Give a Python number"),
         ("num_steps", 5.5, "Give a whole number"),
         ("num_steps", math.nan, "Give a whole number"),
-        ("microbatch_size", 8.0, "Give the integer 8"),
-        ("microbatch_size", 0, "got 0"),
         ("batch_multiple_of", np.float32(2), "Give the integer 2"),
         ("max_batch_size", "64", "Give a Python number"),
         ("expected_batch_size", "40", "Give a Python number"),
@@ -195,14 +210,14 @@ def test_no_clip_norm_of_nan_without_noise():
 
 
 def test_scalars_of_other_libraries_are_numbers():
-    plain = DPSGD(**SETTINGS, microbatch_size=8)
+    plain = DPSGD(**SETTINGS, batch_multiple_of=8)
     other = DPSGD(
         num_examples=jnp.int32(1000),
         expected_batch_size=np.float64(40.0),
         num_steps=np.int64(20),
         noise_multiplier=jnp.float32(1.5),
         l2_clip_norm=np.float64(0.2),
-        microbatch_size=jnp.array(8),
+        batch_multiple_of=jnp.array(8),
     )
     assert other == plain
     assert hash(other) == hash(plain)
@@ -247,3 +262,25 @@ def test_is_one_consistent_set_of_numbers():
         mechanism.l2_clip_norm = 1.0
     twice = dataclasses.replace(mechanism, l2_clip_norm=0.4)
     assert twice.noise_std == pytest.approx(2 * mechanism.noise_std)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"clipping_method": "loop"}, "one of auto, vmap, bookkeeping, ghost; got 'loop'"),
+        ({"microbatch_size": 8.0}, "Give the integer 8"),
+        ({"microbatch_size": 0}, "got 0"),
+        ({"microbatch_size": "all"}, "'auto', or None for the whole batch, got 'all'"),
+        ({"microbatch_size": True}, "got True"),
+    ],
+)
+def test_an_execution_refuses_what_it_does_not_know(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Execution(**wrong)
+
+
+def test_an_execution_takes_numbers_of_other_libraries():
+    execution = Execution(microbatch_size=jnp.array(8))
+    assert execution == Execution("auto", 8)
+    assert type(execution.microbatch_size) is int
+    assert Execution() == Execution("auto", "auto")

@@ -13,7 +13,7 @@ from typing import Any
 
 BASE = "configs/quickstart.py"
 SCORE = "eval/dev/accuracy"
-SWEPT = "optimizer.learning_rate"
+SWEPT = "train.learning_rate"
 
 
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 BASE = "configs/sst2_minilm.py"
 SCORE = "eval/dev/accuracy"
-SWEPT = "optimizer.learning_rate"
+SWEPT = "train.learning_rate"
 
 
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ import numpy as np
 
 BASE = "configs/glue.py:sst2,base"
 SCORE = "eval/dev/accuracy"
-SWEPT = "optimizer.learning_rate"
+SWEPT = "train.learning_rate"
 REPETITIONS = {"mean": 6.0, "shape": 1.0}  # shape 1: geometric; 0: logarithmic; inf: Poisson
 
 

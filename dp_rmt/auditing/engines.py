@@ -16,6 +16,7 @@ from dp_rmt.auditing import canaries, lower_bounds
 from dp_rmt.auditing.membership import Interval, auc
 from dp_rmt.auditing.problems import Audited, canary_losses, canary_params
 from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.mechanism import Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
@@ -28,9 +29,15 @@ class OneRun:
     """One training run with canaries planted by coin flips, and their scores."""
 
     def __init__(
-        self, mechanism: Audited, losses: PerExampleLosses, params: Params, arrays: Mapping[str, np.ndarray]
+        self,
+        mechanism: Audited,
+        losses: PerExampleLosses,
+        params: Params,
+        arrays: Mapping[str, np.ndarray],
+        microbatch_size: int | None = None,
     ) -> None:
         self.mechanism, self.losses, self.params, self.arrays = mechanism, losses, params, arrays
+        self.execution = Execution("vmap", microbatch_size)
 
     def scores(self, flips: np.ndarray, *, seed: int, learning_rate: float) -> dict[str, np.ndarray]:
         """Trains on the canaries whose coin says so, and scores all.
@@ -49,13 +56,15 @@ class OneRun:
         mechanism = self.mechanism
         transforms = _transforms(mechanism, noise_key(seed), learning_rate)
         state = TrainState.create(transforms, self.params, {})
-        train_step = jax.jit(make_train_step(mechanism, self.losses, transforms, nonprivate_metrics=False))
+        train_step = jax.jit(
+            make_train_step(mechanism, self.losses, transforms, execution=self.execution, nonprivate_metrics=False)
+        )
         right = dataclasses.replace(mechanism, mutation="none")
         sampling = PoissonSampling(len(present), mechanism.sampling_probability, len(_rows(mechanism)), seed + 1)
 
         @jax.jit
         def score(params: Params, released: Params) -> jax.Array:
-            _, per_example = right.clipped_grad(self.losses)(params, planted, is_padding_example=None)
+            _, per_example = right.clipped_grad(self.losses, self.execution)(params, planted, is_padding_example=None)
             return canaries.gradient_scores(
                 self.losses, params, planted, released, per_example.grad_norm, l2_clip_norm=right.l2_clip_norm
             )
@@ -161,10 +170,11 @@ def repeated_bound(
 def _repeated_runs(mechanism: Audited) -> Any:
     """``(key words (R, 2), rows (R, T, N), is_padding (R, T, N)) -> (sum scores, repetition scores)``, each (R,)."""
     transforms = _transforms(mechanism, jax.random.key(0), learning_rate=1.0)
-    train_step = make_train_step(mechanism, canary_losses, transforms, nonprivate_metrics=False)
+    execution = Execution("vmap")
+    train_step = make_train_step(mechanism, canary_losses, transforms, execution=execution, nonprivate_metrics=False)
     initial = TrainState.create(transforms, canary_params(mechanism.num_examples), {})
     canary = {"row": jnp.zeros(1, jnp.int32)}
-    right = dataclasses.replace(mechanism, mutation="none", microbatch_size=None).clipped_grad(canary_losses)
+    right = dataclasses.replace(mechanism, mutation="none").clipped_grad(canary_losses, execution)
 
     def step(state: TrainState, sample: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TrainState, jax.Array]:
         number, rows, is_padding = sample

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dp_rmt.clipping.per_example import ClippedGradient, PerExample, clip_factors, clipped_grad
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.clipping.per_example import ClippedGradient, PerExample, clip_factors
+from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
@@ -99,27 +99,31 @@ class Audited(DPSGD):
             return add_gaussian_noise(self.noise_std / self.expected_batch_size, key)
         return super().noise(key)
 
-    def clipped_grad(self, per_example_losses: PerExampleLosses) -> ClippedGradient:
+    def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
         """As of `DPSGD`, or with a mistake in it; the bound that it claims is the right one's."""
-        right = super().clipped_grad(per_example_losses)
+        right = super().clipped_grad(per_example_losses, execution)
         function: Any = right.function
         if self.mutation == "clipping skipped":
-            arguments: Any = {"normalize_by": self.expected_batch_size, "microbatch_size": self.microbatch_size}
-            function = clipped_grad(per_example_losses, l2_clip_norm=math.inf, **arguments).function
+            without = dataclasses.replace(
+                self, noise_multiplier=0.0, l2_clip_norm=math.inf, clip="flat", mutation="none"
+            )
+            function = without.clipped_grad(per_example_losses, execution).function
         elif self.mutation == "padding counted":
             function = lambda params, batch, is_padding: right.function(  # noqa: E731
                 params, batch, jnp.zeros_like(is_padding)
             )
         elif self.mutation == "leaf left out of the norm":
-            function = self._with_norms_of(per_example_losses, lambda p, b: canary_losses(_frozen(p, "table"), b))
+            function = self._with_norms_of(
+                per_example_losses, lambda p, b: canary_losses(_frozen(p, "table"), b), execution
+            )
         elif self.mutation == "tied weight counted once":
             head_apart: PerExampleLosses = lambda p, b: canary_losses(p, b, _frozen(p, "table")["table"])  # noqa: E731
-            function = self._with_norms_of(per_example_losses, head_apart)
+            function = self._with_norms_of(per_example_losses, head_apart, execution)
         return dataclasses.replace(right, function=function)
 
-    def _with_norms_of(self, losses: PerExampleLosses, norm_losses: PerExampleLosses) -> Any:
+    def _with_norms_of(self, losses: PerExampleLosses, norm_losses: PerExampleLosses, execution: Execution) -> Any:
         """Clips by the norms of the gradients of other losses than those that are summed."""
-        norms_of = super().clipped_grad(norm_losses)
+        norms_of = super().clipped_grad(norm_losses, execution)
 
         def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
             _, per_example = norms_of.function(params, batch, is_padding)

@@ -164,9 +164,20 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
     return optax.GradientTransformation(init, update)
 
 
-def without_look_ahead(state: KalmanState, params: Params) -> Params:
-    """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds."""
-    return jax.tree.map(lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, state.look_ahead)
+def without_look_ahead(state: optax.OptState, params: Params) -> Params:
+    """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds.
+
+    Args:
+      state: a `KalmanState`, or the state of transformations with the filter among them, as of `optax.chain`.
+      params: y_t.
+
+    Returns:
+      x_t; the parameters themselves where there is no filter in the state.
+    """
+    is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
+    for node in filter(is_ahead, jax.tree.leaves(state, is_leaf=is_ahead)):
+        params = jax.tree.map(lambda y, ahead: (y - ahead).astype(jnp.result_type(y)), params, node.look_ahead)
+    return params
 
 
 def _filter_step(

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
 from dp_rmt.clipping.leaf_rules import is_wide_float
-from dp_rmt.clipping.leaf_uses import Use, bytes_of_marked_outputs, calls_of_layers, mark, uses_of_leaves
+from dp_rmt.clipping.leaf_uses import (
+    LeafWithoutRule,
+    Use,
+    bytes_of_marked_outputs,
+    calls_of_layers,
+    mark,
+    uses_of_leaves,
+)
 from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.clipping.per_example import (
     ClippedGradient,
@@ -87,8 +94,10 @@ def ghost_clipped_grad(
       A `ClippedGradient`.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, a leaf has no rule, is used more than
-        once or is narrower than float32, an operation mixes examples, or the losses have the wrong shape or dtype.
+      ValueError: an argument is out of range; or, from the returned function, an operation mixes examples, or the
+        losses have the wrong shape or dtype.
+      LeafWithoutRule: from the returned function, a leaf has no rule, is used more than once or is narrower than
+        float32. It is a ValueError, too.
 
     >>> import flax.linen as nn
     >>> model = nn.Dense(1, use_bias=False)
@@ -263,29 +272,33 @@ def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, para
 def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: dict[str, str]) -> None:
     remedy = "freeze it (close over it instead of passing it in `params`), or use clipped_grad"
     if not is_wide_float(dtype):
-        raise ValueError(
+        raise LeafWithoutRule(
             f"{path} is {dtype}, but a clipped sum must be float32 or wider. Keep trained parameters in "
-            "float32 and give the modules a narrower compute dtype, or use clipped_grad"
+            "float32 and give the modules a narrower compute dtype, or use clipped_grad",
+            has_layers=bool(names),
         )
     used_by = [use.by for use in uses]
     if not set(used_by) <= names:
         layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
-        raise ValueError(
+        raise LeafWithoutRule(
             f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
-            f"for {layers} (add yours to dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}"
+            f"for {layers} (add yours to dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}",
+            has_layers=bool(names),
         )
     if len(uses) == 2 and max(used_by) == f"{min(used_by)}.attend":
         lookup, head = sorted(uses)
         if not lookup.is_visible_from(head):
-            raise ValueError(
+            raise LeafWithoutRule(
                 f"{path} is looked up by {lookup.by} inside a jit, a remat or a scan that its head {head.by} is not "
                 "inside: ghost clipping must hand the head what the lookup knows. Call the lookup outside, or both "
-                f"inside, {remedy}"
+                f"inside, {remedy}",
+                has_layers=True,
             )
         tied[lookup.by] = head.by
     elif len(used_by) > 1:
-        raise ValueError(
+        raise LeafWithoutRule(
             f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule for the "
             "cross terms of its per-example norm (only for one lookup and one `attend` of nn.Embed). Use separate "
-            f"parameters, {remedy}"
+            f"parameters, {remedy}",
+            has_layers=True,
         )

@@ -34,6 +34,18 @@ _RELABELLING = {"transpose", "reshape", "squeeze", "copy", "sharding_constraint"
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
 
+class LeafWithoutRule(ValueError):
+    """No rule counts a leaf of the parameters exactly once; `clipped_grad` can.
+
+    Attributes:
+      has_layers: whether the losses have layers with rules at all.
+    """
+
+    def __init__(self, message: str, *, has_layers: bool) -> None:
+        super().__init__(message)
+        self.has_layers = has_layers
+
+
 class Use(NamedTuple):
     """What uses a leaf, and where."""
 

@@ -47,7 +47,7 @@ class ClippedGradient:
 
     Attributes:
       function: computes ``(gradient, PerExample)`` of parameters, batch and mask, which `__call__` has checked.
-      l2_norm_bound: the largest l2 norm that one example can add to the gradient (clip norm / normalize_by).
+      l2_norm_bound: the largest l2 norm that one example can add to the gradient (see the function of this name).
     """
 
     function: Callable[[Params, Batch, jax.Array], tuple[Params, PerExample]]
@@ -213,7 +213,20 @@ def summed_over_microbatches(
         return jax.tree.map(lambda g: g / normalize_by, total), per_example
 
     # Not op by op: loops, and the layers of ghost clipping, would be compiled anew at every call, and never be freed.
-    return ClippedGradient(jax.jit(function, inline=True), l2_clip_norm / normalize_by)
+    return ClippedGradient(
+        jax.jit(function, inline=True), l2_norm_bound(l2_clip_norm=l2_clip_norm, normalize_by=normalize_by)
+    )
+
+
+def l2_norm_bound(*, l2_clip_norm: float, normalize_by: float) -> float:
+    """The largest l2 norm that one example can add to a clipped gradient, ``C / normalize_by``, for either clip style.
+
+    It is what adding or removing one example can change, and so the unit of the noise.
+
+    >>> l2_norm_bound(l2_clip_norm=0.5, normalize_by=100)
+    0.005
+    """
+    return l2_clip_norm / normalize_by
 
 
 def clip_factors(norms: jax.Array, *, l2_clip_norm: float, clip: ClippingStyle) -> jax.Array:

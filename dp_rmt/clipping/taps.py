@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from dp_rmt.clipping.leaf_rules import Contraction, LeafRule, Lookup, head_rows, tied_product, with_range_of_float32
+from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
@@ -92,7 +93,7 @@ def tap_frozen(leaves: Mapping[str, jax.Array], y: jax.Array, refusal: str) -> j
       ``y``.
 
     Raises:
-      ValueError: one of the leaves is differentiated.
+      LeafWithoutRule: one of the leaves is differentiated.
     """
     return _tap_frozen(refusal, dict(leaves), y)
 
@@ -104,7 +105,7 @@ def _tap_frozen(refusal: str, leaves: dict[str, jax.Array], y: jax.Array) -> jax
 
 def _tap_frozen_forward(refusal: str, leaves: dict[str, Any], y: Any) -> tuple[jax.Array, None]:
     if any(leaf.perturbed for leaf in leaves.values()):
-        raise ValueError(refusal)
+        raise LeafWithoutRule(refusal, has_layers=True)
     return y.value, None
 
 

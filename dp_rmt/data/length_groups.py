@@ -24,7 +24,8 @@ def group_by_length(
     Args:
       arrays: the data set with ``attention_mask`` (N, L); every array with L columns is cut to the group's length.
       indices: (B,) examples of the batch, -1 for padding, from `PoissonSampling.indices`.
-      lengths: ascending lengths of the groups in tokens; the last must be L.
+      lengths: ascending lengths of the groups in tokens, the last being L; empty for data of any kind, which then needs
+        no mask and is one group.
       microbatch_size: None puts everything into the last group.
 
     Returns:
@@ -50,9 +51,11 @@ def rows_of_groups(
     Returns:
       For each length the data set, its arrays cut to it (views), and the examples (B,) of the group, -1 for padding.
     """
-    full_length = arrays["attention_mask"].shape[1]
     if microbatch_size is None:
         return [(arrays, indices)]
+    if not lengths:
+        return [(arrays, indices[microbatch_order(len(indices), microbatch_size)])]
+    full_length = arrays["attention_mask"].shape[1]
     check_lengths(lengths, full_length)
     real = indices[indices >= 0]
     groups: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []

@@ -1,36 +1,35 @@
-"""An experiment: one or several arms of one config, each in a folder of its own, and their common report."""
+"""An experiment: one or several arms of the same settings, each in a folder of its own, and their common report."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+from collections.abc import Hashable
 from pathlib import Path
 
 import jax
-from absl import logging
-from ml_collections import ConfigDict
 
-from dp_rmt.finetuning import assemble, statements
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning import assemble
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import samples, write_texts
-from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, only_writer
+from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.reporting.page import Run as ReportedRun
-from dp_rmt.reporting.page import write_report
-from dp_rmt.reporting.privacy_statement import read_privacy
+from dp_rmt.reporting.page import results_table, write_report
+from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
 from dp_rmt.training import processes
-from dp_rmt.training.checkpoint import Checkpoints, can_go_on
-from dp_rmt.training.ledger import Ledger
+from dp_rmt.training.checkpoint import can_go_on
+from dp_rmt.training.guarantee import check_unspent
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.train_state import TrainState, published_params
+from dp_rmt.training.run import CHECKPOINTS, Run, Seeds
+from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 
-CHECKPOINTS = "checkpoints"
 SAMPLES = 8
 """Texts of each run in the report."""
 
@@ -41,24 +40,24 @@ class Arm:
 
     Attributes:
       name: of the arm.
-      config: its own.
+      settings: its own.
       workdir: its own.
       task: data and model.
       run: ready to train.
     """
 
     name: str
-    config: ConfigDict
+    settings: Settings
     workdir: Path
     task: Task
-    run: assemble.Run
+    run: Run
 
 
-def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
+def prepare(settings: Settings, workdir: Path) -> list[Arm]:
     """Checks everything and builds every arm; writes nothing but a new workdir's own files.
 
     Args:
-      config: as `configs.base.get_config` builds it.
+      settings: of the experiment.
       workdir: new, empty, or of the same experiment, which is then resumed.
 
     Returns:
@@ -67,22 +66,22 @@ def prepare(config: ConfigDict, workdir: Path) -> list[Arm]:
     Raises:
       ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
     """
-    configs = arm_configs(config)
-    folders = {name: workdir if len(configs) == 1 else workdir / name for name in configs}
+    each = arm_settings(settings)
+    folders = {name: workdir if len(each) == 1 else workdir / name for name in each}
     with processes.first_alone("workdir"):
-        located = _locate(config, configs, folders, workdir)
-    tasks: dict[str, Task] = {}
+        located = _locate(settings, each, folders, workdir)
+    tasks: dict[Hashable, Task] = {}
     arms = []
-    for name, arm_config in located.items():
-        shared = str((arm_config.data, arm_config.model, arm_config.seed))
-        if shared not in tasks:
-            tasks[shared] = assemble.load_task(arm_config)
-        run = assemble.build_run(arm_config, tasks[shared], name=name)
-        arms.append(Arm(name, configs[name], folders[name], tasks[shared], run))
-        _check_checkpoints(arms[-1])
+    for name, with_paths in located.items():
+        key = assemble.task_key(with_paths)
+        if key not in tasks:
+            tasks[key] = assemble.load_task(with_paths)
+        run = assemble.build_run(with_paths, tasks[key], name=name)
+        run.check(folders[name])
+        arms.append(Arm(name, each[name], folders[name], tasks[key], run))
     processes.wait_for_all("arms are ready")
     if processes.is_first():
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, settings)
     return arms
 
 
@@ -100,32 +99,13 @@ def train(arm: Arm, *, until: int | None = None) -> None:
       FileExistsError: the workdir has the results of a run, but nothing to go on from.
       BlockingIOError: another process trains there.
     """
-    writes = processes.is_first()
-    if writes and not (arm.workdir / CONFIG_FILE).exists():
-        claim_workdir(arm.workdir, arm.config)
-    with only_writer(arm.workdir) if writes else contextlib.nullcontext():
-        _train(arm, writes, until)
-    processes.wait_for_all("results are written")
-
-
-def _train(arm: Arm, writes: bool, until: int | None) -> None:
-    """What of `train` happens while no other process may touch the folder, reading the checkpoint included."""
-    mechanism = arm.run.loop.mechanism
-    checkpoints = _open_checkpoints(arm)
-    state, seed = arm.run.state, arm.run.sampling_seed
-    restored = checkpoints.restore(state)
-    if restored is None and writes:
-        statements.check_unspent(arm.workdir)
-    if restored is not None:
-        state, seed = restored
-        logging.info("%s: resumed at step %d of %d", arm.name, int(state.step), mechanism.num_steps)
-    releases = statements.releases(arm, run=checkpoints.run, steps_done=int(state.step)) if writes else None
-    metrics = MetricsWriter(arm.workdir / "metrics.jsonl") if writes else None
-    state = arm.run.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, releases, until=until)
-    checkpoints.close()
-    params = processes.to_host(published_params(state))
-    if metrics is not None:
-        _write_results(arm, int(state.step), params, metrics)
+    if processes.is_first() and not (arm.workdir / CONFIG_FILE).exists():
+        claim_workdir(arm.workdir, arm.settings)
+    arm.run.train(
+        arm.workdir,
+        until=until,
+        write_results=lambda step, params, metrics: _write_results(arm, step, params, metrics),
+    )
 
 
 def trained_state(arm: Arm) -> TrainState:
@@ -134,12 +114,7 @@ def trained_state(arm: Arm) -> TrainState:
     Raises:
       FileNotFoundError: the arm has not been trained.
     """
-    checkpoints = _open_checkpoints(arm)
-    restored = checkpoints.restore(arm.run.state)
-    checkpoints.close()
-    if restored is None or int(restored[0].step) == 0:
-        raise FileNotFoundError(f"{arm.workdir} holds no checkpoint: train the arm first")
-    return restored[0]
+    return arm.run.trained_state(arm.workdir)
 
 
 def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
@@ -147,7 +122,7 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     runs = {
         arm.name: ReportedRun(
             metrics=read_metrics(arm.workdir / "metrics.jsonl"),
-            config=as_json(arm.config),
+            config=as_json(arm.settings),
             privacy=read_privacy(arm.workdir),
             texts=samples(arm.workdir, SAMPLES),
         )
@@ -157,23 +132,31 @@ def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
     return runs
 
 
+def summary(arms: list[Arm], workdir: Path) -> str:
+    """Writes the report over all arms, and says what it shows for the terminal."""
+    runs = report(arms, workdir)
+    statements = statement_table({name: run.privacy for name, run in runs.items()})
+    return f"{results_table(runs)}\n{statements}\nReport: {workdir / 'report.html'}"
+
+
 def _locate(
-    config: ConfigDict, configs: dict[str, ConfigDict], folders: dict[str, Path], workdir: Path
-) -> dict[str, ConfigDict]:
-    """Checks the folders, and makes the data of a synthetic task: the arms' configs with its paths."""
-    check_workdir(workdir, config)
-    if len(configs) > 1:
+    settings: Settings, each: dict[str, Settings], folders: dict[str, Path], workdir: Path
+) -> dict[str, Settings]:
+    """Checks the folders, and makes the data of a synthetic task: the arms' settings with its paths."""
+    check_workdir(workdir, settings)
+    if len(each) > 1:
         for name, folder in folders.items():
-            check_workdir(folder, configs[name])
-    for folder in folders.values():
+            check_workdir(folder, each[name])
+    for name, folder in folders.items():
         if not can_go_on(folder / CHECKPOINTS):
-            statements.check_unspent(folder)
-    if config.synthetic is None:
-        return configs
-    for arm_config in configs.values():  # before minutes of pre-training: can epsilon be reached?
-        assemble.build_mechanism(arm_config, arm_config.synthetic.num_private_train)
-    claim_workdir(workdir, config)
-    return synthetic_task.prepare(configs, workdir / "public")
+            seeds = Seeds(each[name].privacy.sampling_seed, each[name].privacy.noise_seed)
+            check_unspent(folder, seeds_given=seeds.are_given)
+    if settings.synthetic is None:
+        return each
+    for arm in each.values():  # before minutes of pre-training: can epsilon be reached?
+        assemble.build_mechanism(arm, settings.synthetic.num_private_train)
+    claim_workdir(workdir, settings)
+    return synthetic_task.prepare(each, workdir / "public")
 
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
@@ -181,23 +164,9 @@ def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) 
     _save_model(arm, params)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes have nothing to do with it
-        scores = write_texts(arm.workdir, arm.task, params, arm.config.generation, mesh)
+        scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
-
-
-def _open_checkpoints(arm: Arm) -> Checkpoints:
-    return Checkpoints(arm.workdir / CHECKPOINTS, arm.run.identity, **arm.config.checkpoints)
-
-
-def _check_checkpoints(arm: Arm) -> None:
-    """Raises ValueError or FileExistsError for checkpoints of another experiment, such as one on other data."""
-    if (arm.workdir / CHECKPOINTS).is_dir():
-        checkpoints = _open_checkpoints(arm)
-        checkpoints.check()
-        checkpoints.close()
-        if can_go_on(arm.workdir / CHECKPOINTS):
-            Ledger(arm.workdir).check_run(checkpoints.run)
 
 
 def _save_model(arm: Arm, params: Params) -> None:

@@ -1,59 +1,39 @@
-"""From a config to a run that is ready to train; everything that can be wrong is found here, before the first step."""
+"""From settings to a run that is ready to train; everything that can be wrong is found here, before the first step."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
-from dp_rmt.batch_selection import fresh_seed
-from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS, fingerprint
+from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
-from dp_rmt.finetuning.microbatches import with_microbatch_size
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.classification import load_glue_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
 from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_text_task
-from dp_rmt.finetuning.transforms import build_transforms, learning_rate_schedule
-from dp_rmt.mechanism import DPSGD
-from dp_rmt.training.partitioning import batch_parts, init_state, jit_train_step, make_mesh
-from dp_rmt.training.processes import of_first
-from dp_rmt.training.train import TrainLoop
-from dp_rmt.training.train_state import TrainState, Transforms
-from dp_rmt.training.train_step import make_train_step
+from dp_rmt.finetuning.transforms import build_transforms, learning_rate_schedule, name_and_options
+from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.training.guarantee import About
+from dp_rmt.training.microbatches import fitting_microbatch_size
+from dp_rmt.training.partitioning import make_mesh
+from dp_rmt.training.run import Run, Seeds, prepare_run
+from dp_rmt.training.sharding_rules import SHARDING_RULES
+from dp_rmt.training.task import Task as TrainedTask
+from dp_rmt.training.train_state import Transforms
 from dp_rmt.trees import split_params
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One arm, ready to train.
-
-    Attributes:
-      loop: the training loop.
-      state: the initial state.
-      delta: of the guarantee.
-      identity: what a checkpoint must agree on to be resumed.
-      sampling_seed: for a fresh run; a resumed one goes on with its checkpoint's.
-    """
-
-    loop: TrainLoop
-    state: TrainState
-    delta: float
-    identity: Mapping[str, Any]
-    sampling_seed: int
-
-
-def load_task(config: ConfigDict) -> Task:
+def load_task(settings: Settings) -> Task:
     """Reads data and model, and checks that they fit each other.
 
     Args:
-      config: data, model and seed of `configs.base`.
+      settings: their data, model, generation and seed.
 
     Returns:
       A `Task`.
@@ -61,35 +41,38 @@ def load_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    if config.data.task in DOCUMENT_TASKS:
-        task = load_document_task(config)
+    if settings.data.task in DOCUMENT_TASKS:
+        task = load_document_task(settings)
     else:
-        task = load_text_task(config) if config.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(config)
-    return dataclasses.replace(task, base_model=resolve_model_path(config.model.path))
+        task = load_text_task(settings) if settings.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(settings)
+    return dataclasses.replace(task, base_model=resolve_model_path(settings.model.path))
+
+
+def task_key(settings: Settings) -> Hashable:
+    """What a task is made of: equal for settings that have the same one."""
+    return settings.data, settings.model, settings.generation, settings.seed
 
 
 class TaskLoader:
-    """`load_task` that keeps its last task, for runs in a row that differ in neither data, model nor seed."""
+    """`load_task` that keeps its last task, for runs in a row that have the same one."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, Task] | None = None
+        self._last: tuple[Hashable, Task] | None = None
 
-    def __call__(self, config: ConfigDict) -> Task:
-        """The task of a config; errors as of `load_task`."""
-        key = str((config.data, config.model, config.seed))
+    def __call__(self, settings: Settings) -> Task:
+        """The task of these settings; errors as of `load_task`."""
+        key = task_key(settings)
         if self._last is None or self._last[0] != key:
-            self._last = key, load_task(config)
+            self._last = key, load_task(settings)
         return self._last[1]
 
 
-def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1) -> tuple[DPSGD, float]:
-    """The DP-SGD of a config on so many training examples, and its delta.
+def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float]:
+    """The DP-SGD of a run on so many training examples, and its delta.
 
     Args:
-      config: privacy and train of `configs.base`.
+      settings: their privacy and train.
       num_examples: rows of the training data.
-      num_devices: that examples are divided over; a microbatch is rounded up to a multiple of it, which changes neither
-        the samples nor the accounting.
 
     Returns:
       ``(mechanism, delta)``.
@@ -97,40 +80,33 @@ def build_mechanism(config: ConfigDict, num_examples: int, num_devices: int = 1)
     Raises:
       ValueError: the batch does not fit the data, or epsilon cannot be reached.
     """
-    privacy, train = config.privacy, config.train
+    privacy, train = settings.privacy, settings.train
     delta = delta_for(privacy, num_examples)
-    microbatch_size = max(train.microbatch_size, 1)
-    settings = {
+    options: dict[str, Any] = {
         "num_examples": num_examples,
         "expected_batch_size": privacy.expected_batch_size,
-        "num_steps": train.num_steps or max(1, round(train.epochs * num_examples / privacy.expected_batch_size)),
+        "num_steps": train.num_steps or max(1, round((train.epochs or 0) * num_examples / privacy.expected_batch_size)),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
-        "batch_multiple_of": microbatch_size,
-        "microbatch_size": microbatch_size,
-        "clipping_method": train.clipping_method,
+        "batch_multiple_of": 1 if train.microbatch_size == "auto" else train.microbatch_size,
         "accountant": privacy.accountant,
     }
     try:
         if math.isinf(privacy.epsilon):
-            mechanism = DPSGD(**settings, l2_clip_norm=math.inf, noise_multiplier=0.0)
-        else:
-            settings["l2_clip_norm"] = privacy.l2_clip_norm
-            mechanism = DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **settings)
+            return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
+        options["l2_clip_norm"] = privacy.l2_clip_norm
+        return DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **options), delta
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
-    # Rounded up afterwards: the batch shape stays that of the config, and the train loop pads it to whole microbatches.
-    for_devices = -(-microbatch_size // num_devices) * num_devices
-    return dataclasses.replace(mechanism, microbatch_size=for_devices), delta
 
 
 def build_run(
-    config: ConfigDict, task: Task, *, name: str, observe: Callable[[Transforms], Transforms] | None = None
+    settings: Settings, task: Task, *, name: str, observe: Callable[[Transforms], Transforms] | None = None
 ) -> Run:
     """Puts the pieces of one arm together.
 
     Args:
-      config: of the arm.
+      settings: of the arm.
       task: data and model.
       name: for the progress bar.
       observe: puts what reads along, such as `optax.snapshot`, between the stages of a step.
@@ -138,97 +114,84 @@ def build_run(
     Returns:
       A `Run`.
     """
-    mesh = make_mesh(**config.mesh)
-    config = with_microbatch_size(config, task)
-    mechanism, delta = build_mechanism(config, task.num_examples, batch_parts(mesh))
-    _warn_of_large_delta(name, mechanism, delta)
-    given = config.privacy.sampling_seed, config.privacy.noise_seed
-    sampling_seed, noise_seed = (of_first(fresh_seed()) if seed is None else seed for seed in given)
-    transforms = build_transforms(config, mechanism, noise_seed, mesh)
-    if observe is not None:
-        transforms = observe(transforms)
-    params, frozen = split_params(task.params, task.trainable)
-    _log_sizes(params, frozen)
-    _warn_of_nothing_to_denoise(name, config, params)
-    state, shardings = init_state(transforms, params, frozen, mesh)
-    train_step = make_train_step(
+    mesh, trained = make_mesh(**settings.mesh.as_dict()), _trained_task(settings, task)
+    settings = _with_microbatch_size(settings, trained, mesh)
+    privacy, train = settings.privacy, settings.train
+    mechanism, delta = build_mechanism(settings, task.num_examples)
+    _warn_of_nothing_to_truncate(name, settings, split_params(task.params, task.trainable)[0])
+
+    def transforms(mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
+        stages = build_transforms(settings, mechanism, noise_seed, mesh)
+        return stages if observe is None else observe(stages)
+
+    return prepare_run(
+        trained,
         mechanism,
-        task.losses,
         transforms,
-        nonprivate_metrics=config.privacy.nonprivate_metrics,
-        layout=shardings.params,
-    )
-    evaluators = {
-        name: task.evaluator(arrays, config.train.eval_batch_size) for name, arrays in task.evaluations.items()
-    }
-    loop = TrainLoop(
-        train_step=jit_train_step(train_step, mesh, shardings),
-        mechanism=mechanism,
         delta=delta,
-        arrays=task.train,
-        lengths=task.lengths,
-        evaluators=evaluators,
-        learning_rate=learning_rate_schedule(config.optimizer, mechanism.num_steps),
-        eval_every=config.train.eval_every,
-        checkpoint_every=config.train.checkpoint_every,
         name=name,
         mesh=mesh,
+        rules=SHARDING_RULES,
+        execution=Execution(train.clipping_method, mechanism.batch_multiple_of),
+        seeds=Seeds(privacy.sampling_seed, privacy.noise_seed),
+        learning_rate=learning_rate_schedule(train, mechanism.num_steps),
+        eval_every=train.eval_every,
+        checkpoint_every=train.checkpoint_every,
+        checkpoints=settings.checkpoints.as_dict(),
+        nonprivate_metrics=privacy.nonprivate_metrics,
+        identity={
+            **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
+            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
+            "denoise": settings.denoise,
+            "optimizer": settings.optimizer,
+        },
+        about=About(
+            base_model=task.base_model,
+            task=settings.data.task,
+            tuning=settings.model.tuning,
+            target_epsilon=privacy.epsilon,
+            texts_of=task.prompts.split if task.prompts else None,
+        ),
     )
-    _trace(loop, state)
-    return Run(loop, state, delta, _identity(config, task, mechanism, delta), sampling_seed)
 
 
-def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
-    if mechanism.noise_multiplier > 0 and delta * mechanism.num_examples >= 1:
+def _trained_task(settings: Settings, task: Task) -> TrainedTask:
+    """What of the task the training knows."""
+    evaluators = {
+        name: task.evaluator(arrays, settings.train.eval_batch_size) for name, arrays in task.evaluations.items()
+    }
+    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators)
+
+
+def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:
+    """Fills in ``train.microbatch_size`` where it is "auto": the largest power of two whose step fits into the memory.
+
+    The shape of a batch is rounded up to whole microbatches, so that the size is a part of the run's identity: to
+    resume on a machine with other memory, give the size that the first one found.
+    """
+    if settings.train.microbatch_size != "auto":
+        return settings
+    mechanism = DPSGD(
+        num_examples=task.num_examples,
+        expected_batch_size=settings.privacy.expected_batch_size,
+        num_steps=1,
+        l2_clip_norm=settings.privacy.l2_clip_norm,
+        noise_multiplier=0.0,
+        clip=settings.privacy.clip,
+    )
+    size = fitting_microbatch_size(task, mechanism, settings.train.clipping_method, mesh)
+    return settings.changed({"train.microbatch_size": size})
+
+
+def _warn_of_nothing_to_truncate(name: str, settings: Settings, params: Any) -> None:
+    """Of the other denoisers of matrices the run warns itself, by their states; truncation has none."""
+    truncates = any(name_and_options(named)[0] == "truncate_rank" for named in settings.denoise)
+    if truncates and not matrix_view.matrix_leaves(params):
         logging.warning(
-            "%s: config.privacy.delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the "
-            "guarantee allows publishing an example outright, and the statement will say so; set it well below, or "
-            "leave it out for N^-1.1",
+            "%s: truncate_rank truncates matrices, and none is trained with config.model.tuning=%r and "
+            "config.model.trainable=%r, so this is the run without it. Leave it out of config.denoise to say so, or "
+            "train matrices, too",
             name,
-            delta,
-            1 / mechanism.num_examples,
-            mechanism.num_examples,
+            settings.model.tuning,
+            settings.model.trainable,
         )
-
-
-def _warn_of_nothing_to_denoise(name: str, config: ConfigDict, params: Any) -> None:
-    is_of_matrices = config.denoise.enabled and config.denoise.method in ("rmt", "truncate_rank")
-    if is_of_matrices and not matrix_view.matrix_leaves(params):
-        logging.warning(
-            "%s: config.denoise.method=%r denoises matrices, and none is trained with config.model.tuning=%r and "
-            "config.model.trainable=%r: this run is the one without denoising. Set config.denoise.enabled=False to say "
-            "so, or train matrices, too",
-            name,
-            config.denoise.method,
-            config.model.tuning,
-            config.model.trainable,
-        )
-
-
-def _trace(loop: TrainLoop, state: TrainState) -> None:
-    """Traces a step, so that what clipping refuses is refused here; the trace is not lost, the first step uses it."""
-    mechanism = loop.mechanism
-    nobody = np.full(mechanism.truncation.max_batch_size, -1, np.int32)
-    try:
-        jax.eval_shape(loop.train_step, state, loop.groups(nobody))
-    except ValueError as error:
-        raise ValueError(
-            f"config.train.clipping_method={mechanism.clipping_method!r} does not fit this model: {error}. "
-            "In a config: let config.model.trainable match all other parameters, or give "
-            "config.train.clipping_method='vmap' (slower; each example's gradient takes the memory of the model)"
-        ) from error
-
-
-def _identity(config: ConfigDict, task: Task, mechanism: DPSGD, delta: float) -> dict[str, Any]:
-    facts = dataclasses.asdict(mechanism) | {"delta": delta, "train_data": fingerprint(task.train)}
-    facts["microbatch_size"] = mechanism.batch_multiple_of  # as in the config, not rounded up for these devices
-    facts |= {f"model.{key}": value for key, value in config.model.items()}
-    facts |= {f"optimizer.{key}": value for key, value in config.optimizer.items()}
-    facts |= {f"denoise.{key}": value for key, value in config.denoise.items()}
-    return {name: str(value) for name, value in facts.items()}
-
-
-def _log_sizes(params: Any, frozen: Any) -> None:
-    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
-    matrices = matrix_view.matrix_leaves(params)
-    logging.info("%.2fM trained parameters (%d matrix leaves), %.2fM frozen", trained / 1e6, len(matrices), kept / 1e6)

@@ -1,28 +1,63 @@
-"""What a user meets at the terminal: wrong flags end in one clear line, and other libraries keep quiet."""
+"""What a user meets at the terminal: settings are read, wrong ones end in one clear line, other libraries keep quiet.
+
+Nothing here imports JAX: a mistyped key is answered before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import logging as python_logging
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from dp_rmt.finetuning.options import Group, check_name, described, group_of, kinds, parsed, walk
+from dp_rmt.finetuning.settings import Settings
 
-def run(main: Callable[[list[str]], None]) -> None:
+Assignment = tuple[str, str]
+"""A dotted key and its value as text."""
+
+_ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOTALL)
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """`absl.app.run` for programs with the flag --config; quiet below warnings unless the user gives --verbosity."""
+    app.run(_quietly(main), argv, flags_parser=_parse_config_flags)
 
-    def quietly(argv: list[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:  # here, since absl makes it INFO after the flags are parsed
-            logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().addFilter(_is_of_interest)
-        main(argv)
 
-    app.run(quietly, flags_parser=_parse_flags)
+def run_with_settings(
+    main: Callable[[Settings, list[str]], None], argv: list[str], *, default: Callable[[], Settings] = Settings
+) -> None:
+    """Runs a program that takes settings: a file of them (--config=FILE) and changes (--config.KEY=VALUE).
+
+    Args:
+      main: gets the settings, and what of the command line is neither a flag nor a setting.
+      argv: the program's name and its arguments.
+      default: makes the settings that are changed where there is no --config=FILE; called once the flags are parsed.
+    """
+    found: list[Settings] = []
+
+    def parse(arguments: list[str]) -> list[str]:
+        if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
+            print(help_text(arguments[0]))
+            sys.exit(0)
+        program = Path(arguments[0]).name
+        try:
+            arguments, assignments = split(arguments)
+            rest = app.parse_flags_with_usage(arguments)
+            found.append(read(flags.FLAGS.config, assignments, default))
+        except (ValueError, OSError) as error:
+            sys.exit(f"{program}: {' '.join(str(error).split())}")
+        return rest
+
+    flags.DEFINE_string("config", None, "A file of settings, FILE.py or FILE.py:CHOICE, with a function get_config.")
+    app.run(_quietly(lambda rest: main(found[0], rest)), argv, flags_parser=parse)
 
 
 def stop(error: Exception) -> NoReturn:
@@ -31,7 +66,139 @@ def stop(error: Exception) -> NoReturn:
     sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def split(argv: Sequence[str]) -> tuple[list[str], list[Assignment]]:
+    """Takes the settings out of a command line.
+
+    Raises:
+      ValueError: a setting has no value.
+
+    >>> split(["finetune", "--config=a.py", "--config.privacy.epsilon=3", "--config.name", "b"])
+    (['finetune', '--config=a.py'], [('privacy.epsilon', '3'), ('name', 'b')])
+    """
+    rest, assignments = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        match = _ASSIGNMENT.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        value = match["value"] if match["value"] is not None else next(arguments, None)
+        if value is None:
+            raise ValueError(f"{argument} has no value: give {argument}=VALUE")
+        assignments.append((match["key"], value))
+    return rest, assignments
+
+
+def read(config: str | None, assignments: Sequence[Assignment], default: Callable[[], Settings] = Settings) -> Settings:
+    """The settings of a file, changed as a command line says.
+
+    Args:
+      config: ``FILE.py`` or ``FILE.py:CHOICE``, whose function get_config gives a ConfigDict or nested dictionaries;
+        None for the default.
+      assignments: in order.
+      default: makes the settings where there is no file.
+
+    Raises:
+      ValueError: a key is unknown or a value cannot be used.
+      FileNotFoundError: there is no such file.
+    """
+    settings = default() if config is None else Settings.from_config(_called(config))
+    for key, text in assignments:
+        settings = _assigned(settings, key, text)
+    return settings
+
+
+def help_text(program: str) -> str:
+    """What a program is told by, with every setting, its doc and its default."""
+    own = [
+        f"  --{name}{'' if flag.boolean else '=...'}\n{_indented(flag.help)}"
+        for name, flag in sorted(flags.FLAGS._flags().items())
+        if flag.help and flags.FLAGS.find_module_defining_flag(name) not in _OF_ABSL
+    ]
+    keys = [
+        f"  --config.{key}={field.default if not callable(field.default_factory) else field.default_factory()!r}\n"
+        f"{_indented(field.metadata['doc'] + _choices(kind))}"
+        for key, kind, field in walk(Settings)
+    ]
+    usage = f"usage: {Path(program).name} [--config=FILE.py] [--config.KEY=VALUE ...] [--FLAG=VALUE ...]"
+    return "\n".join([usage, "", "flags:", *own, "", "settings, with their defaults:", *keys])
+
+
+_OF_ABSL = ("absl.app", "absl.logging", "absl.flags", "absl.testing.absltest")
+
+
+def _choices(kind: Any) -> str:
+    words = described(kind)
+    return f" {words[0].upper()}{words[1:]}." if "one of" in words else ""
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _called(config: str) -> Any:
+    """What get_config of a file returns; it is called as ml_collections calls it."""
+    path, _, choice = config.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--config={config}: there is no file {path!r}. Give a file of configs/, such as "
+            "--config=configs/quickstart.py"
+        )
+    if (root := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, root)  # as `python -m` does: the configs of a checkout import each other
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None  # for any file that exists
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={config}: the file has no function get_config")
+    return module.get_config(choice) if choice else module.get_config()
+
+
+def _assigned(settings: Settings, key: str, text: str) -> Settings:
+    """The settings with one key changed; below arms.NAME. the key is one of that arm's changes."""
+    if not key.startswith("arms."):
+        return settings.changed({key: parsed(_kind(Settings, key, "config"), text, f"config.{key}")})
+    _, name, rest = (*key.split(".", 2), "")[:3]
+    if name not in settings.arms:
+        raise ValueError(f"config.{key}: there is no such arm; choose from {', '.join(settings.arms) or 'none'}")
+    value = parsed(_kind(Settings, rest, f"config.arms.{name}"), text, f"config.{key}")
+    changes = dict(settings.arms[name])
+    inside = changes
+    *groups, last = rest.split(".")
+    for each in groups:
+        inside[each] = inside = dict(inside.get(each, {}))
+    inside[last] = value
+    return settings.changed({"arms": {**settings.arms, name: changes}})
+
+
+def _kind(of: type[Group], key: str, where: str) -> Any:
+    """The type of the option that a dotted key names."""
+    name, _, rest = key.partition(".")
+    check_name(of, name, where)
+    kind = kinds(of)[name]
+    inner = group_of(kind)
+    if not rest:
+        return kind
+    if inner is None:
+        raise ValueError(
+            f"{where}.{name} has no keys below it, such as {rest!r}; give --config.{name}=VALUE as a whole"
+        )
+    return _kind(inner, rest, f"{where}.{name}")
+
+
+def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    def quiet(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:  # here, since absl makes it INFO after the flags are parsed
+            logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(_is_of_interest)
+        main(argv)
+
+    return quiet
+
+
+def _parse_config_flags(argv: list[str]) -> list[str]:
     program = Path(argv[0]).stem
     try:
         rest = app.parse_flags_with_usage(argv)

@@ -1,204 +1,262 @@
-"""Checks of a config that need no data and no model: every message names the key and says what to give."""
+# ruff: noqa: RUF009 (options and groups are fields: what makes them is meant to be called once)
+"""Every option of the program, with its type, its doc and its check. `configs.base` is made from these."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from ml_collections import ConfigDict
+from dp_rmt.finetuning.options import Check, Group, group, option, replaced
 
-from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
-from dp_rmt.denoising.first_moment import SecondMoment
-from dp_rmt.denoising.matrix_denoiser import Backend, BelowEdge, Blend, Rescale, Shrinker
-from dp_rmt.finetuning.texts import decoding
-from dp_rmt.finetuning.transforms import STRUCTURES
-from dp_rmt.mechanism import ClippingMethod
-from dp_rmt.models.tuning import PATTERNS
+Named = str | tuple[str, Mapping[str, Any]]
+"""Something of the library by its name, alone or with options; see `dp_rmt.finetuning.transforms`."""
 
-FOLDER_NAME = re.compile(r"\w[\w.-]*")
-"""Of arms and jobs; neither "..", nor what a command takes for a flag."""
+GlueTaskName = Literal["sst2", "qnli", "qqp", "mnli", "rte", "mrpc", "cola", "stsb"]
+TextTaskName = Literal["e2e", "dart", "jsonl"]
+DocumentTaskName = Literal["customersim", "documents"]
+SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
-_CAUSAL = (*TABLE_TO_TEXT_TASKS, *DOCUMENT_TASKS)
-_CHOICES = {
-    "data.task": (*GLUE_TASKS, *_CAUSAL),
-    "model.head": ("classification", "infilling", "causal_lm"),
-    "model.tuning": tuple(PATTERNS),
-    "data.train_split": ("train", "dev"),
-    "generation.split": ("dev", "test"),
-    "generation.method": ("greedy", "beam", "sampling"),
-    "model.dtype": ("float32", "bfloat16"),
-    "privacy.clip": ("flat", "automatic"),
-    "privacy.accountant": ("pld", "rdp"),
-    "denoise.method": ("rmt", "low_pass", "kalman", "truncate_rank"),
-    "denoise.target": ("gradient", "first_moment"),
-    "denoise.shrinker": get_args(Shrinker),
-    "denoise.gate": ("kappa", "tracy_widom"),
-    "denoise.gate_per": ("layer", "component"),
-    "denoise.rescale": get_args(Rescale),
-    "denoise.below_edge": get_args(BelowEdge),
-    "denoise.blend": get_args(Blend),
-    "denoise.svd": get_args(Backend),
-    "denoise.structure": tuple(STRUCTURES),
-    "optimizer.name": ("adamw", "muon"),
-    "optimizer.second_moment": get_args(SecondMoment),
-    "optimizer.schedule": ("linear", "constant"),
-    "train.clipping_method": get_args(ClippingMethod),
-}
-_POSITIVE = (
-    "denoise.rank",
-    "denoise.kalman_gain",
-    "denoise.false_alarm",
-    "data.max_length",
-    "privacy.epsilon",
-    "privacy.l2_clip_norm",
-    "privacy.expected_batch_size",
-    "privacy.max_batch_size",
-    "optimizer.learning_rate",
-    "optimizer.eps",
-    "optimizer.noise_correction",
-    "train.epochs",
-    "train.num_steps",
-    "train.eval_every",
-    "train.eval_batch_size",
-    "train.checkpoint_every",
-    "data.max_train_examples",
-    "data.max_eval_documents",
-    "model.lora.alpha",
-    "generation.max_prompts",
-    "generation.batch_size",
-)
-_NOT_NEGATIVE = (
-    "data.skip_lines",
-    "train.microbatch_size",
-    "denoise.kappa",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-)
-
-
+POSITIVE = Check("be above 0", lambda x: x > 0)
+NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
+LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
+DELTA = Check("be above 0 and below 1", lambda x: 0 < x < 1, "; leave it out for N^-1.1")
 # `jax.random.key` keeps 32 bits of a seed, so that of longer ones two could be the same.
-_SEED_BITS = {"seed": 32, "generation.seed": 32, "privacy.sampling_seed": 128, "privacy.noise_seed": 128}
+PUBLIC_SEED = Check("be in [0, 2^32)", lambda seed: 0 <= seed < 2**32)
+SECRET_SEED = Check("be in [0, 2^128)", lambda seed: 0 <= seed < 2**128)
 
 
-def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The validated config of every arm; a config without arms is its own only arm, named after it.
+@dataclasses.dataclass(frozen=True)
+class Data(Group):
+    """What is trained on."""
 
-    Args:
-      config: as `configs.base.get_config` builds it.
+    WHERE: ClassVar[str] = "config.data"
+    task: GlueTaskName | TextTaskName | DocumentTaskName = option(
+        "sst2", "A task of GLUE; e2e, dart, jsonl: text from a source; customersim, documents: text as it is."
+    )
+    path: str | None = option(None, "Folder with the data's own files; None takes them from the hub.")
+    train_split: Literal["train", "dev"] = option(
+        "train", "The split trained on; dev where DART's train file is not to be had. For e2e, dart and jsonl alone."
+    )
+    cache_dir: str = option("~/.cache/dp_rmt", "Folder of tokenised data.")
+    max_length: int = option(64, "Longest text in tokens; longer ones are cut.", POSITIVE)
+    length_groups: tuple[int, ...] = option(
+        (16, 32), "Shorter lengths, in tokens, that a batch is split into beside max_length.", LENGTHS
+    )
+    max_train_examples: int | None = option(None, "Trains on the first so many rows; None: on all.", POSITIVE)
+    skip_lines: int = option(0, "Leaves out the first so many lines of each dialogue of customersim.", NOT_NEGATIVE)
+    max_eval_documents: int | None = option(
+        None, "Evaluates on the first so many documents of each split; None: on all.", POSITIVE
+    )
+    sensitive: tuple[SensitiveKind, ...] = option(
+        (), "What is sensitive in documents; attributes are CustomerSim's database, spans come in files."
+    )
 
-    Returns:
-      name -> frozen config without arms, in order.
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(Group):
+    """Low-rank updates, for model.tuning "lora" and "ffa_lora"."""
+
+    WHERE: ClassVar[str] = "config.model.lora"
+    rank: int = option(8, "Rank of each update.", POSITIVE)
+    alpha: float = option(16.0, "An update is multiplied by alpha / rank.", POSITIVE)
+    targets: tuple[str, ...] = option(("query", "value"), "The projections that get an update.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Group):
+    """What is fine-tuned."""
+
+    WHERE: ClassVar[str] = "config.model"
+    path: str = option("roberta-base", "Folder, name on the hub, or package:NAME/FOLDER of an installed package.")
+    head: Literal["classification", "infilling", "causal_lm"] = option(
+        "classification",
+        "What stands on top: a fresh classifier; for infilling, a prompt and label words; for text, causal_lm.",
+    )
+    tuning: Literal["full", "lora", "ffa_lora", "bias"] = option(
+        "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
+    )
+    trainable: str = option(
+        ".*", "Regular expression over the paths of parameters; the others are frozen. For tuning full alone."
+    )
+    lora: LoRA = group(LoRA, "Low-rank updates.")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Of activations; parameters, norms and noise are float32 whatever it is."
+    )
+    remat: bool = option(False, "Computes layers again in the backward pass: less memory, more time.")
+    flash_attention: bool = option(False, "For decoders on NVIDIA GPUs, with dtype bfloat16.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy(Group):
+    """The guarantee, and all that it depends on beside the number of steps."""
+
+    WHERE: ClassVar[str] = "config.privacy"
+    epsilon: float = option(8.0, "Privacy budget; inf is no noise, no clipping and no privacy.", POSITIVE)
+    delta: float | None = option(None, "None: N^-1.1 for N training examples.", DELTA)
+    l2_clip_norm: float = option(0.1, "Largest norm of one example's gradient.", POSITIVE)
+    clip: Literal["flat", "automatic"] = option(
+        "flat", "Whether long gradients are shortened (flat), or all are normalised (automatic)."
+    )
+    accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
+    expected_batch_size: int = option(1000, "Mean size of a Poisson sample.", POSITIVE)
+    max_batch_size: int | None = option(
+        None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
+    )
+    sampling_seed: int | None = option(
+        None, "Of the samples; None takes the operating system's entropy, as private data needs.", SECRET_SEED
+    )
+    noise_seed: int | None = option(
+        None, "Of the noise; None takes the operating system's entropy, as private data needs.", SECRET_SEED
+    )
+    nonprivate_metrics: bool = option(
+        True, "Also logs nonprivate/..., which are raw values: then keep the logs to yourself."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Group):
+    """The course of a run."""
+
+    WHERE: ClassVar[str] = "config.train"
+    epochs: float | None = option(None, "Length of the run; give either epochs or num_steps.", POSITIVE)
+    num_steps: int | None = option(None, "Length of the run in updates; give either epochs or num_steps.", POSITIVE)
+    learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
+    schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
+    warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
+    clipping_method: Literal["auto", "bookkeeping", "ghost", "vmap"] = option(
+        "auto", "How per-example norms are computed; vmap takes layers without a rule. The result is the same."
+    )
+    microbatch_size: Literal["auto"] | int = option(
+        "auto",
+        "Examples differentiated at once; auto: as many as fit into the memory.",
+        Check("be above 0, or 'auto'", lambda size: size == "auto" or size > 0),
+    )
+    eval_every: int = option(20, "Updates between evaluations.", POSITIVE)
+    eval_batch_size: int = option(128, "Rows evaluated at once.", POSITIVE)
+    checkpoint_every: int = option(50, "Updates between checkpoints.", POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh(Group):
+    """How devices share the work (-1: those that are left). A run can go on with another mesh."""
+
+    WHERE: ClassVar[str] = "config.mesh"
+    data: int = option(-1, "Devices with other examples and a copy of the parameters.")
+    fsdp: int = option(1, "Devices with other examples and a part of parameters and optimizer state.")
+    tensor: int = option(1, "Devices with the same examples and a part of each layer.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints(Group):
+    """Which checkpoints are kept. A run can go on with others."""
+
+    WHERE: ClassVar[str] = "config.checkpoints"
+    keep: int = option(2, "Keeps the newest so many.")
+    keep_best: int = option(0, "Keeps so many of the best beside; only those that are also evaluated have a score.")
+    score: str | None = option(None, "The score that is meant, such as eval/dev/accuracy.")
+    best_is: Literal["max", "min"] = option("max", "Whether more or less of the score is better.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation(Group):
+    """How a trained decoder writes a text for each row of a split, which is then scored."""
+
+    WHERE: ClassVar[str] = "config.generation"
+    split: Literal["dev", "test"] = option("test", "The split whose sources are written about.")
+    max_prompts: int | None = option(None, "At most so many rows, evenly spaced; None: all.", POSITIVE)
+    method: Literal["greedy", "beam", "sampling"] = option("beam", "How the next token is chosen.")
+    max_new_tokens: int = option(100, "Longest text in tokens.")
+    no_repeat_ngram_size: int = option(0, "No so many tokens in a row come twice; 0: they may.")
+    num_beams: int = option(5, "For beam.")
+    length_penalty: float = option(1.0, "For beam: more favours longer texts.")
+    seed: int = option(0, "For sampling.", PUBLIC_SEED)
+    temperature: float = option(1.0, "For sampling.")
+    top_k: int = option(0, "For sampling: from the k likeliest tokens; 0: from all.")
+    top_p: float = option(1.0, "For sampling: from the likeliest tokens of this probability together.")
+    batch_size: int = option(32, "Texts written at once.", POSITIVE)
+    prompt_lengths: tuple[int, ...] = option(
+        (32, 64, 96, 128), "Lengths in tokens that prompts are padded to, beside the longest."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic(Group):
+    """The project's own reviews, and a small encoder that is pre-trained on their public part."""
+
+    WHERE: ClassVar[str] = "config.synthetic"
+    num_public: int = option(2_000, "Public reviews, for pre-training.", POSITIVE)
+    num_private_train: int = option(20_000, "Private reviews to train on.", POSITIVE)
+    num_private_dev: int = option(1_000, "Private reviews to evaluate on.", POSITIVE)
+    hidden_size: int = option(64, "Width of the encoder.", POSITIVE)
+    num_layers: int = option(2, "Layers of the encoder.", POSITIVE)
+    num_heads: int = option(4, "Attention heads of the encoder.", POSITIVE)
+    num_steps: int = option(70, "Updates of pre-training.", POSITIVE)
+    batch_size: int = option(64, "Reviews in an update of pre-training.", POSITIVE)
+    learning_rate: float = option(1e-3, "Of pre-training.", POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Group):
+    """An experiment; without arms a single run.
 
     Raises:
-      ValueError: a key is unknown or a value is out of range.
+      ValueError: a value is not of its type or out of its range; the message names the option.
+
+    >>> Settings.from_config({"privacy": {"epsilon": 3}}).privacy.epsilon
+    3.0
     """
-    arms = {}
-    for name, changes in (dict(config.arms) or {config.name: {}}).items():
-        if not FOLDER_NAME.fullmatch(name):
-            raise ValueError(
-                f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-', the first "
-                "a letter, a digit or '_'"
-            )
-        arm = ConfigDict(config.copy_and_resolve_references()).lock()
-        _check_keys(arm, changes, f"config.arms.{name}")
-        try:
-            arm.update(changes)
-        except TypeError as error:
-            raise ValueError(f"config.arms.{name} does not fit the config: {error}") from error
-        with arm.unlocked():
-            arm.arms = ConfigDict()
-        _validate(arm)
-        arms[name] = arm
-    return arms
 
+    name: str = option("base", "Name of the experiment.")
+    seed: int = option(0, "Of public randomness, such as a fresh classification head.", PUBLIC_SEED)
+    data: Data = group(Data, "What is trained on.")
+    model: Model = group(Model, "What is fine-tuned.")
+    privacy: Privacy = group(Privacy, "The guarantee.")
+    denoise: tuple[Named, ...] = option(
+        (("denoise_matrices", {"shrinker": "frobenius", "gate": ("kappa", {"kappa": 1.0}), "svd": "subspace"}),),
+        "What a noisy gradient passes before the optimizer, each stage a name or (name, options): denoise_matrices, "
+        "low_pass_filter, truncate_rank. () is nothing.",
+    )
+    optimizer: Named = option(
+        ("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}),
+        "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
+    )
+    train: Train = group(Train, "The course of a run.")
+    mesh: Mesh = group(Mesh, "How devices share the work.")
+    checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
+    generation: Generation = group(Generation, "How a trained decoder writes.")
+    synthetic: Synthetic | None = dataclasses.field(
+        default=None, metadata={"doc": "The project's own text and encoder; None: real data.", "check": None}
+    )
+    arms: Mapping[str, Any] = option(
+        {}, "Runs to compare: name -> the keys that differ, such as {'noisy': {'denoise': ()}}. Empty: one run."
+    )
 
-def _check_keys(config: ConfigDict, changes: Any, where: str) -> None:
-    """Raises ValueError unless changes are nested keys of the config."""
-    if not isinstance(changes, Mapping | ConfigDict):
-        raise ValueError(f"{where} is {changes!r}; give the keys that differ, as in {{'denoise': {{'kappa': 2.0}}}}")
-    for key, value in changes.items():
-        if key not in config:
-            raise ValueError(f"{where}.{key}: there is no such key; choose from {', '.join(config)}")
-        if isinstance(config[key], ConfigDict):
-            _check_keys(config[key], value, f"{where}.{key}")
+    @classmethod
+    def from_config(cls, config: Any) -> Settings:
+        """The settings that nested dictionaries give, such as a ConfigDict or a workdir's JSON; the rest is default.
 
+        Args:
+          config: nested, by name; anything that has ``items``.
 
-def _validate(config: ConfigDict) -> None:
-    """Raises ValueError for the first key whose value cannot be used."""
-    for complaint in _complaints(config):
-        raise ValueError(complaint)
+        Returns:
+          The settings.
 
+        Raises:
+          ValueError: there is no such option, or its value cannot be used; the message names it.
+        """
+        return replaced(cls(), config)
 
-def _complaints(config: ConfigDict) -> Iterator[str]:
-    for key, allowed in _CHOICES.items():
-        if _get(config, key) not in allowed:
-            yield f"config.{key} must be one of {', '.join(allowed)}, got {_get(config, key)!r}"
-    for key in _POSITIVE:
-        value = _get(config, key)
-        if value is not None and not value > 0:
-            yield f"config.{key} must be above 0, got {value}"
-    for key in _NOT_NEGATIVE:
-        value = _get(config, key)
-        if value is not None and not value >= 0:
-            yield f"config.{key} must not be negative, got {value}"
-    for key, bits in _SEED_BITS.items():
-        value = _get(config, key)
-        if value is not None and not 0 <= value < 2**bits:
-            yield f"config.{key} must be in [0, 2^{bits}), got {value}"
-    delta = config.privacy.delta
-    if delta is not None and not 0 < delta < 1:
-        yield f"config.privacy.delta must be above 0 and below 1, got {delta}; leave it out for N^-1.1"
-    for key in ("b1", "b2"):
-        if not 0 <= config.optimizer[key] < 1:
-            yield f"config.optimizer.{key} must be at least 0 and below 1, got {config.optimizer[key]}"
-    if (config.train.epochs is None) == (config.train.num_steps is None):
-        yield "give exactly one of config.train.epochs and config.train.num_steps"
-    if math.isinf(config.privacy.epsilon) and config.privacy.clip == "automatic":
-        yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
-    if (config.data.task in _CAUSAL) != (config.model.head == "causal_lm"):
-        yield (
-            f"config.data.task={config.data.task!r} and config.model.head={config.model.head!r} do not go together: "
-            f"{', '.join(_CAUSAL)} need 'causal_lm', the others one of the encoder's heads"
-        )
-    if unknown := sorted(set(config.data.sensitive) - set(SENSITIVE)):
-        yield f"config.data.sensitive: {unknown[0]!r} is unknown; choose from {', '.join(SENSITIVE)}"
-    if config.model.tuning != "full" and config.model.trainable != ".*":
-        yield (
-            f"config.model.trainable={config.model.trainable!r} belongs to config.model.tuning='full'; "
-            f"{config.model.tuning!r} says itself what trains, so leave config.model.trainable out"
-        )
-    if config.model.flash_attention and config.train.clipping_method == "vmap":
-        yield (
-            "config.model.flash_attention does not go with config.train.clipping_method='vmap', under which cuDNN's "
-            "kernel cannot be traced; choose another method"
-        )
-    try:
-        decoding(config.generation)
-    except ValueError as error:
-        yield f"config.generation: {error}"
-    denoise, optimizer = config.denoise, config.optimizer
-    if denoise.kalman_gain > 1:
-        yield (
-            "config.denoise.kalman_gain must be at most 1, which trusts every gradient alone; "
-            f"got {denoise.kalman_gain}"
-        )
-    if denoise.enabled and denoise.target == "first_moment" and (denoise.method, optimizer.name) != ("rmt", "adamw"):
-        yield (
-            "config.denoise.target='first_moment' denoises Adam's moment: it goes with config.denoise.method='rmt' and "
-            f"config.optimizer.name='adamw', got {denoise.method!r} and {optimizer.name!r}"
-        )
-    if denoise.target == "gradient" and (optimizer.second_moment, optimizer.noise_correction) != ("noisy", None):
-        yield (
-            "config.optimizer.second_moment and config.optimizer.noise_correction belong to a denoised first moment: "
-            "give config.denoise.target='first_moment', or leave them out"
-        )
-    if not all(isinstance(length, int) and length > 0 for length in config.data.length_groups):
-        yield f"config.data.length_groups must be positive lengths in tokens, got {config.data.length_groups}"
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with some options changed.
 
+        Args:
+          changes: by name, nested or dotted.
 
-def _get(config: ConfigDict, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = config[part]
-    return config
+        Raises:
+          ValueError: there is no such option, or its value cannot be used; the message names it.
+
+        >>> Settings().changed({"privacy.epsilon": 3, "train": {"num_steps": 10}}).train.num_steps
+        10
+        """
+        return replaced(self, changes)

@@ -8,33 +8,36 @@ from typing import Any
 
 import tqdm
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from dp_rmt.scoring import text_scores
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning.settings import Generation
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts
+from dp_rmt.scoring import text_scores
 from dp_rmt.types import Params
 
 TEXTS, SCORES = "texts.jsonl", "scores.json"
 
 
-def decoding(settings: ConfigDict) -> Method:
+def decoding(settings: Generation) -> Method:
     """The method that `config.generation` describes.
 
     Raises:
       ValueError: one of its settings is out of range.
     """
-    shared = {"max_new_tokens": settings.max_new_tokens, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
+    shared: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+    }
     if settings.method == "beam":
         return Beam(**shared, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
     if settings.method == "sampling":
-        chosen = {name: settings[name] for name in ("seed", "temperature", "top_k", "top_p")}
+        chosen = {name: getattr(settings, name) for name in ("seed", "temperature", "top_k", "top_p")}
         return Sampling(**shared, **chosen)
     return Greedy(**shared)
 
 
-def write_texts(folder: Path, task: Task, params: Params, settings: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def write_texts(folder: Path, task: Task, params: Params, settings: Generation, mesh: Mesh) -> dict[str, Any]:
     """Writes a text for every prompt, goes on where an interrupted call stopped, and scores them all.
 
     Args:

@@ -1,104 +1,219 @@
-"""From a config to what follows the clipped gradient: noise, denoiser or filter, optimizer."""
+"""From settings to what follows the clipped gradient: noise, denoising, optimizer, each of them named.
+
+A name stands for a function of the library, and the options beside it are that function's own: its signature checks
+them. A new transformation is a line in `DENOISERS` or `OPTIMIZERS`. What a run knows better than a config is filled in
+wherever a function has an argument of that name: ``noise_std``, ``learning_rate`` and ``sharding``.
+"""
 
 from __future__ import annotations
 
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
-from dp_rmt.denoising.gates import Gate, Kappa, TracyWidom
+from dp_rmt.denoising.first_moment import scale_by_denoised_adam
+from dp_rmt.denoising.gates import Kappa, TracyWidom
+from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
+from dp_rmt.denoising.matrix_view import kernels_are_matrices
+from dp_rmt.finetuning.options import Check, close_to, fitted
+from dp_rmt.finetuning.settings import NOT_NEGATIVE, POSITIVE, Named, Settings, Train
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.partitioning import by_matrix
 from dp_rmt.training.train_state import Transforms
 
-STRUCTURES: dict[str, dict[str, Any]] = {
-    "separate": {},
-    "shared_inputs": {"join": shared_inputs},
-    "residual_stream": {"matrix_rule": layers_side_by_side, "join": reads_the_stream},
+Table = Mapping[str, Callable[..., Any]]
+
+
+def denoised_adam(
+    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, **options: Any
+) -> optax.GradientTransformation:
+    """AdamW whose first moment is denoised: `dp_rmt.scale_by_denoised_adam` and what `optax.adamw` has beside Adam."""
+    return optax.chain(
+        scale_by_denoised_adam(**options),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+DENOISERS: Table = {
+    "denoise_matrices": denoise_matrices,
+    "low_pass_filter": low_pass_filter,
+    "truncate_rank": truncate_rank,
 }
-"""What `config.denoise.structure` names: options of `dp_rmt.denoise_matrices`."""
+"""What `config.denoise` names."""
+
+OPTIMIZERS: Table = {
+    "adamw": optax.adamw,
+    "denoised_adam": denoised_adam,
+    "muon": private_muon,
+    "kalman_filter": kalman_filter,
+}
+"""What `config.optimizer` names."""
+
+_MADE: Mapping[str, Table] = {
+    "gate": {"kappa": Kappa, "tracy_widom": TracyWidom},
+    "optimizer": {"adamw": optax.adamw, "muon": private_muon},
+    "others": {"adamw": optax.adamw},
+}
+"""Options whose value is named, too, and made from options of its own."""
+
+_RULES: Mapping[str, Table] = {
+    "join": {"shared_inputs": shared_inputs, "reads_the_stream": reads_the_stream},
+    "matrix_rule": {"kernels_are_matrices": kernels_are_matrices, "layers_side_by_side": layers_side_by_side},
+}
+"""Options whose value is a function that is named."""
+
+_FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
+_NUMBERS = {
+    **dict.fromkeys(("b1", "b2", "beta"), _FRACTION),
+    **dict.fromkeys(("eps", "consistent_rms"), POSITIVE),
+    **dict.fromkeys(("eps_root", "weight_decay"), NOT_NEGATIVE),
+}
+"""Ranges of numbers that optax takes as they come."""
 
 
-def build_transforms(config: ConfigDict, mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
-    """The stages of a config at the mechanism's noise level.
+def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
+    """The stages of a run at the mechanism's noise level.
 
     Args:
-      config: optimizer and denoise of `configs.base`.
+      settings: of one arm.
       mechanism: its noise_std goes to noise and denoiser, its num_steps to the schedule.
       noise_seed: secret, for private data.
       mesh: its devices share the denoiser's work.
 
     Returns:
-      `Transforms`; the denoiser is the identity where it is off, where it is part of the optimizer, or where there is
-      no noise.
+      `Transforms`. Where there is no noise nothing is denoised and the optimizer is the ordinary one.
+
+    Raises:
+      ValueError: a name or an option is unknown, or its value cannot be used; the message names the key.
     """
-    settings, method = config.denoise, config.denoise.method
-    if not settings.enabled or mechanism.noise_std == 0:
-        method = "none"
-    of_moment = method == "rmt" and settings.target == "first_moment"
-    stages = {
-        "rmt": lambda: mechanism.denoiser(**_denoiser_options(settings, mesh)),
-        "low_pass": low_pass_filter,
-        "truncate_rank": lambda: truncate_rank(settings.rank),
+    denoise, optimizer = settings.denoise, settings.optimizer
+    if mechanism.noise_std == 0:
+        denoise, optimizer = (), _without_denoising(optimizer)
+    filled_in = {
+        "noise_std": mechanism.noise_std,
+        "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
+        "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
-    optimizer = _optimizer(config, mechanism, mesh, of_moment=of_moment)
-    return Transforms(
-        noise=mechanism.noise(noise_key(noise_seed)),
-        denoise=stages[method]() if method in stages and not of_moment else optax.identity(),
-        optimizer=kalman_filter(optimizer, kappa=settings.kalman_gain) if method == "kalman" else optimizer,
-    )
+    stages = _stages(denoise, optimizer, filled_in)
+    is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
+    noise = mechanism.noise(noise_key(noise_seed))
+    return Transforms(noise, *stages, published=without_look_ahead if is_ahead else None)
 
 
-def learning_rate_schedule(settings: ConfigDict, num_steps: int) -> optax.Schedule:
+def check_transforms(settings: Settings) -> None:
+    """Raises the errors of `build_transforms` that need neither data nor model."""
+    _stages(settings.denoise, settings.optimizer, {"noise_std": 1.0, "learning_rate": 1.0, "sharding": None})
+
+
+def learning_rate_schedule(train: Train, num_steps: int) -> optax.Schedule:
     """Linear warm-up, then linear decay to zero at num_steps, or constant."""
-    peak, warmup = settings.learning_rate, settings.warmup_steps
+    peak, warmup = train.learning_rate, train.warmup_steps
     if warmup >= num_steps:
-        raise ValueError(f"config.optimizer.warmup_steps={warmup} must be less than the {num_steps} steps of the run")
-    end = 0.0 if settings.schedule == "linear" else peak
+        raise ValueError(f"config.train.warmup_steps={warmup} must be less than the {num_steps} steps of the run")
+    end = 0.0 if train.schedule == "linear" else peak
     decay = optax.linear_schedule(peak, end, num_steps - warmup)
     return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), decay], [warmup])
 
 
-def _optimizer(config: ConfigDict, mechanism: DPSGD, mesh: Mesh, *, of_moment: bool) -> optax.GradientTransformation:
-    settings = config.optimizer
-    schedule = learning_rate_schedule(settings, mechanism.num_steps)
-    moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
-    if of_moment:
-        correction, options = settings.noise_correction, _denoiser_options(config.denoise, mesh)
-        return optax.chain(
-            mechanism.denoised_adam(
-                **moments, second_moment=settings.second_moment, noise_correction=correction, **options
-            ),
-            optax.add_decayed_weights(settings.weight_decay),
-            optax.scale_by_learning_rate(schedule),
+def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
+    """The two parts of something named.
+
+    >>> name_and_options("adamw"), name_and_options(("truncate_rank", {"rank": 2}))
+    (('adamw', {}), ('truncate_rank', {'rank': 2}))
+    """
+    return (named, {}) if isinstance(named, str) else (named[0], dict(named[1]))
+
+
+def _stages(
+    denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and so its noise level."""
+    later = {name: value for name, value in filled_in.items() if name != "noise_std"}
+    stages = [
+        _made(named, DENOISERS, later if number else filled_in, f"config.denoise[{number}]")
+        for number, named in enumerate(denoise)
+    ]
+    last = _made(optimizer, OPTIMIZERS, later if denoise else filled_in, "config.optimizer")
+    if not stages:
+        return optax.identity(), last
+    return stages[0] if len(stages) == 1 else optax.chain(*stages), last
+
+
+def _made(named: Named, table: Table, filled_in: Mapping[str, Any], where: str) -> Any:
+    """What a name stands for, called with its options and with what the run fills in."""
+    name, options = name_and_options(fitted(Named, named, where))
+    if name not in table:
+        raise ValueError(f"{where}: there is no {name!r}; {close_to(name, list(table))}")
+    arguments, where = _arguments(table[name]), f"{where}: {name}"
+    own = [argument for argument in arguments if argument not in ("noise_std", "learning_rate", "sharding")]
+    for option in options:
+        if option not in own:
+            raise ValueError(f"{where} has no option {option!r}; {close_to(option, own)}")
+    if "noise_std" in arguments and "noise_std" not in filled_in:
+        raise ValueError(
+            f"{where} works at the noise level of the gradient itself, which whatever stands before it changes: let it "
+            "be the first of config.denoise, or, if it is the optimizer, let config.denoise be ()"
         )
-    adamw = optax.adamw(schedule, **moments, weight_decay=settings.weight_decay)
-    if settings.name == "muon":  # steps of Adam's size, so that one learning rate serves both
-        return private_muon(schedule, adamw, consistent_rms=0.2, weight_decay=settings.weight_decay)
-    return adamw
-
-
-def _denoiser_options(denoise: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    return {
-        "shrinker": denoise.shrinker,
-        "gate": _gate(denoise),
-        "rescale": denoise.rescale,
-        "below_edge": denoise.below_edge,
-        "blend": denoise.blend,
-        "svd": denoise.svd,
-        **STRUCTURES[denoise.structure],
-        "sharding": by_matrix(mesh) if mesh.size > 1 else None,
+    if missing := [key for key in own if arguments[key].default is inspect.Parameter.empty and key not in options]:
+        raise ValueError(f"{where} needs the option {missing[0]!r}")
+    values = {
+        option: _value(option, value, arguments[option].annotation, filled_in, f"{where}: {option}")
+        for option, value in options.items()
     }
+    try:
+        return table[name](**values, **{key: value for key, value in filled_in.items() if key in arguments})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _gate(denoise: ConfigDict) -> Gate:
-    if denoise.gate == "tracy_widom":
-        return TracyWidom(denoise.false_alarm, per=denoise.gate_per)
-    return Kappa(denoise.kappa, per=denoise.gate_per)
+def _value(option: str, value: Any, kind: Any, filled_in: Mapping[str, Any], where: str) -> Any:
+    """The value of one option, made from its name where it is named."""
+    if option in _MADE:
+        return _made(value, _MADE[option], filled_in, where)
+    if option in _RULES:
+        if value not in _RULES[option]:
+            raise ValueError(f"{where}: there is no {value!r}; {close_to(str(value), list(_RULES[option]))}")
+        return _RULES[option][value]
+    if option in _NUMBERS and value is not None:
+        value, check = fitted(float, value, where), _NUMBERS[option]
+        if not check.holds(value):
+            raise ValueError(f"{where} must {check.wanted}, got {value}")
+    return fitted(kind, value, where) if _is_plain(kind) else value
+
+
+def _arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a function by name; those that `denoised_adam` hands on are its own."""
+    found = dict(inspect.signature(function, eval_str=True).parameters)
+    if function is denoised_adam:
+        del found["options"]
+        found = {**_arguments(scale_by_denoised_adam), **found}
+    return found
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether values of a type can be written in a config."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return all(map(_is_plain, typing.get_args(kind)))
+    return typing.get_origin(kind) is typing.Literal or kind in (bool, int, float, str, types.NoneType)
+
+
+def _without_denoising(optimizer: Named) -> Named:
+    """The optimizer that is left where there is no noise to remove."""
+    name, options = name_and_options(optimizer)
+    if name == "kalman_filter":
+        return _without_denoising(options["optimizer"])
+    if name == "denoised_adam":
+        shared = inspect.signature(optax.adamw).parameters
+        return "adamw", {"weight_decay": 0.0, **{key: value for key, value in options.items() if key in shared}}
+    return optimizer

@@ -167,9 +167,9 @@ def _audit(statement: PrivacyStatement) -> list[str]:
 def _conditions(statement: PrivacyStatement) -> list[str]:
     seeds = {
         "os entropy": "They were drawn from the operating system's entropy.",
-        "given in the config": """**They were given in the config: the noise can be reproduced, and for
-        anyone who knows the seeds the guarantee is void.** Keep `config.json` secret, or leave the seeds
-        unset.""",
+        "given in the config": """**They were given in the config, or by whoever called the training: the noise
+        can be reproduced, and for anyone who knows the seeds the guarantee is void.** Keep them secret, and
+        `config.json` where it has them; or leave the seeds unset.""",
     }[statement.seeds_from]
     return _paragraphs(f"""
         Each step draws every example independently with probability {number(statement.sampling_probability)}

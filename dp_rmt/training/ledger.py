@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from dp_rmt import accounting
 from dp_rmt.noise_addition import NOISE_SUPPORT
@@ -23,6 +27,8 @@ from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import Provenance
 
 FILE = "ledger.jsonl"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers, such as a mounted bucket."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +97,7 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of one run's folder; only one process may append (see `dp_rmt.finetuning.workdir.only_writer`).
+    """The ledger of one run's folder; only one process may append (see `only_writer`).
 
     Args:
       workdir: the run's folder.
@@ -146,6 +152,37 @@ class Ledger:
             os.close(descriptor)
         _sync_folder(self.path.parent)  # else a crash could take a new file with it
         self.entries.append(entry)
+
+
+@contextlib.contextmanager
+def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps a run's folder to this process while it trains there.
+
+    Two processes that resumed the same run would each cut off what the other has written, and, before the first
+    checkpoint, each draw a noise key of its own. The lock is the kernel's, on the ledger, which is made if it is
+    missing; it ends with the process, however that ends.
+
+    Args:
+      workdir: the run's folder.
+
+    Raises:
+      BlockingIOError: another process trains there.
+    """
+    descriptor = os.open(Path(workdir) / FILE, os.O_RDWR | os.O_CREAT, 0o600)  # NFS locks only what is open for writing
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"another process trains in {workdir}: wait for its end or stop it; the same command then resumes"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logging.warning("%s: its file system has no locks; never train there from two processes", workdir)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_ledger(workdir: str | os.PathLike[str]) -> list[Entry]:

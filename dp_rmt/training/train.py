@@ -23,7 +23,7 @@ from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
 from dp_rmt.training.processes import to_devices
 from dp_rmt.training.releases import Releases
-from dp_rmt.training.train_state import TrainState, published_params
+from dp_rmt.training.train_state import TrainState
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
 
@@ -41,11 +41,13 @@ class TrainLoop:
       mechanism: for epsilon, and the number of steps.
       delta: of the privacy guarantee.
       arrays: tokenised training data.
-      lengths: sequence lengths of the groups that a batch is split into.
+      lengths: sequence lengths of the groups that a batch is split into; empty for data that is not split.
       evaluators: name -> function of all parameters that gives scores.
-      learning_rate: schedule, to be reported.
+      learning_rate: schedule, to be reported; None reports none.
       eval_every: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints; the last step is always saved.
+      published_params: gives all parameters of a state as they are evaluated (`Transforms.published_params`).
+      microbatch_size: of the step, for which batches are filled up to whole microbatches; None for the whole batch.
       name: shown at the progress bar.
       mesh: of the step; of use where there are several processes, each of which then reads its own rows.
     """
@@ -56,9 +58,11 @@ class TrainLoop:
     arrays: Mapping[str, np.ndarray]
     lengths: tuple[int, ...]
     evaluators: Mapping[str, Callable[[Params], dict[str, float]]]
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int], Any] | None
     eval_every: int
     checkpoint_every: int
+    published_params: Callable[[TrainState], Params]
+    microbatch_size: int | None = None
     name: str = "train"
     mesh: Mesh | None = None
 
@@ -146,7 +150,7 @@ class TrainLoop:
 
         Of NumPy arrays, which the compiled step puts on the devices; of several processes, of global arrays.
         """
-        size = self.mechanism.microbatch_size
+        size = self.microbatch_size
         filled = np.append(indices, np.full(-len(indices) % (size or 1), -1, indices.dtype))
         rows = rows_of_groups(self.arrays, filled, lengths=self.lengths, microbatch_size=size)
         if self.mesh is not None and jax.process_count() > 1:
@@ -154,7 +158,7 @@ class TrainLoop:
         return tuple(gather_batch(arrays, members) for arrays, members in rows)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        params = published_params(state)
+        params = self.published_params(state)
         return {
             f"eval/{name}/{metric}": value
             for name, evaluate in self.evaluators.items()
@@ -175,8 +179,9 @@ class _Reporter:
         if self._metrics is None:
             return
         now = time.monotonic()
-        learning_rate = float(self._loop.learning_rate(step - 1))
-        line: dict[str, Any] = {"learning_rate": learning_rate, "seconds": now - self._since}
+        schedule = self._loop.learning_rate
+        line: dict[str, Any] = {} if schedule is None else {"learning_rate": float(schedule(step - 1))}
+        line["seconds"] = now - self._since
         self._since = now
         if step % self._loop.epsilon_every == 0 or step == self._loop.mechanism.num_steps:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dp_rmt.baselines.filters import KalmanState, without_look_ahead
 from dp_rmt.trees import merge_params
 from dp_rmt.types import Params
 
@@ -22,11 +22,20 @@ class Transforms:
       noise: `dp_rmt.add_gaussian_noise`; the boundary between private and public.
       denoise: `dp_rmt.denoise_matrices`, or `optax.identity()`.
       optimizer: any optax optimizer.
+      published: ``(state of the optimizer, trained parameters) -> trained parameters`` as they are evaluated and saved,
+        for an optimizer that differentiates at another point than its iterate (`dp_rmt.baselines.filters.kalman_filter`
+        with `without_look_ahead`); None where the two are the same.
     """
 
     noise: optax.GradientTransformation
     denoise: optax.GradientTransformation
     optimizer: optax.GradientTransformation
+    published: Callable[[Any, Params], Params] | None = None
+
+    def published_params(self, state: TrainState) -> dict[str, Any]:
+        """All parameters of a state, trained and frozen, as they are evaluated and saved."""
+        params = state.params if self.published is None else self.published(state.optimizer, state.params)
+        return merge_params(params, state.frozen)
 
 
 @jax.tree_util.register_dataclass
@@ -61,16 +70,3 @@ class TrainState:
             denoise=transforms.denoise.init(params),
             optimizer=transforms.optimizer.init(params),
         )
-
-
-def published_params(state: TrainState) -> dict[str, Any]:
-    """All parameters, trained and frozen, as they are evaluated and saved.
-
-    They are the state's own, but for an optimizer that differentiates ahead of its iterate (`kalman_filter`): then
-    those of the iterate.
-    """
-    params = state.params
-    is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
-    for node in filter(is_ahead, jax.tree.leaves(state.optimizer, is_leaf=is_ahead)):
-        params = without_look_ahead(node, params)
-    return merge_params(params, state.frozen)

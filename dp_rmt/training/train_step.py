@@ -13,7 +13,7 @@ import optax
 from dp_rmt.clipping.per_example import PerExample
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.trees import leaves_by_path, merge_params
 from dp_rmt.types import Batch, Params, PerExampleLosses
@@ -26,6 +26,7 @@ def make_train_step(
     per_example_losses: PerExampleLosses,
     transforms: Transforms,
     *,
+    execution: Execution = AUTO,
     axis_name: str | None = None,
     nonprivate_metrics: bool = True,
     layout: Params | None = None,
@@ -41,6 +42,7 @@ def make_train_step(
       mechanism: clips and normalises; its noise_std must be the one in transforms.
       per_example_losses: of ALL parameters, trained and frozen merged.
       transforms: what follows the clipped gradient.
+      execution: how the clipped gradient is computed; as in `DPSGD.clipped_grad`.
       axis_name: of pmap; None under jit.
       nonprivate_metrics: also report ``nonprivate/...`` metrics, which are computed from raw private values.
       layout: shardings of the trained parameters where a mesh divides them. Gradient and noise are divided alike; left
@@ -55,7 +57,7 @@ def make_train_step(
 
     def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
         clipped_grad = mechanism.clipped_grad(
-            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch)
+            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch), execution
         )
         params = state.params
         if axis_name is not None:

@@ -33,8 +33,9 @@ from dp_rmt.denoising.matrix_denoiser import Backend
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur, subspace
+from dp_rmt.reporting import machine
 from dp_rmt.trees import leaves_by_path
-from experiments.benchmarks import machine, rounds
+from experiments.benchmarks import rounds
 from experiments.benchmarks.step.models import MODELS, make_workload
 
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), "The shapes of its matrices.", required=True)

@@ -27,7 +27,8 @@ from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.generation import Greedy, generate
 from dp_rmt.models import load_pretrained
-from experiments.benchmarks import machine, rounds
+from dp_rmt.reporting import machine
+from experiments.benchmarks import rounds
 
 OURS, THEIRS = "dp_rmt", "transformers"
 

@@ -1,4 +1,4 @@
-"""A small generated GLUE folder, small random models, and a config that trains one of them on it in seconds."""
+"""A small generated GLUE folder, small random models, and settings that train one of them on it in seconds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
 import experiments
-from configs import base
 from dp_rmt.data import build_word_tokenizer, generate_reviews, write_corpus
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.models import (
     CausalLanguageModel,
     DecoderConfig,
@@ -121,26 +120,24 @@ def _make_llama(folder: Path, words: str, *, max_length: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ConfigDict]:
-    """``(changes) -> config`` that differs from the small one in some keys, such as ``{"privacy.epsilon": 1.0}``."""
+def make_config(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
+    """``(changes) -> settings`` that differ from the small ones in some keys, such as ``{"privacy.epsilon": 1.0}``."""
     return functools.partial(_make_config, corpus, model, tmp_path_factory.mktemp("tokenised"))
 
 
-def _make_config(corpus: Path, model: Path, cache_dir: Path, changes: dict[str, Any] | None = None) -> ConfigDict:
+def _make_config(corpus: Path, model: Path, cache_dir: Path, changes: dict[str, Any] | None = None) -> Settings:
     """Three steps on batches of about 24 of 120 examples, one arm, no denoising."""
-    config = base.get_config().unlock()
-    config.name = "small"
-    config.data.path, config.data.cache_dir = str(corpus), str(cache_dir)
-    config.data.max_length, config.data.length_groups = MAX_LENGTH, ()  # a group more is a trace more
-    config.model.path, config.model.trainable = str(model), "^(?!encoder/embeddings)"
-    config.privacy.epsilon, config.privacy.delta = 0.5, 1e-3  # the smaller, the faster
-    config.privacy.expected_batch_size = 24
-    config.privacy.sampling_seed, config.privacy.noise_seed = 1, 2
-    config.denoise.enabled = False
-    config.train.num_steps, config.train.microbatch_size = 3, 8
-    config.train.eval_every, config.train.checkpoint_every, config.train.eval_batch_size = 2, 2, 32
-    config.update_from_flattened_dict(changes or {})
-    return config.lock()
+    small = {
+        "name": "small",
+        "data": {"path": str(corpus), "cache_dir": str(cache_dir), "max_length": MAX_LENGTH, "length_groups": ()},
+        "model": {"path": str(model), "trainable": "^(?!encoder/embeddings)"},
+        "privacy": {"epsilon": 0.5, "delta": 1e-3, "expected_batch_size": 24},  # a small epsilon is the faster one
+        "privacy.sampling_seed": 1,
+        "privacy.noise_seed": 2,
+        "denoise": (),
+        "train": {"num_steps": 3, "microbatch_size": 8, "eval_every": 2, "checkpoint_every": 2, "eval_batch_size": 32},
+    }
+    return Settings.from_config(small).changed(changes or {})
 
 
 class Ended(NamedTuple):

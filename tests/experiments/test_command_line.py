@@ -7,18 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
+
+from dp_rmt.finetuning.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def commands(make_config: Callable[..., ConfigDict], run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def commands(make_config: Callable[..., Settings], run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Five commands, run side by side."""
     small = [
         f"--config.{name}={value}"
-        for group in ("data", "model", "privacy", "denoise", "train")
-        for name, value in ((f"{group}.{key}", value) for key, value in make_config()[group].items())
-        if value is not None and not isinstance(value, ConfigDict)
-    ]
+        for group in ("data", "model", "privacy", "train")
+        for name, value in ((f"{group}.{key}", value) for key, value in getattr(make_config(), group).as_dict().items())
+        if value is not None and not isinstance(value, dict)
+    ] + ["--config.denoise=()"]
     arguments = {
         "unknown_key": ["--config=configs/base.py", "--config.privacy.epsilonn=3"],
         "wrong_type": ["--config=configs/base.py", "--config.train.num_steps=2.5"],
@@ -32,9 +33,12 @@ def commands(make_config: Callable[..., ConfigDict], run_side_by_side: Callable[
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("unknown_key", r'--config\.privacy\.epsilonn=3 names .* Did you mean "epsilon".* configs/base\.py'),
-        ("wrong_type", r"flag --config\.train\.num_steps=2\.5: invalid literal for int"),
-        ("no_config_file", r"finetune: .*'configs/nothing\.py'.*--config=configs/quickstart\.py"),
+        (
+            "unknown_key",
+            r"config\.privacy\.epsilonn: there is no such key; did you mean 'epsilon'\? Choose from epsilon, delta",
+        ),
+        ("wrong_type", r"config\.train\.num_steps must be an integer or None, got '2\.5'"),
+        ("no_config_file", r"finetune\.py: .*'configs/nothing\.py'.*--config=configs/quickstart\.py"),
         ("wrong_value", r"finetune: config\.privacy .* at most the 120 training examples, got 500"),
     ],
 )

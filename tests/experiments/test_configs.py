@@ -12,7 +12,8 @@ import pytest
 
 from configs import base, glue, table_to_text
 from dp_rmt.finetuning import arms, assemble
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.trees import leaves_by_path
 
 FOLDER = Path(base.__file__).parent
@@ -29,7 +30,8 @@ def test_every_config_is_valid_and_tells_its_source_number_cost_and_command(name
     assert config.name == {"glue": "sst2_roberta_base", "table_to_text": "e2e_gpt2"}.get(name, name)
     assert config.is_locked
     assert set(config) == set(base.get_config())
-    assert all(len(arm.arms) == 0 for arm in arm_configs(config).values())
+    assert all(arm.arms == {} for arm in arm_settings(Settings.from_config(config)).values())
+    assert base.as_config(Settings.from_config(config)).to_dict() == config.to_dict()
     for part in ("Source: ", "Expected: ", "Cost: ", "Command: "):
         assert module.__doc__.count(part) == 1, part
     assert f"python -m experiments.finetune --config=configs/{name}.py" in module.__doc__
@@ -41,14 +43,13 @@ def test_every_config_is_valid_and_tells_its_source_number_cost_and_command(name
     [("sst2", 202), ("qnli", 314), ("qqp", 1092), ("mnli", 1178)],  # 3 epochs of N / 1000 each
 )
 def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) -> None:
-    config = glue.get_config(f"{task},{size}")
+    config = Settings.from_config(glue.get_config(f"{task},{size}"))
     assert config.name == f"{task}_roberta_{size}"
-    assert len(config.arms) == 0
+    assert config.arms == {}
     assert (config.data.task, config.model.path, config.model.head) == (task, f"roberta-{size}", "infilling")
-    assert (config.privacy.l2_clip_norm, config.optimizer.learning_rate) == (0.1, 5e-4)
-    with config.unlocked():
-        config.privacy.epsilon = math.inf  # spares the calibration, which has no say in the number of steps
-    mechanism, delta = assemble.build_mechanism(config, GLUE[task])
+    assert (config.privacy.l2_clip_norm, config.train.learning_rate) == (0.1, 5e-4)
+    # Without noise: it spares the calibration, which has no say in the number of steps.
+    mechanism, delta = assemble.build_mechanism(config.changed({"privacy.epsilon": math.inf}), GLUE[task])
     assert mechanism.num_steps == num_steps
     assert mechanism.expected_batch_size == 1000 * glue.SCALE[task]
     assert delta == GLUE[task] ** -1.1
@@ -61,13 +62,11 @@ def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) ->
 @pytest.mark.parametrize(("task", "num_examples", "num_steps"), [("e2e", 42_061, 411), ("dart", 62_659, 918)])
 def test_text_configs_follow_the_recipe(task: str, num_examples: int, num_steps: int, model: str, tuning: str) -> None:
     config = table_to_text.get_config(f"{task},{model},{tuning}")
-    (checked,) = arm_configs(config).values()
+    (checked,) = arm_settings(Settings.from_config(config)).values()
     assert (checked.model.tuning, checked.model.head, checked.data.task) == (tuning, "causal_lm", task)
     assert checked.model.path == table_to_text.MODELS[model]
     assert config.name == f"{task}_{model}" + {"full": "", "lora": "_lora"}[tuning]
-    with config.unlocked():
-        config.privacy.epsilon = math.inf
-    mechanism, delta = assemble.build_mechanism(config, num_examples)
+    mechanism, delta = assemble.build_mechanism(checked.changed({"privacy.epsilon": math.inf}), num_examples)
     assert (mechanism.num_steps, delta) == (num_steps, {"e2e": 8e-6, "dart": 1e-5}[task])
     seen = int(config.train.epochs) * num_examples
     assert row_of_cost(table_to_text, f"{task},{model}")[:3] == [f"{num_examples:,}", f"{num_steps}", f"{seen:,}"]
@@ -111,12 +110,12 @@ def test_an_unknown_choice_is_answered_with_all_there_are(config: str, given: st
 
 @pytest.mark.parametrize("name", ["customersim", "customersim_stories260k"])
 def test_every_arm_of_the_study_of_memorisation(name: str) -> None:
-    configs = arm_configs(importlib.import_module(f"configs.{name}").get_config())
+    configs = arm_settings(Settings.from_config(importlib.import_module(f"configs.{name}").get_config()))
     private = {arm for arm, config in configs.items() if math.isfinite(config.privacy.epsilon)}
     assert private == {"full_noisy", "full_denoised", "lora_8_noisy", "lora_8_denoised"}
     assert set(configs) - private == {"full", "lora_2", "lora_8", "lora_32"}
     for arm, config in configs.items():
-        assert config.denoise.enabled == arm.endswith("denoised")
+        assert bool(config.denoise) == arm.endswith("denoised")
         assert config.model.tuning == arm.partition("_")[0]
         if arm.startswith("lora"):
             assert config.model.lora.rank == int(arm.split("_")[1]) == config.model.lora.alpha / 2
@@ -128,10 +127,8 @@ def test_the_study_of_memorisation_takes_its_model_from_the_hub() -> None:
 
 
 def test_the_noise_of_the_published_sst2_run() -> None:
-    config = glue.get_config("sst2,large")
-    with config.unlocked():
-        config.privacy.epsilon = 3.0
-    mechanism, _ = assemble.build_mechanism(config, GLUE["sst2"])
+    settings = Settings.from_config(glue.get_config("sst2,large")).changed({"privacy.epsilon": 3.0})
+    mechanism, _ = assemble.build_mechanism(settings, GLUE["sst2"])
     # Without truncation .7718, too: batches of 1,184 overflow too rarely to be seen in four digits.
     assert mechanism.noise_multiplier == pytest.approx(0.7718, abs=5e-5)
 
@@ -139,12 +136,12 @@ def test_the_noise_of_the_published_sst2_run() -> None:
 def test_what_the_recipe_trains_has_ghost_rules_in_a_roberta(
     make_model: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    config = glue.get_config("sst2,base")
-    with config.unlocked():
-        config.data.path, config.data.cache_dir = str(corpus), str(tmp_path / "cache")
-        config.data.length_groups = ()  # each is another trace
-        config.model.path = str(make_model(tmp_path, architecture="roberta", max_length=256))
-        config.privacy.epsilon, config.privacy.expected_batch_size = math.inf, 24
+    small = {  # a length group more is a trace more
+        "data": {"path": str(corpus), "cache_dir": str(tmp_path / "cache"), "length_groups": ()},
+        "model.path": str(make_model(tmp_path, architecture="roberta", max_length=256)),
+        "privacy": {"epsilon": math.inf, "expected_batch_size": 24},
+    }
+    config = Settings.from_config(glue.get_config("sst2,base")).changed(small)
     (arm,) = arms.prepare(config, tmp_path / "run")
     assert not leaves_by_path(arm.run.state.frozen)
     assert "mlm_head/bias" in dict(leaves_by_path(arm.run.state.params))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import jax
 import pytest
 
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.workdir import check_workdir, claim_workdir
+from dp_rmt.mechanism import Execution
+from dp_rmt.training.microbatches import microbatch_size_on
+from dp_rmt.training.partitioning import AXES
 
 
-def test_the_mechanism_is_that_of_one_device(make_config):
-    """But for the microbatch, which is rounded up so that every device has a part of it."""
+def test_the_microbatch_alone_is_rounded_up_for_the_devices(make_config):
+    """So that every device has a part of it; samples, accounting and what a checkpoint is compared with stay."""
     config = make_config({"train.microbatch_size": 6})
-    one, delta = assemble.build_mechanism(config, 120)
-    eight, same_delta = assemble.build_mechanism(config, 120, num_devices=8)
-    assert (one.microbatch_size, eight.microbatch_size) == (6, 8)
-    assert dataclasses.replace(eight, microbatch_size=6) == one
-    assert delta == same_delta
-    assert (eight.sampling(3).indices(1) == one.sampling(3).indices(1)).all()
+    task = assemble.load_task(config)
+    run = assemble.build_run(config, task, name="run")
+    mechanism, _ = assemble.build_mechanism(config, 120)
+    assert run.loop.mechanism == mechanism
+    assert mechanism.max_batch_size % 6 == 0
+    assert (run.loop.microbatch_size, run.identity["microbatch_size"]) == (6, "6")
+    eight = jax.sharding.AbstractMesh((8, 1, 1), AXES)
+    assert microbatch_size_on(eight, Execution("auto", 6), task, mechanism) == 8
 
 
 def test_a_run_goes_on_with_another_mesh_and_keeps_other_checkpoints(make_config, tmp_path):

@@ -14,17 +14,17 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from ml_collections import ConfigDict
 
 from dp_rmt.data import get_task, label_word_ids
 from dp_rmt.data.length_groups import group_by_length
 from dp_rmt.finetuning import arms
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.models import load_pretrained, load_tokenizer
 from dp_rmt.training.losses import infilling_logits, label_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.trees import leaves_by_path
 
-MakeConfig = Callable[..., ConfigDict]
+MakeConfig = Callable[..., Settings]
 FILES = {
     "config.json",
     "ledger.jsonl",
@@ -37,7 +37,10 @@ FILES = {
 }
 
 
-def run(config: ConfigDict, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:
+DENOISED = Settings().denoise
+
+
+def run(config: Settings, workdir: Path, *, until: int | None = None) -> list[arms.Arm]:
     """What `experiments.finetune` does with a config."""
     prepared = arms.prepare(config, workdir)
     for arm in prepared:
@@ -55,7 +58,7 @@ def without_times(workdir: Path) -> list[dict[str, Any]]:
 def two_arms(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[arms.Arm]]:
     """A run with denoising and one without."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
-    config = make_config({"arms": {"denoised": {"denoise": {"enabled": True}}, "noisy": {}}})
+    config = make_config({"arms": {"denoised": {"denoise": DENOISED}, "noisy": {}}})
     return workdir, run(config, workdir)
 
 
@@ -68,7 +71,7 @@ def test_a_workdir_has_all_its_files_and_one_report_shows_both_arms(two_arms: tu
     assert "denoised" in html
     assert "noisy" in html
     config = json.loads((workdir / "config.json").read_text())
-    assert config["arms"] == {"denoised": {"denoise": {"enabled": True}}, "noisy": {}}
+    assert config["arms"] == {"denoised": {"denoise": DENOISED}, "noisy": {}}
     assert json.loads((workdir / "denoised" / "config.json").read_text())["denoise"]["enabled"] is True
 
 
@@ -121,9 +124,9 @@ def test_the_saved_model_is_the_trained_one(two_arms: tuple[Path, list[arms.Arm]
     assert load_tokenizer(workdir / "noisy" / "model").get_vocab() == arm.task.tokenizer.get_vocab()
     batch = {name: values[:8] for name, values in arm.task.evaluations["dev"].items()}
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-    restored = arms.Checkpoints(workdir / "noisy" / "checkpoints", arm.run.identity).restore(arm.run.state)
+    restored = arm.run.checkpoints(workdir / "noisy").restore(arm.run.state)
     assert restored is not None
-    trained = arms.published_params(restored[0])
+    trained = arm.run.published_params(restored[0])
     logits = module.apply({"params": params}, *inputs)
     np.testing.assert_array_equal(logits, arm.task.module.apply({"params": trained}, *inputs))
     before = arm.task.module.apply({"params": arm.task.params}, *inputs)
@@ -154,7 +157,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, two_arms: tuple[Path, list[arms.Arm]]) -> None:
     workdir, _ = two_arms
     before = (workdir / "noisy" / "metrics.jsonl").read_bytes()
-    run(make_config({"arms": {"denoised": {"denoise": {"enabled": True}}, "noisy": {}}}), workdir)
+    run(make_config({"arms": {"denoised": {"denoise": DENOISED}, "noisy": {}}}), workdir)
     assert (workdir / "noisy" / "metrics.jsonl").read_bytes() == before
 
 
@@ -190,22 +193,22 @@ def test_the_microbatch_size_is_found_by_compiling(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest power of two in a quarter of the expected batch of 24, and less where memory is short."""
-    config = make_config({"train.microbatch_size": 0, "data.length_groups": ()})
+    config = make_config({"train.microbatch_size": "auto", "data.length_groups": ()})
     (arm,) = arms.prepare(config, tmp_path / "run")
-    assert arm.run.loop.mechanism.microbatch_size == 4
-    assert arm.config.train.microbatch_size == 0  # what the workdir records, and a resumed run is compared with
+    assert arm.run.loop.microbatch_size == 4
+    assert arm.settings.train.microbatch_size == "auto"  # what the workdir records, and a resumed run is compared with
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(arm.run.state.params))
     # One example takes 220 kB, beside the five copies of what is trained.
-    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
+    monkeypatch.setattr("dp_rmt.training.microbatches.default_memory_budget", lambda: 4 * trained + 100_000)
     with pytest.raises(ValueError, match="one example at a time needs"):
         arms.prepare(config, tmp_path / "too_small")
-    monkeypatch.setattr("dp_rmt.finetuning.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
+    monkeypatch.setattr("dp_rmt.training.microbatches.default_memory_budget", lambda: 4 * trained + 250_000)
     (arm,) = arms.prepare(config, tmp_path / "small")
-    assert arm.run.loop.mechanism.microbatch_size in (1, 2)
+    assert arm.run.loop.microbatch_size in (1, 2)
 
 
 def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: MakeConfig, tmp_path: Path) -> None:
-    (arm,) = run(make_config({"privacy.epsilon": math.inf, "denoise.enabled": True}), tmp_path / "run")
+    (arm,) = run(make_config({"privacy.epsilon": math.inf, "denoise": DENOISED}), tmp_path / "run")
     mechanism = arm.run.loop.mechanism
     assert (mechanism.noise_std, mechanism.l2_clip_norm) == (0.0, math.inf)
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "learning_rate" in line]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning.rate_search import best_rate
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.training.metrics import read_metrics
 from experiments import learning_rates
 from experiments.learning_rates import choose_rates
@@ -19,20 +19,19 @@ STEPS = 2
 
 
 @pytest.fixture
-def config(make_config: Callable[..., ConfigDict]) -> ConfigDict:
-    config = make_config({"privacy.sampling_seed": None, "privacy.noise_seed": None}).unlock()
-    config.arms = {"noisy": {"optimizer": {"learning_rate": 0.1}}, "higher": {"optimizer": {"learning_rate": 1.0}}}
-    return config.lock()
+def config(make_config: Callable[..., Settings]) -> Settings:
+    rates = {"noisy": {"train": {"learning_rate": 0.1}}, "higher": {"train": {"learning_rate": 1.0}}}
+    return make_config({"privacy.sampling_seed": None, "privacy.noise_seed": None, "arms": rates})
 
 
-def choose(config: ConfigDict, tmp_path: Path, names: list[str] | None = None) -> dict:
+def choose(config: Settings, tmp_path: Path, names: list[str] | None = None) -> dict:
     record = tmp_path / "rates.json"
     choose_rates(config, names=names, workdir=tmp_path / "runs", record=record, factors=[0.01, 1.0], steps=STEPS)
     return json.loads(record.read_text("utf-8"))
 
 
 def test_a_rate_is_as_good_as_its_own_short_run(
-    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All meet the same samples and noise. Two rates, since how others are found is tested below."""
 
@@ -64,19 +63,18 @@ def test_a_rate_at_which_a_run_diverges_is_the_worst() -> None:
         best_rate(lambda rate: math.nan, 1.0, [1.0, 2.0])
 
 
-def test_arms_of_the_record_are_left_alone(config: ConfigDict, tmp_path: Path) -> None:
+def test_arms_of_the_record_are_left_alone(config: Settings, tmp_path: Path) -> None:
     known = {"noisy": {"best": 0.1}}
     (tmp_path / "rates.json").write_text(json.dumps(known))
     assert choose(config, tmp_path, ["noisy"]) == known
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_unknown_arm_is_named(config: ConfigDict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'other' is none of the config's arms, higher, noisy"):
+def test_an_unknown_arm_is_named(config: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'other' is none of the config's arms, noisy, higher"):
         choose(config, tmp_path, ["other"])
 
 
-def test_private_losses_choose_nothing(config: ConfigDict, tmp_path: Path) -> None:
-    config.privacy.nonprivate_metrics = False
+def test_private_losses_choose_nothing(config: Settings, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nonprivate_metrics=False"):
-        choose(config, tmp_path)
+        choose(config.changed({"privacy.nonprivate_metrics": False}), tmp_path)

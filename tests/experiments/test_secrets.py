@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import arms, assemble, workdir
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors as sweep_executors
 from dp_rmt.finetuning.sweep import report as sweep_report
 from dp_rmt.finetuning.sweep.executors import Slot
@@ -28,11 +28,11 @@ from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.metrics import read_metrics
 from experiments import sweep
 
-MakeConfig = Callable[..., ConfigDict]
+MakeConfig = Callable[..., Settings]
 UNSET: dict[str, Any] = {"privacy.sampling_seed": None, "privacy.noise_seed": None}
 
 
-MARKS = {"name": "unmistakable_name", "privacy.l2_clip_norm": 0.12345671, "optimizer.learning_rate": 4.5671238e-4}
+MARKS = {"name": "unmistakable_name", "privacy.l2_clip_norm": 0.12345671, "train.learning_rate": 4.5671238e-4}
 LORA = {"model.tuning": "lora", "model.trainable": ".*", "model.lora.rank": 4}
 
 
@@ -43,7 +43,7 @@ def usual_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def run(config: ConfigDict, folder: Path, *, until: int | None = None) -> None:
+def run(config: Settings, folder: Path, *, until: int | None = None) -> None:
     prepared = arms.prepare(config, folder)
     for arm in prepared:
         arms.train(arm, until=until)
@@ -64,7 +64,7 @@ class Runs:
     resumed: Path
     whole: Path
     drawn: list[int]
-    config: ConfigDict
+    config: Settings
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_model_is_released_without_the_config_of_its_run(runs: Runs) -> None:
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
     names = {path.name for path in (folder / "model").iterdir()}
     assert {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors"} | tokenizer
-    keys = [f'"{key}"' for section in ("privacy", "train", "denoise", "optimizer", "data") for key in config[section]]
+    keys = [f'"{key}"' for group in (config.privacy, config.train, config.data) for key in group.as_dict()]
     traces = [*keys, *map(str, MARKS.values()), str(config.data.path), str(folder), "noise_multiplier"]
     for path in itertools.chain(*((folder / name).iterdir() for name in ("model", "adapter"))):
         content = path.read_bytes()
@@ -203,7 +203,7 @@ def test_a_config_that_gives_seeds_is_closed_to_others(
 
 
 SWEEP = """
-BASE, SCORE, SWEPT = "configs/quickstart.py", "eval/dev/accuracy", "optimizer.learning_rate"
+BASE, SCORE, SWEPT = "configs/quickstart.py", "eval/dev/accuracy", "train.learning_rate"
 REPETITIONS = {"mean": 4.0, "shape": 0.0}
 
 def sweep():
@@ -223,7 +223,7 @@ def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> Non
     sweep_executors.run_local(jobs, [Slot({})], poll_seconds=0.02)
     for job in jobs:
         job.workdir.mkdir(parents=True)
-        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(of.config(job.name)) | {"arms": {}}))
+        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(of.settings(job.name)) | {"arms": {}}))
         (job.workdir / "privacy.json").write_text(json.dumps(statement))
         (job.workdir / "metrics.jsonl").write_text('{"step": 4, "eval/dev/accuracy": 0.5}\n')
     sweep_report.write(of, folder, jobs, {})
@@ -231,6 +231,6 @@ def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> Non
     assert {path.name for path in shown} >= {"sweep.md", "sweep.csv", "sweep.json", "sweep.svg", "job0.log"}
     for path in shown:
         assert not any(seed in path.read_text() for seed in ("30303030303", "40404040404")), path
-    (tmp_path / "seeds.py").write_text(SWEEP.replace('"optimizer.learning_rate"', '"privacy.noise_seed"'))
+    (tmp_path / "seeds.py").write_text(SWEEP.replace('"train.learning_rate"', '"privacy.noise_seed"'))
     with pytest.raises(ValueError, match=r"SWEPT is 'privacy.noise_seed', whose values would stand in table and plot"):
         sweep.load_sweep(tmp_path / "seeds.py", tmp_path / "other")

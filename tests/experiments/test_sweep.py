@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import commands as sweep_commands
 from dp_rmt.finetuning.sweep import executors as sweep_executors
 from dp_rmt.finetuning.sweep import report as sweep_report
@@ -32,7 +32,7 @@ RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 SWEEP = """
 BASE = "configs/quickstart.py"
 SCORE = "eval/dev/accuracy"
-SWEPT = "optimizer.learning_rate"
+SWEPT = "train.learning_rate"
 
 def sweep():
     for rate in (1e-3, 1e-2):
@@ -53,7 +53,7 @@ if fails == "yes" and not pathlib.Path(mended).exists():
     sys.exit(3)
 (folder / "config.json").write_text(config)
 (folder / "privacy.json").write_text(privacy)
-score = 0.5 + 10 * json.loads(config)["optimizer"]["learning_rate"] + json.loads(config)["seed"] / 100
+score = 0.5 + 10 * json.loads(config)["train"]["learning_rate"] + json.loads(config)["seed"] / 100
 (folder / "metrics.jsonl").write_text(json.dumps({"step": 4, "eval/dev/accuracy": score}) + chr(10))
 (folder / "report.html").write_text("done")
 """
@@ -70,7 +70,7 @@ def stubs(of: sweep.Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
     for job in of.jobs(workdir, sys.executable):
-        config = as_json(of.config(job.name)) | {"arms": {}}
+        config = as_json(of.settings(job.name)) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
         given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
@@ -161,7 +161,7 @@ def test_text_of_configs_and_logs_stays_text_in_the_table(
     (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
     config = json.loads((job.workdir / "config.json").read_text())
-    config["optimizer"]["learning_rate"] = "a|<script>"
+    config["train"]["learning_rate"] = "a|<script>"
     (job.workdir / "config.json").write_text(json.dumps(config))
     sweep_report.write(make_sweep, tmp_path, [job], {"other": "```\n<script>alert(1)</script>\n````"})
     page = (tmp_path / "sweep.md").read_text()
@@ -290,7 +290,7 @@ def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Pa
     loaded = sweep.load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
     assert loaded.changes
     for name, changes in loaded.changes.items():
-        config = loaded.config(name)
+        config = loaded.settings(name)
         assert config.data.cache_dir == "/tmp/elsewhere"
         for key, value in changes.items():
             assert sweep_report.Arm("", tmp_path, as_json(config), {}).value(key) == value
@@ -318,13 +318,13 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.learning_rat": 1.0}, r"job 'a' .*learning_rat"),
-        ({"optimizer.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
+        ({"train.learning_rat": 1.0}, r"job 'a' .*learning_rat"),
+        ({"train.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
 def test_a_job_with_a_wrong_setting_is_refused(changes: dict[str, Any], message: str, make_sweep: sweep.Sweep) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(make_sweep, changes={"a": changes}).config("a")
+        dataclasses.replace(make_sweep, changes={"a": changes}).settings("a")
 
 
 def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
@@ -395,18 +395,18 @@ def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "submitit"])
 def test_six_real_runs_of_which_one_fails_at_first(
-    executor: str, make_config: Callable[..., ConfigDict], tmp_path: Path, compilation_cache_dir: str
+    executor: str, make_config: Callable[..., Settings], tmp_path: Path, compilation_cache_dir: str
 ) -> None:
     if executor == "submitit":
         pytest.importorskip("submitit")
     config = make_config()
-    pairs = {name: config.data[name] for name in ("path", "cache_dir", "max_length")}
+    pairs = {name: getattr(config.data, name) for name in ("path", "cache_dir", "max_length")}
     source = (
         "from configs import base\n\ndef get_config():\n    config = base.get_config().unlock()\n"
         f"    config.name = 'tiny'\n    config.data.update({pairs!r})\n    config.data.length_groups = ()\n"
         f"    config.model.path = {config.model.path!r}\n    config.model.trainable = {config.model.trainable!r}\n"
         "    config.privacy.update({'epsilon': 0.5, 'delta': 1e-3, 'expected_batch_size': 24})\n"
-        "    config.denoise.enabled = False\n"
+        "    config.denoise = ()\n"
         "    config.train.update({'num_steps': 2, 'microbatch_size': 8, 'eval_batch_size': 32})\n"
         "    return config.lock()\n"
     )

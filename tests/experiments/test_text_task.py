@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.text import load_text_task
 from dp_rmt.models import load_pretrained
 from dp_rmt.models.peft.adapter import load_adapter
@@ -24,6 +24,9 @@ from dp_rmt.trees import leaves_by_path
 
 NAMES, FOODS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian")
 AREAS = ("riverside", "city centre")
+
+
+DENOISED = Settings().denoise
 
 
 def rows(count: int, seed: int) -> list[tuple[str, str]]:
@@ -57,8 +60,8 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def text_config(make_config: Callable[..., ConfigDict], e2e: Path, llama: Path) -> Callable[..., ConfigDict]:
-    def build(changes: dict | None = None) -> ConfigDict:
+def text_config(make_config: Callable[..., Settings], e2e: Path, llama: Path) -> Callable[..., Settings]:
+    def build(changes: dict | None = None) -> Settings:
         small = {
             "data.task": "e2e",
             "data.path": str(e2e),
@@ -76,7 +79,7 @@ def text_config(make_config: Callable[..., ConfigDict], e2e: Path, llama: Path) 
     return build
 
 
-def run(config: ConfigDict, workdir: Path) -> arms.Arm:
+def run(config: Settings, workdir: Path) -> arms.Arm:
     (arm,) = arms.prepare(config, workdir)
     arms.train(arm)
     arms.report([arm], workdir)
@@ -87,8 +90,8 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     changes = {
         "privacy.epsilon": math.inf,
         "train.num_steps": 60,
-        "optimizer.learning_rate": 2e-2,
-        "optimizer.schedule": "constant",
+        "train.learning_rate": 2e-2,
+        "train.schedule": "constant",
         "train.eval_every": 20,
     }
     arm = run(text_config(changes), tmp_path / "run")
@@ -134,7 +137,7 @@ def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> Non
 
 @pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
 def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str, text_config, tmp_path: Path) -> None:
-    changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise.enabled": True, "generation.max_prompts": 2}
+    changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise": DENOISED, "generation.max_prompts": 2}
     arm = run(text_config(changes), tmp_path / "run")
     trained = {path for path, _ in leaves_by_path(arm.run.state.params)}
     factors = ("a", "b") if tuning == "lora" else ("b",)
@@ -143,9 +146,9 @@ def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str
         for name in ("query", "value")
         for factor in factors
     }
-    restored = arms.Checkpoints(tmp_path / "run" / "checkpoints", arm.run.identity).restore(arm.run.state)
+    restored = arm.run.checkpoints(tmp_path / "run").restore(arm.run.state)
     assert restored is not None
-    params = arms.published_params(restored[0])
+    params = arm.run.published_params(restored[0])
     batch = {name: values[:4] for name, values in arm.task.evaluations["dev"].items()}
     expected = arm.task.losses(params, batch)
     assert not np.allclose(expected, arm.task.losses(arm.task.params, batch), atol=1e-6)

@@ -15,12 +15,13 @@ from dp_rmt import DPSGD
 from dp_rmt.baselines.filters import KalmanState, LowPassState
 from dp_rmt.denoising.first_moment import DenoisedAdamState
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.transforms import build_transforms
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.train_state import TrainState, Transforms, published_params
+from dp_rmt.training.train_state import TrainState, Transforms
 
-ARMS = arm_configs(sst2_methods.get_config())
+ARMS = arm_settings(Settings.from_config(sst2_methods.get_config()))
 PARAMS = {"layers": {"query": {"kernel": np.zeros((3, 12, 16), np.float32)}}, "bias": np.zeros(16, np.float32)}
 TARGET = jnp.outer(jnp.ones(12), jnp.linspace(-1, 1, 16)) * jnp.ones((3, 1, 1))
 MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
@@ -42,11 +43,8 @@ STATES: dict[str, type] = {
 
 
 def make(arm: str, **changes: Any) -> Transforms:
-    config = ARMS[arm].copy_and_resolve_references()
-    with config.unlocked():
-        config.optimizer.learning_rate, config.optimizer.warmup_steps = 0.1, 0
-        config.update_from_flattened_dict(changes)
-    return build_transforms(config, MECHANISM, 0, data_mesh(jax.devices()[:1]))
+    settings = ARMS[arm].changed({"train": {"learning_rate": 0.1, "warmup_steps": 0}, **changes})
+    return build_transforms(settings, MECHANISM, 0, data_mesh(jax.devices()[:1]))
 
 
 def has(state: TrainState, kind: type) -> bool:
@@ -80,16 +78,16 @@ def test_every_arm_is_what_its_name_says_and_learns(arm: str) -> None:
     for _ in range(30):
         parts = step(*parts)
     params, _, _, optimizer = parts
-    assert loss(published_params(TrainState(jnp.array(30), params, {}, None, None, optimizer))) < 0.3 * first
+    assert loss(transforms.published_params(TrainState(jnp.array(30), params, {}, None, None, optimizer))) < 0.3 * first
 
 
 def test_what_is_published_of_the_kalman_filter_is_its_iterate() -> None:
-    transforms = make("kalman", **{"optimizer.schedule": "constant"})
+    transforms = make("kalman", **{"train.schedule": "constant"})
     state = TrainState.create(transforms, PARAMS, {})
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     updates, optimizer = transforms.optimizer.update(grads, state.optimizer, state.params)
     moved = TrainState(state.step, optax.apply_updates(state.params, updates), {}, None, None, optimizer)
-    np.testing.assert_allclose(published_params(moved)["bias"], -0.1, rtol=1e-5)  # the first step of Adam
+    np.testing.assert_allclose(transforms.published_params(moved)["bias"], -0.1, rtol=1e-5)  # the first step of Adam
     np.testing.assert_allclose(moved.params["bias"], -0.1 * (1 + 0.3 / 0.7), rtol=1e-5)  # gamma = 0.3 / 0.7 ahead
 
 

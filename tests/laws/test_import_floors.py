@@ -10,6 +10,8 @@ import pytest
 import dp_rmt
 
 FLOORS = [
+    "environment",
+    "extras",
     "types",
     "arguments",
     "trees",

@@ -14,7 +14,7 @@ import pytest
 
 from dp_rmt.denoising import gradient as denoising
 from dp_rmt.denoising.gradient import denoise_matrices
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.train_state import TrainState, Transforms
@@ -49,7 +49,6 @@ def test_without_clipping_noise_and_denoising_it_is_adamw(clipping_method):
         noise_multiplier=0.0,
         l2_clip_norm=np.inf,
         max_batch_size=BATCH,
-        clipping_method=clipping_method,
     )
     module, rng = Network(), np.random.default_rng(0)
     batches = [{"ids": rng.integers(0, 20, (BATCH, 6)), "label": rng.integers(0, 2, BATCH)} for _ in range(5)]
@@ -62,7 +61,7 @@ def test_without_clipping_noise_and_denoising_it_is_adamw(clipping_method):
 
     transforms = Transforms(mechanism.noise(jax.random.key(1)), optax.identity(), optimizer)
     state = TrainState.create(transforms, params, frozen)
-    train_step = jax.jit(make_train_step(mechanism, losses, transforms))
+    train_step = jax.jit(make_train_step(mechanism, losses, transforms, execution=Execution(clipping_method)))
 
     @jax.jit
     def plain_step(params, opt_state, batch):
@@ -174,12 +173,13 @@ def test_noise_of_the_update_is_multiplier_times_clip_norm_over_expected_batch_s
 
     Nothing else may enter: how full the batch is, microbatches, groups, the shape of the batch.
     """
-    mechanism = dataclasses.replace(MECHANISM, microbatch_size=microbatch_size, clipping_method=clipping_method)
+    mechanism, execution = MECHANISM, Execution(clipping_method, microbatch_size)
     module = nn.Dense(400)
     params = {"kernel": jnp.zeros((250, 400)), "bias": jnp.zeros(400)}
     transforms = Transforms(mechanism.noise(jax.random.key(3)), optax.identity(), optax.sgd(1.0))
     state = TrainState.create(transforms, params, {})
-    train_step = jax.jit(make_train_step(mechanism, lambda p, b: module.apply({"params": p}, b)[:, 0], transforms))
+    losses = lambda p, b: module.apply({"params": p}, b)[:, 0]  # noqa: E731
+    train_step = jax.jit(make_train_step(mechanism, losses, transforms, execution=execution))
     batch = (np.zeros((BATCH, 250), np.float32), np.arange(BATCH) > 1)
     before = state
     state, _ = train_step(state, [batch] * groups)

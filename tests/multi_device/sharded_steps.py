@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import classifier_logits, label_losses
@@ -32,9 +32,8 @@ MECHANISM = DPSGD(
     noise_multiplier=0.1,
     l2_clip_norm=0.3,
     max_batch_size=BATCH,
-    microbatch_size=BATCH,
-    clipping_method="bookkeeping",
 )
+EXECUTION = Execution("bookkeeping", BATCH)
 # 40 words and 6 positions: the first are divided by 8, the second not even by 4. All kernels of the layers have one
 # shape, which keeps the denoiser's program small.
 MODULE = SequenceClassifier(EncoderConfig("bert", WORDS, 32, 2, 4, 32, LENGTH, 2, 1e-12, 0), num_labels=2)
@@ -61,7 +60,7 @@ def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     def losses(params, batch):
         return label_losses(logits(params, batch), batch["label"])
 
-    step = make_train_step(MECHANISM, losses, transforms, layout=shardings.params)
+    step = make_train_step(MECHANISM, losses, transforms, execution=EXECUTION, layout=shardings.params)
     add_noise = jax.jit(lambda p, s: transforms.noise.update(p, s)[0], out_shardings=shardings.params)
     noise = jax.block_until_ready(add_noise(jax.tree.map(jnp.zeros_like, state.params), state.noise))
     compiled = jit_train_step(step, mesh, shardings).lower(state, sample(0)).compile()

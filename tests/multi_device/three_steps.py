@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
@@ -56,8 +56,6 @@ def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noi
         noise_multiplier=0.2,
         l2_clip_norm=0.5,
         max_batch_size=BATCH,
-        microbatch_size=microbatch_size,
-        clipping_method=clipping_method,
     )
     module = Network()
     rng = np.random.default_rng(0)
@@ -75,7 +73,9 @@ def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noi
     def losses(params, batch):
         return label_losses(module.apply({"params": params}, batch["x"]), batch["label"])
 
-    step = make_train_step(mechanism, losses, transforms, axis_name=axis_name)
+    step = make_train_step(
+        mechanism, losses, transforms, execution=Execution(clipping_method, microbatch_size), axis_name=axis_name
+    )
     return jax.tree.map(np.asarray, TrainState.create(transforms, params, {})), step
 
 

@@ -22,7 +22,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from dp_rmt.data import fingerprint
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.reporting.privacy_statement import PrivacyStatement
 from dp_rmt.reporting.provenance import Provenance
@@ -49,7 +49,6 @@ MECHANISM = DPSGD(
     l2_clip_norm=0.5,
     max_batch_size=20,
     batch_multiple_of=4,
-    microbatch_size=4,
     accountant="rdp",
 )
 RULES = [
@@ -103,7 +102,7 @@ def build(ballast: int, divided: str) -> tuple[TrainLoop, Any]:
     def losses(params, batch):
         return label_losses(logits(params, batch), batch["label"])
 
-    step = make_train_step(MECHANISM, losses, transforms, layout=shardings.params)
+    step = make_train_step(MECHANISM, losses, transforms, execution=Execution("vmap", 4), layout=shardings.params)
     recorded = arrays | {"input_ids": arrays["input_ids"].view(Recorded)}
     loop = TrainLoop(
         train_step=jit_train_step(step, mesh, shardings),
@@ -115,6 +114,8 @@ def build(ballast: int, divided: str) -> tuple[TrainLoop, Any]:
         learning_rate=schedule,
         eval_every=4,
         checkpoint_every=2,
+        published_params=transforms.published_params,
+        microbatch_size=4,
         mesh=mesh,
     )
     return loop, state

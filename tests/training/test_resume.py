@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from dp_rmt.data import fingerprint
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import train
 from dp_rmt.training.checkpoint import Checkpoints
@@ -38,7 +38,6 @@ MECHANISM = DPSGD(
     l2_clip_norm=0.5,
     max_batch_size=20,
     batch_multiple_of=4,
-    microbatch_size=4,
     accountant="rdp",
 )
 SAMPLING_SEED = 2**90 + 3
@@ -71,7 +70,9 @@ def training():
         "out": {"kernel": rng.standard_normal((16, 2), np.float32) / 3, "bias": np.zeros(2, np.float32)},
     }
     params, frozen = split_params(initial, "hidden|out")
-    train_step = make_train_step(MECHANISM, lambda p, b: label_losses(logits(p, b), b["label"]), transforms)
+    execution = Execution("vmap", microbatch_size=4)
+    losses = lambda p, b: label_losses(logits(p, b), b["label"])  # noqa: E731
+    train_step = make_train_step(MECHANISM, losses, transforms, execution=execution)
     loop = TrainLoop(
         train_step=jit_train_step(train_step, mesh),
         mechanism=MECHANISM,
@@ -82,6 +83,8 @@ def training():
         learning_rate=schedule,
         eval_every=3,
         checkpoint_every=2,
+        published_params=transforms.published_params,
+        microbatch_size=4,
     )
 
     def fresh_state(seed=11):
@@ -209,7 +212,7 @@ def test_sigterm_is_noticed_within_the_block_alone():
 
 def test_a_batch_is_filled_up_to_whole_microbatches(training):
     """As on another number of devices, whose microbatches are larger: samples and truncation stay what they were."""
-    wider = dataclasses.replace(training.loop, mechanism=dataclasses.replace(MECHANISM, microbatch_size=8))
+    wider = dataclasses.replace(training.loop, microbatch_size=8)
     indices = MECHANISM.sampling(0).indices(0)
     groups = wider.groups(indices)
     assert {len(is_padding) for _, is_padding in groups} == {24}

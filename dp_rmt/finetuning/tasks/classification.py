@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from dp_rmt.data import label_word_ids, load_glue, tokenize_cached
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 
 
-def load_glue_task(config: ConfigDict) -> Task:
+def load_glue_task(settings: Settings) -> Task:
     """Reads GLUE data and an encoder, and checks that they fit each other.
 
     Args:
-      config: data, model and seed of `configs.base`.
+      settings: their data, model and seed.
 
     Returns:
       A `Task` that classifies.
@@ -26,9 +26,9 @@ def load_glue_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data, model = config.data, config.model
+    data, model = settings.data, settings.model
     glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
-    delta_for(config.privacy, len(glue.train))
+    delta_for(settings.privacy, len(glue.train))
     folder = resolve_model_path(model.path)
     tokenizer = load_tokenizer(folder)
     infilling = glue.task.infilling if model.head == "infilling" else None
@@ -38,14 +38,14 @@ def load_glue_task(config: ConfigDict) -> Task:
         folder,
         head="masked_lm" if infilling else "classification",
         num_labels=glue.task.num_labels,
-        key=jax.random.key(config.seed),
+        key=jax.random.key(settings.seed),
         dtype=model.dtype,
         remat=model.remat,
         flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, EncoderConfig)
     check_length(data.max_length, module.config.max_sequence_length, folder)
-    module, params, trainable = adapted(config, module, params)
+    module, params, trainable = adapted(settings, module, params)
 
     def tokenize(examples):
         return tokenize_cached(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
 from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
+from dp_rmt.finetuning.settings import Data, Settings
 from dp_rmt.finetuning.tasks.task import Task, delta_for, group_lengths, load_decoder, loss_evaluator
 from dp_rmt.training.losses import completion_losses
 
 
-def read_documents_of(data: ConfigDict) -> DocumentSet:
+def read_documents_of(data: Data) -> DocumentSet:
     """The documents that `config.data` names."""
     return load_documents(
         data.task,
@@ -20,11 +19,11 @@ def read_documents_of(data: ConfigDict) -> DocumentSet:
     )
 
 
-def load_document_task(config: ConfigDict) -> Task:
+def load_document_task(settings: Settings) -> Task:
     """Reads documents and a decoder, and checks that they fit each other.
 
     Args:
-      config: data, model and seed of `configs.base`.
+      settings: their data, model and seed.
 
     Returns:
       A `Task` with the loss of all tokens; its arrays have a ``sensitive_mask``, which training does not look at.
@@ -32,10 +31,10 @@ def load_document_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data = config.data
+    data = settings.data
     documents = read_documents_of(data)
-    delta_for(config.privacy, len(documents.train))
-    module, params, trainable, tokenizer = load_decoder(config)
+    delta_for(settings.privacy, len(documents.train))
+    module, params, trainable, tokenizer = load_decoder(settings)
     splits = {"train": documents.train}
     splits |= {name: rows[slice(data.max_eval_documents)] for name, rows in documents.evaluations.items()}
     arrays = {name: tokenize_documents(rows, tokenizer, max_length=data.max_length) for name, rows in splits.items()}

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,37 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from ml_collections import ConfigDict
 
 from dp_rmt.data import build_word_tokenizer, gather_batch, get_task, read_tsv, tokenize_classification, write_corpus
+from dp_rmt.finetuning.settings import Settings, Synthetic
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params, save_pretrained
 from dp_rmt.training.losses import classifier_logits, label_losses
 
 DATA_FOLDER, MODEL_FOLDER = "data", "encoder"
 
 
-def prepare(configs: Mapping[str, ConfigDict], folder: Path) -> dict[str, ConfigDict]:
-    """Generates text, pre-trains the encoder on its public part (once), and points the arms' configs at both.
+def prepare(arms: Mapping[str, Settings], folder: Path) -> dict[str, Settings]:
+    """Generates text, pre-trains the encoder on its public part (once), and points the arms at both.
 
     Args:
-      configs: by arm; they share the settings under ``synthetic``.
+      arms: settings by arm; they share those under ``synthetic``.
       folder: where data and model lie or will lie.
 
     Returns:
-      The configs with ``data.path`` and ``model.path`` set.
+      The arms' settings with ``data.path`` and ``model.path`` set.
     """
-    settings = next(iter(configs.values()))
+    first = next(iter(arms.values()))
     if not (folder / MODEL_FOLDER).exists():
-        _generate(settings.synthetic, settings.data.max_length, settings.seed, folder)
-    ready = {}
-    for name, config in configs.items():
-        ready[name] = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested
-        ready[name].data.path = str(folder / DATA_FOLDER)
-        ready[name].model.path = str(folder / MODEL_FOLDER)
-    return ready
+        assert first.synthetic is not None  # what this module is for
+        _generate(first.synthetic, first.data.max_length, first.seed, folder)
+    return {
+        name: dataclasses.replace(
+            settings,
+            data=dataclasses.replace(settings.data, path=str(folder / DATA_FOLDER)),
+            model=dataclasses.replace(settings.model, path=str(folder / MODEL_FOLDER)),
+        )
+        for name, settings in arms.items()
+    }
 
 
-def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) -> None:
+def _generate(settings: Synthetic, max_length: int, seed: int, folder: Path) -> None:
     task = get_task("sst2")
     corpus = write_corpus(
         folder / DATA_FOLDER,
@@ -75,7 +79,7 @@ def _generate(settings: ConfigDict, max_length: int, seed: int, folder: Path) ->
     save_pretrained(folder / MODEL_FOLDER, module, params, tokenizer=tokenizer, label_names=task.label_names)
 
 
-def _pretrain(module: SequenceClassifier, arrays: Mapping[str, np.ndarray], settings: ConfigDict, seed: int) -> Any:
+def _pretrain(module: SequenceClassifier, arrays: Mapping[str, np.ndarray], settings: Synthetic, seed: int) -> Any:
     """Sentiment of PUBLIC reviews: ordinary AdamW, no privacy."""
     params = init_params(module, jax.random.key(seed))
     logits = classifier_logits(module)

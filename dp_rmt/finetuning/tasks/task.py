@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from dp_rmt.data import check_fits_model
+from dp_rmt.finetuning.settings import Data, Privacy, Settings
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
@@ -94,13 +94,13 @@ class Task:
         return len(self.train["input_ids"])
 
 
-def group_lengths(data: ConfigDict) -> tuple[int, ...]:
+def group_lengths(data: Data) -> tuple[int, ...]:
     """Lengths of the groups that a batch is split into, the longest last."""
     return (*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length)
 
 
-def delta_for(privacy: ConfigDict, num_examples: int) -> float:
-    """The delta of a config on so many training examples: its own, or N^-1.1.
+def delta_for(privacy: Privacy, num_examples: int) -> float:
+    """The delta of a run on so many training examples: its own, or N^-1.1.
 
     Raises:
       ValueError: a run that is to be private has a delta above 1 / sqrt(N); called before the model is loaded.
@@ -130,11 +130,11 @@ def loss_evaluator(losses: Losses, lengths: tuple[int, ...]) -> Callable[[Arrays
     return lambda arrays, batch_size: make_loss_evaluator(losses, arrays, lengths=lengths, batch_size=batch_size)
 
 
-def load_decoder(config: ConfigDict) -> tuple[Any, dict[str, Any], str, Any]:
+def load_decoder(settings: Settings) -> tuple[Any, dict[str, Any], str, Any]:
     """A pre-trained decoder as `config.model` wants it, and its tokenizer, once the data is known to be readable.
 
     Args:
-      config: data, model and seed of `configs.base`.
+      settings: their data, model and seed.
 
     Returns:
       ``(module, params, trainable, tokenizer)``.
@@ -142,26 +142,26 @@ def load_decoder(config: ConfigDict) -> tuple[Any, dict[str, Any], str, Any]:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    model, folder = config.model, resolve_model_path(config.model.path)
+    model, folder = settings.model, resolve_model_path(settings.model.path)
     module, params = load_pretrained(
         folder,
         head="causal_lm",
-        key=jax.random.key(config.seed),
+        key=jax.random.key(settings.seed),
         dtype=model.dtype,
         remat=model.remat,
         flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, DecoderConfig)
     tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
-    check_length(config.data.max_length, module.config.max_position_embeddings, folder)
-    return *adapted(config, module, params), tokenizer
+    check_length(settings.data.max_length, module.config.max_position_embeddings, folder)
+    return *adapted(settings, module, params), tokenizer
 
 
-def adapted(config: ConfigDict, module: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
+def adapted(settings: Settings, module: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
     """The model as `config.model.tuning` wants it, and which of its parameters train.
 
     Args:
-      config: model and seed of `configs.base`.
+      settings: their model and seed.
       module: as loaded.
       params: as loaded.
 
@@ -171,16 +171,16 @@ def adapted(config: ConfigDict, module: Any, params: dict[str, Any]) -> tuple[An
     Raises:
       ValueError: the tuning does not fit the model.
     """
-    settings = config.model
-    if settings.tuning == "full":
-        return module, params, settings.trainable
+    model = settings.model
+    if model.tuning == "full":
+        return module, params, model.trainable
     try:
-        if settings.tuning in ("lora", "ffa_lora"):
-            lora = LoRAConfig(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
-            module, params = with_lora(module, params, lora, jax.random.key(config.seed))
-        return module, params, trainable_pattern(settings.tuning, module)
+        if model.tuning in ("lora", "ffa_lora"):
+            lora = LoRAConfig(model.lora.rank, model.lora.alpha, model.lora.targets)
+            module, params = with_lora(module, params, lora, jax.random.key(settings.seed))
+        return module, params, trainable_pattern(model.tuning, module)
     except ValueError as error:
-        raise ValueError(f"config.model.tuning={settings.tuning!r}: {error}") from error
+        raise ValueError(f"config.model.tuning={model.tuning!r}: {error}") from error
 
 
 def resolve_model_path(path: str) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from dp_rmt.data import TextPairs, TextReferences, load_table_to_text, tokenize_completions, tokenize_prompts
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import Prompts, Task, delta_for, group_lengths, load_decoder, loss_evaluator
 from dp_rmt.training.losses import completion_losses
 
 
-def load_text_task(config: ConfigDict) -> Task:
+def load_text_task(settings: Settings) -> Task:
     """Reads pairs of source and text, and a decoder, and checks that they fit each other.
 
     Args:
-      config: data, model, generation and seed of `configs.base`.
+      settings: their data, model, generation and seed.
 
     Returns:
       A `Task` with the loss of the texts' own tokens, and the prompts to write for.
@@ -24,12 +23,12 @@ def load_text_task(config: ConfigDict) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data = config.data
+    data = settings.data
     texts = load_table_to_text(
         data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
     )
-    delta_for(config.privacy, len(texts.train))
-    module, params, trainable, tokenizer = load_decoder(config)
+    delta_for(settings.privacy, len(texts.train))
+    module, params, trainable, tokenizer = load_decoder(settings)
 
     def tokenize(pairs: TextPairs):
         return tokenize_completions(
@@ -38,14 +37,14 @@ def load_text_task(config: ConfigDict) -> Task:
 
     losses, lengths = completion_losses(module), group_lengths(data)
     compared = {name: rows for name, rows in texts.evaluations.items() if rows.has_references}
-    written = config.generation.split
+    written = settings.generation.split
     if written not in compared:
         raise ValueError(
             f"config.generation.split={written!r}: there is no such split with references; choose from "
             f"{', '.join(compared) or 'nothing'}"
         )
-    chosen = _spread(compared[written], config.generation.max_prompts)
-    room = module.config.max_position_embeddings - config.generation.max_new_tokens
+    chosen = _spread(compared[written], settings.generation.max_prompts)
+    room = module.config.max_position_embeddings - settings.generation.max_new_tokens
     prompts = tokenize_prompts(chosen.sources, tokenizer, max_length=room)
     watched = {name: rows for name, rows in compared.items() if name != written} or {written: chosen}
     return Task(

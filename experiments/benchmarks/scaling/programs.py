@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt.clipping.microbatch_size import bytes_needed
-from dp_rmt.mechanism import DPSGD
+from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import causal_lm_loss
@@ -99,9 +99,9 @@ def compiled_step(mesh: jax.sharding.Mesh, variant: str, problem: Problem = PROB
         noise_multiplier=1.0,
         l2_clip_norm=1.0,
         max_batch_size=batch_size,
-        microbatch_size=at_once if problem.microbatches > 1 else None,
-        clipping_method="ghost" if "ghost" in options else "bookkeeping",
     )
+    microbatch_size = at_once if problem.microbatches > 1 else None
+    execution = Execution("ghost" if "ghost" in options else "bookkeeping", microbatch_size)
     transforms = Transforms(
         optax.identity() if kind == "plain" else mechanism.noise(noise_key(0)),
         mechanism.denoiser(svd="subspace", sharding=by_matrix(mesh)) if kind == "denoised" else optax.identity(),
@@ -119,9 +119,11 @@ def compiled_step(mesh: jax.sharding.Mesh, variant: str, problem: Problem = PROB
     ids_BxL = jax.ShapeDtypeStruct((batch_size, problem.tokens), jnp.int32)
     group = ({"input_ids": ids_BxL, "attention_mask": ids_BxL}, jax.ShapeDtypeStruct((batch_size,), jnp.bool))
     if kind == "plain":
-        step = _plain_step(losses, transforms, batch_size, mechanism.microbatch_size, shardings.params)
+        step = _plain_step(losses, transforms, batch_size, microbatch_size, shardings.params)
     else:
-        step = make_train_step(mechanism, losses, transforms, nonprivate_metrics=False, layout=shardings.params)
+        step = make_train_step(
+            mechanism, losses, transforms, execution=execution, nonprivate_metrics=False, layout=shardings.params
+        )
     jitted: Any = jit_train_step(step, mesh, shardings)
     return jitted.lower(state, [group]).compile()
 

@@ -27,7 +27,7 @@ from absl import app, flags
 
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
-from experiments.benchmarks import machine
+from dp_rmt.reporting import machine
 from experiments.benchmarks.step import table as profile_table
 from experiments.benchmarks.step.measure import measure
 from experiments.benchmarks.step.models import MODELS, make_workload

@@ -1,7 +1,7 @@
 """Where in the spectrum lies what a run has learned? Its displacement, split at the edge of its noise.
 
     python -m experiments.studies.displacement.study --config=configs/sst2_methods.py --config.data.path=DIR \\
-        --arm=dp_adam --config.privacy.expected_batch_size=1024 --config.optimizer.learning_rate=4e-3 \\
+        --arm=dp_adam --config.privacy.expected_batch_size=1024 --config.train.learning_rate=4e-3 \\
         --steps=6,12,18,24,30
 
 One arm of the config trains as ever. At the steps asked for, every matrix of ``W_t - W_0`` is split into what stands
@@ -25,11 +25,11 @@ from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import command_line
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
-from dp_rmt.training.train_state import published_params
+from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from experiments.studies.records import five_digits, write_record
 from experiments.studies.spectra.gradient_stream import GradientStream
 
 PARTS = ("whole", "above", "below")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     try:
         chosen = {int(step) for step in flags.FLAGS.steps}
         stream = GradientStream.build(
-            flags.FLAGS.config, arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=max(chosen)
+            Settings.from_config(flags.FLAGS.config), arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=max(chosen)
         )
     except (ValueError, FileNotFoundError) as error:
         command_line.stop(error)
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 def record_run(stream: GradientStream, chosen: Collection[int]) -> Iterator[dict[str, Any]]:
     """Trains, and yields a row at each of the chosen steps: means over the matrices, and scores of whole and parts."""
-    start = jax.device_get(published_params(stream.run.state))  # the run gives its own arrays away
+    start = jax.device_get(stream.run.published_params(stream.run.state))  # the run gives its own arrays away
     for gradients in stream.steps():
         if gradients.step not in chosen:
             continue

@@ -23,16 +23,17 @@ import dp_accounting
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
 from dp_rmt.finetuning import assemble, command_line
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.reporting import machine
+from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.trees import leaves_by_path
-from experiments.benchmarks import machine
 from experiments.studies.lora_noise import laws as laws
 from experiments.studies.lora_noise import report as lora_noise_report
-from experiments.studies.records import five_digits, write_record
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")
@@ -43,22 +44,22 @@ DELTA = 1e-3
 ROWS = 16
 
 
-def per_example_gradients(config: ConfigDict, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
+def per_example_gradients(settings: Settings, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """Gradients of single examples in the middle layer, path -> (batch, out, in), float64: matrices that act on inputs.
 
     Args:
-      config: as `configs.base.get_config` builds it; its task's loss is differentiated at the pre-trained parameters.
+      settings: of the experiment; its task's loss is differentiated at the pre-trained parameters.
       batch_size: random examples of the training data.
       seed: which ones.
 
     Raises:
       ValueError, FileNotFoundError: the message says what is wrong and what to do.
     """
-    task = assemble.load_task(config)
+    task = assemble.load_task(settings)
     rows = np.random.default_rng(seed).choice(task.num_examples, batch_size, replace=False)
     leaves = {path: leaf for path, leaf in leaves_by_path(task.params) if path.endswith(MATRICES)}
     if not leaves:
-        raise ValueError(f"{config.model.path}: no parameter's path ends in one of {', '.join(MATRICES)}")
+        raise ValueError(f"{settings.model.path}: no parameter's path ends in one of {', '.join(MATRICES)}")
     layer = len(next(iter(leaves.values()))) // 2
 
     def loss(chosen: Mapping[str, jax.Array], example: Any) -> jax.Array:
@@ -218,7 +219,9 @@ def main(argv: list[str]) -> None:
     path = Path(values.results) / f"{name}.json"
     if not values.report:
         try:
-            gradients = per_example_gradients(values.config, batch_size=values.batch_size, seed=values.seed)
+            gradients = per_example_gradients(
+                Settings.from_config(values.config), batch_size=values.batch_size, seed=values.seed
+            )
         except (ValueError, FileNotFoundError) as error:
             command_line.stop(error)
         settings: Any = {"draws": values.draws, "trials": values.trials, "loss_draws": values.loss_draws}

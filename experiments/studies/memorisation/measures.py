@@ -13,11 +13,11 @@ import numpy as np
 from dp_rmt.auditing import exposure, membership, memorisation
 from dp_rmt.data import Document, evaluation_batches, tokenize_documents
 from dp_rmt.finetuning.assemble import Run
+from dp_rmt.reporting.records import five_digits
 from dp_rmt.training.losses import Losses
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 from experiments.benchmarks.matrix_flops import matrix_flops
-from experiments.studies.records import five_digits
 
 FPRS = (0.01, 0.001)
 
@@ -156,7 +156,7 @@ def cost_of_step(run: Run, state: TrainState) -> dict[str, Any]:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     # The loop over the microbatches that are not empty is the only one whose length the program does not tell.
     once, twice = (matrix_flops(traced.jaxpr, while_trips=trips) for trips in (1, 2))
-    microbatches = mechanism.expected_batch_size / (mechanism.microbatch_size or mechanism.expected_batch_size)
+    microbatches = mechanism.expected_batch_size / (loop.microbatch_size or mechanism.expected_batch_size)
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     seconds = []

@@ -24,21 +24,21 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt.data import Document
 from dp_rmt.finetuning import arms, assemble, command_line, statements
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.documents import read_documents_of
 from dp_rmt.finetuning.tasks.task import Arrays
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
+from dp_rmt.reporting import machine
+from dp_rmt.reporting.records import write_record
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
-from dp_rmt.training.train_state import published_params
 from dp_rmt.types import Params
-from experiments.benchmarks import machine
 from experiments.studies.memorisation import measures as measures
-from experiments.studies.records import write_record
 
 DEV_DOCUMENTS = 100
 """Of dev, looked at before and after each run."""
@@ -48,17 +48,17 @@ class Study:
     """Arms that share their data; tokenised data and the losses of the base model are kept between runs."""
 
     def __init__(
-        self, config: ConfigDict, *, workdir: Path, num_secrets: int, names: Sequence[str] | None = None
+        self, settings: Settings, *, workdir: Path, num_secrets: int, names: Sequence[str] | None = None
     ) -> None:
         """Reads the documents, so that what is wrong with them is found first.
 
         Args:
-          config: with arms, as of `configs.customersim_stories260k`.
+          settings: with arms, as of `configs.customersim_stories260k`.
           workdir: gets a folder for each run.
           num_secrets: random secrets that a canary is compared with.
           names: arms to train, in this order; None for all.
         """
-        every = arm_configs(config)
+        every = arm_settings(settings)
         if unknown := set(names or ()) - set(every):
             raise ValueError(f"--arms: {min(unknown)!r} is none of the config's arms, {', '.join(every)}")
         self.arms = {name: every[name] for name in names or every}
@@ -70,33 +70,33 @@ class Study:
         self._load_task = assemble.TaskLoader()
         self._base: dict[str, np.ndarray] = {}
 
-    def arm(self, label: str, config: ConfigDict) -> arms.Arm:
+    def arm(self, label: str, settings: Settings) -> arms.Arm:
         """Ready to train."""
-        task = self._load_task(config)
+        task = self._load_task(settings)
         dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
-        run = assemble.build_run(config, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
-        return arms.Arm(label, config, self._workdir / label, task, run)
+        run = assemble.build_run(settings, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
+        return arms.Arm(label, settings, self._workdir / label, task, run)
 
-    def train(self, label: str, config: ConfigDict) -> arms.Arm:
+    def train(self, label: str, settings: Settings) -> arms.Arm:
         """Trains to the end, or goes on where an earlier call stopped."""
-        claim_workdir(self._workdir / label, config)
-        arm = self.arm(label, config)
+        claim_workdir(self._workdir / label, settings)
+        arm = self.arm(label, settings)
         arms.train(arm)
         return arm
 
     def record(self, arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         """All that is measured of a trained arm."""
-        task, config = arm.task, arm.config
+        task, settings = arm.task, arm.settings
         state, losses = arms.trained_state(arm), _compiled(task.module)
-        params = published_params(state)
+        params = arm.run.published_params(state)
         arrays = {"train": task.train, "test": task.evaluations["test"]}
-        tuned = _losses(losses, params, arrays, config)
-        self._base = self._base or _losses(losses, task.params, arrays, config)  # new low-rank updates are zero
+        tuned = _losses(losses, params, arrays, settings)
+        self._base = self._base or _losses(losses, task.params, arrays, settings)  # new low-rank updates are zero
         canaries = self._canaries
         return {
             "arm": name,
             "seed": seed,
-            "config": _without_folders(config),
+            "config": _without_folders(settings),
             "privacy": statements.privacy_record(arm.workdir),
             "steps": int(state.step),
             "examples": {
@@ -115,13 +115,10 @@ class Study:
         }
 
 
-def run_config(settings: ConfigDict, epsilon: float, seed: int) -> ConfigDict:
-    """The config of one run: the seed also that of sampling and noise, since the data is public."""
-    config = ConfigDict(settings)
-    config.seed = config.privacy.sampling_seed = config.privacy.noise_seed = seed
-    if math.isfinite(config.privacy.epsilon):
-        config.privacy.epsilon = epsilon
-    return config
+def run_settings(settings: Settings, epsilon: float, seed: int) -> Settings:
+    """The settings of one run: the seed also that of sampling and noise, since the data is public."""
+    seeded = settings.changed(dict.fromkeys(("seed", "privacy.sampling_seed", "privacy.noise_seed"), seed))
+    return seeded.changed({"privacy.epsilon": epsilon}) if math.isfinite(settings.privacy.epsilon) else seeded
 
 
 def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Sequence[int]) -> None:
@@ -132,7 +129,7 @@ def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Se
                 path = results / f"{_label(name, settings, epsilon, seed)}.json"
                 if path.exists():
                     continue
-                arm = study.train(path.stem, run_config(settings, epsilon, seed))
+                arm = study.train(path.stem, run_settings(settings, epsilon, seed))
                 write_record(path, study.record(arm, name, seed))
                 print(f"{path.stem}: loss on dev {_dev_losses(arm)}", flush=True)
 
@@ -143,7 +140,7 @@ def measure_costs(study: Study, results: Path, *, epsilons: Sequence[float], see
         labels = [_label(name, settings, epsilon, seed) for epsilon in epsilons for seed in seeds]
         paths = [path for label in dict.fromkeys(labels) if (path := results / f"{label}.json").exists()]
         if paths:
-            run = study.arm(name, run_config(settings, epsilons[0], seeds[0])).run
+            run = study.arm(name, run_settings(settings, epsilons[0], seeds[0])).run
             cost = measures.cost_of_step(run, run.state)
         for path in paths:
             write_record(path, json.loads(path.read_text("utf-8")) | {"cost": cost, "machine": machine.description()})
@@ -153,9 +150,8 @@ def try_rates(study: Study, rates: Sequence[float], record: Path, *, epsilon: fl
     """Adds the loss on dev of every arm at every learning rate to the record, and says which is the lowest."""
     for name, settings in study.arms.items():
         for rate in rates:
-            config = run_config(settings, epsilon, seed)
-            config.optimizer.learning_rate = rate
-            arm = study.train(f"{name}_eps{config.privacy.epsilon:g}_seed{seed}_lr{rate:g}", config)
+            tried = run_settings(settings, epsilon, seed).changed({"train.learning_rate": rate})
+            arm = study.train(f"{name}_eps{tried.privacy.epsilon:g}_seed{seed}_lr{rate:g}", tried)
             found = json.loads(record.read_text("utf-8")) if record.exists() else {}
             losses = found.get(name, {}).get("loss on dev", {}) | {f"{rate:g}": _dev_losses(arm)[-1]}
             best = min(losses, key=lambda rate: losses[rate])
@@ -172,7 +168,9 @@ def main(argv: list[str]) -> None:
     # A step is compiled once for all seeds, and once more to be measured.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
-        study = Study(values.config, workdir=workdir, num_secrets=values.secrets, names=values.arms)
+        study = Study(
+            Settings.from_config(values.config), workdir=workdir, num_secrets=values.secrets, names=values.arms
+        )
         if values.rates:
             try_rates(study, values.rates, Path(values.rates_record), epsilon=values.epsilons[0], seed=values.seeds[0])
         else:
@@ -182,12 +180,12 @@ def main(argv: list[str]) -> None:
         command_line.stop(error)
 
 
-def _label(name: str, settings: ConfigDict, epsilon: float, seed: int) -> str:
+def _label(name: str, settings: Settings, epsilon: float, seed: int) -> str:
     return f"{name}{f'_eps{epsilon:g}' * math.isfinite(settings.privacy.epsilon)}_seed{seed}"
 
 
-def _losses(losses: Losses, params: Params, arrays: dict[str, Arrays], config: ConfigDict) -> dict[str, np.ndarray]:
-    size = config.train.eval_batch_size
+def _losses(losses: Losses, params: Params, arrays: dict[str, Arrays], settings: Settings) -> dict[str, np.ndarray]:
+    size = settings.train.eval_batch_size
     return {split: measures.losses_by_token(losses, params, rows, batch_size=size) for split, rows in arrays.items()}
 
 
@@ -196,10 +194,10 @@ def _compiled(module: Any) -> Any:
     return jax.jit(token_losses(module))
 
 
-def _without_folders(config: ConfigDict) -> dict[str, Any]:
-    values = as_json(config)
+def _without_folders(settings: Settings) -> dict[str, Any]:
+    values = as_json(settings)
     values["data"] |= {"path": None, "cache_dir": None}
-    values["model"] |= {"path": Path(config.model.path).name}
+    values["model"] |= {"path": Path(settings.model.path).name}
     return values
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import arms, assemble, command_line
+from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.rate_search import best_rate
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
 from dp_rmt.training.metrics import read_metrics
 
@@ -42,16 +43,20 @@ def main(argv: list[str]) -> None:
     """Runs what is missing of the study."""
     del argv
     for batch_size in _BATCH_SIZES.value:
-        for name in _ARMS.value or arm_configs(_CONFIG.value):
+        for name in _ARMS.value or _arms():
             rate = _best_rate(name, batch_size)
             for epsilon in _EPSILONS.value:
                 for seed in _SEEDS.value:
                     _train(name, batch_size, epsilon, rate, seed)
 
 
+def _arms() -> dict[str, Settings]:
+    return arm_settings(Settings.from_config(_CONFIG.value))
+
+
 def _best_rate(name: str, batch_size: int) -> float:
     """The learning rate with the best accuracy at --selection_steps, not at the end of those tried."""
-    centre = arm_configs(_CONFIG.value)[name].optimizer.learning_rate
+    centre = _arms()[name].train.learning_rate
     epsilon, seed, until = _EPSILONS.value[0], _SEEDS.value[0], _SELECTION_STEPS.value
     best, scores = best_rate(
         lambda rate: _train(name, batch_size, epsilon, rate, seed, until=until), centre, _FACTORS.value
@@ -77,11 +82,14 @@ def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *
 
 
 def _arm(label: str, name: str, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
-    settings = ConfigDict(arm_configs(_CONFIG.value)[name])
-    settings.seed = settings.privacy.sampling_seed = settings.privacy.noise_seed = seed
-    settings.privacy.epsilon = epsilon
-    settings.privacy.expected_batch_size = batch_size
-    settings.optimizer.learning_rate = rate
+    settings = _arms()[name].changed(
+        {
+            **dict.fromkeys(("seed", "privacy.sampling_seed", "privacy.noise_seed"), seed),
+            "privacy.epsilon": epsilon,
+            "privacy.expected_batch_size": batch_size,
+            "train.learning_rate": rate,
+        }
+    )
     workdir = Path(_WORKDIR.value) / label
     claim_workdir(workdir, settings)
     task = _task(seed)
@@ -91,9 +99,7 @@ def _arm(label: str, name: str, batch_size: int, epsilon: float, rate: float, se
 @functools.lru_cache(maxsize=1)
 def _task(seed: int) -> assemble.Task:
     """Data and model, which all arms share."""
-    settings = ConfigDict(next(iter(arm_configs(_CONFIG.value).values())))
-    settings.seed = seed
-    return assemble.load_task(settings)
+    return assemble.load_task(next(iter(_arms().values())).changed({"seed": seed}))
 
 
 def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
@@ -104,12 +110,12 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
     def curve(key: str) -> list[tuple[int, float]]:
         return [(line["step"], round(line[key], 5)) for line in lines if line.get(key) is not None]
 
-    config = as_json(arm.config)
-    config["data"] |= {"path": Path(arm.config.data.path or "").name, "cache_dir": None}  # folders of this machine
+    config = as_json(arm.settings)
+    config["data"] |= {"path": Path(arm.settings.data.path or "").name, "cache_dir": None}  # folders of this machine
     return {
         "arm": name,
         "config": config,
-        "epsilon": arm.config.privacy.epsilon,
+        "epsilon": arm.settings.privacy.epsilon,
         "delta": arm.run.delta,
         "noise_multiplier": mechanism.noise_multiplier,
         "seed": seed,

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import app, flags
 
+from dp_rmt.reporting.records import learning_rate
+
 _SHARE = 0.95
 _SELECTION_STEP = 12
 _COLUMNS = (
@@ -113,7 +115,7 @@ def _batch(record: Record) -> float:
 
 
 def _rate(record: Record) -> float:
-    return record["config"]["optimizer"]["learning_rate"]
+    return learning_rate(record["config"])
 
 
 def _grouped(records: Sequence[Record], key: Any) -> dict[Any, list[Record]]:

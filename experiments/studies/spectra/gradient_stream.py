@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 from dp_rmt.finetuning import assemble
-from dp_rmt.finetuning.settings import arm_configs
+from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json
-from dp_rmt.training.train_state import Transforms, published_params
+from dp_rmt.reporting import machine
+from dp_rmt.training.run import Run
+from dp_rmt.training.train_state import Transforms
 from dp_rmt.types import Params
-from experiments.benchmarks import machine
 
 
 class Gradients(NamedTuple):
@@ -50,23 +51,23 @@ class GradientStream:
 
     Attributes:
       name: tells config, arm, batch size, epsilon and seed; for the record's file.
-      config: of the arm, with its seeds.
+      settings: of the arm, with its seeds.
       run: from `dp_rmt.finetuning.assemble`, with snapshots between the stages of a step.
       num_steps: how many of its steps to take.
     """
 
     name: str
-    config: ConfigDict
-    run: assemble.Run
+    settings: Settings
+    run: Run
     num_steps: int
 
     @classmethod
-    def build(cls, config: ConfigDict, *, arm: str, seed: int, num_steps: int) -> GradientStream:
+    def build(cls, experiment: Settings, *, arm: str, seed: int, num_steps: int) -> GradientStream:
         """Loads data and model and prepares the run.
 
         Args:
-          config: as `configs.base.get_config` builds it.
-          arm: which arm of it to run; gives the trajectory.
+          experiment: its settings.
+          arm: which of its arms to run; gives the trajectory.
           seed: of sampling and noise, which may be known because the data is public.
           num_steps: how many steps to take; at most those of the schedule.
 
@@ -76,10 +77,11 @@ class GradientStream:
         Raises:
           ValueError, FileNotFoundError: the message says what is wrong and what to do.
         """
-        arms = arm_configs(config)
+        arms = arm_settings(experiment)
         if arm not in arms:
-            raise ValueError(f"--arm={arm}: the config has no such arm; choose from {', '.join(arms)}")
-        settings = ConfigDict(arms[arm])
+            raise ValueError(f"--arm={arm}: there is no such arm; choose from {', '.join(arms)}")
+        seeds = dict.fromkeys(("privacy.sampling_seed", "privacy.noise_seed"), seed)
+        settings = arms[arm].changed(seeds)
         if not settings.privacy.nonprivate_metrics:
             raise ValueError(
                 "config.privacy.nonprivate_metrics=False, but this looks at the clean gradient, which is as private as "
@@ -87,13 +89,12 @@ class GradientStream:
             )
         if math.isinf(settings.privacy.epsilon):
             raise ValueError("config.privacy.epsilon=inf: without noise the gradients are all the same; give a number")
-        settings.privacy.sampling_seed = settings.privacy.noise_seed = seed
         task = assemble.load_task(settings)
         run = assemble.build_run(settings, task, name=arm, observe=with_snapshots)
         if num_steps > (scheduled := run.loop.mechanism.num_steps):
             raise ValueError(f"{num_steps} steps are asked for, but the run has {scheduled} (config.train.num_steps)")
         batch_size, epsilon = settings.privacy.expected_batch_size, settings.privacy.epsilon
-        return cls(f"{config.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
+        return cls(f"{experiment.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
 
     def steps(self) -> Iterator[Gradients]:
         """Trains, and yields each update; its arrays belong to the run and are gone when the next one is asked for."""
@@ -104,13 +105,13 @@ class GradientStream:
             clean, noisy, denoised = (
                 optax.tree.get((state.noise, state.denoise), name) for name in ("clean", "noisy", "denoised")
             )
-            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), published_params(state))
+            yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), self.run.published_params(state))
 
     def description(self) -> dict[str, Any]:
         """What a record says of the run; without folders of this machine."""
         mechanism = self.run.loop.mechanism
-        config = as_json(self.config)
-        config["data"] |= {"path": Path(self.config.data.path or "").name, "cache_dir": None}
+        config = as_json(self.settings)
+        config["data"] |= {"path": Path(self.settings.data.path or "").name, "cache_dir": None}
         return {
             "config": config,
             "delta": self.run.delta,
@@ -132,4 +133,5 @@ def with_snapshots(transforms: Transforms) -> Transforms:
         noise=optax.chain(snapshot("clean"), transforms.noise, snapshot("noisy")),
         denoise=optax.chain(transforms.denoise, snapshot("denoised")),
         optimizer=transforms.optimizer,
+        published=transforms.published,
     )

@@ -24,11 +24,12 @@ from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import command_line
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.random_matrix import marchenko_pastur
+from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.training.train_step import matrix_cosines
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Params
-from experiments.studies.records import five_digits, write_record
 from experiments.studies.spectra.gradient_stream import Gradients, GradientStream
 
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
         chosen = _chosen_steps()
         num_steps = flags.FLAGS.last_step or max(chosen)
         stream = GradientStream.build(
-            flags.FLAGS.config, arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=num_steps
+            Settings.from_config(flags.FLAGS.config), arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=num_steps
         )
     except (ValueError, FileNotFoundError) as error:
         command_line.stop(error)

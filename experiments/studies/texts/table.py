@@ -21,9 +21,10 @@ from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.statements import privacy_record
 from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
+from dp_rmt.reporting import machine
 from dp_rmt.reporting.numbers import number
+from dp_rmt.reporting.records import learning_rate
 from dp_rmt.training.metrics import read_metrics
-from experiments.benchmarks import machine
 
 TEXTS = 12
 """Texts of each run in its record."""
@@ -86,7 +87,7 @@ def table(records: list[Record]) -> str:
             made["config"]["data"]["task"],
             _spent(made),
             made["arm"],
-            f"{made['config']['optimizer']['learning_rate']:g}",
+            f"{learning_rate(made['config']):g}",
             *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
             *((f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}") if losses else ("", "")),
             f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",

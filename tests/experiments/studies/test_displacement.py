@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from dp_rmt.random_matrix import marchenko_pastur
-from dp_rmt.training.train_state import published_params
 from experiments.studies.displacement import study as displacement
 from experiments.studies.spectra.gradient_stream import GradientStream
 
@@ -51,11 +50,11 @@ def test_the_part_above_is_the_signal_where_it_shows_and_the_parts_add_up() -> N
 
 
 def test_a_run_is_scored_as_a_whole_and_in_parts(make_config: Callable[..., Any]) -> None:
-    config = make_config({"denoise.enabled": False, "optimizer.learning_rate": 1e-2})
+    config = make_config({"denoise": (), "train.learning_rate": 1e-2})
     stream, again = (GradientStream.build(config, arm="small", seed=0, num_steps=2) for _ in range(2))
     (row,) = displacement.record_run(stream, {2})
     assert row["step"] == 2
-    start = jax.tree.map(np.array, published_params(again.run.state))
+    start = jax.tree.map(np.array, again.run.published_params(again.run.state))
     *_, last = again.steps()
     split = displacement.split_displacement(last.params, start)
     (evaluate,) = again.run.loop.evaluators.values()

@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from dp_rmt.data import Document
 from dp_rmt.finetuning import assemble
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.training.losses import completion_losses, token_losses
 from experiments.studies.memorisation import measures as measures
 from experiments.studies.memorisation import study as memorisation_study
@@ -46,7 +46,7 @@ def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def config(make_config: Callable[..., ConfigDict], folder: Path, llama: Path) -> ConfigDict:
+def config(make_config: Callable[..., Settings], folder: Path, llama: Path) -> Settings:
     changes = {
         "data.task": "documents",
         "data.path": str(folder),
@@ -60,15 +60,14 @@ def config(make_config: Callable[..., ConfigDict], folder: Path, llama: Path) ->
         "train.checkpoint_every": 100,
         "privacy.expected_batch_size": 12,
     }
-    config = make_config(changes).unlock()
-    config.arms = {
-        "full": {"privacy": {"epsilon": math.inf}, "train": {"num_steps": 80}, "optimizer": {"learning_rate": 3e-2}},
+    arms = {
+        "full": {"privacy": {"epsilon": math.inf}, "train": {"num_steps": 80, "learning_rate": 3e-2}},
         "lora_4_noisy": {"model": {"tuning": "lora"}},
     }
-    return config.lock()
+    return make_config({**changes, "arms": arms})
 
 
-def run(config: ConfigDict, folder: Path) -> dict[str, dict]:
+def run(config: Settings, folder: Path) -> dict[str, dict]:
     """Runs the study in a folder and gives its records by name."""
     study = memorisation_study.Study(config, workdir=folder / "runs", num_secrets=200)
     memorisation_study.run_all(study, folder / "results", epsilons=[0.5], seeds=[0])
@@ -134,7 +133,7 @@ def test_rates_are_added_to_their_record(config, tmp_path: Path) -> None:
     assert losses[f"{found['lora_4_noisy']['best']:g}"] == min(losses.values())
 
 
-def test_losses_by_token_are_those_that_training_averages(config: ConfigDict) -> None:
+def test_losses_by_token_are_those_that_training_averages(config: Settings) -> None:
     task = assemble.load_task(config)
     rows = task.evaluations["dev"]
     by_token = measures.losses_by_token(jax.jit(token_losses(task.module)), task.params, rows, batch_size=5)
@@ -144,7 +143,7 @@ def test_losses_by_token_are_those_that_training_averages(config: ConfigDict) ->
     np.testing.assert_allclose(means, completion_losses(task.module)(task.params, rows), rtol=1e-5)
 
 
-def test_a_canary_without_digits_is_refused(config: ConfigDict) -> None:
+def test_a_canary_without_digits_is_refused(config: Settings) -> None:
     task = assemble.load_task(config)
     canary = Document("id ann", "train.jsonl, line 3", is_canary=True, spans=((3, 6),))
     with pytest.raises(ValueError, match=r"train.jsonl, line 3: the canary 'id ann' has no digit"):
@@ -155,24 +154,24 @@ def test_a_canary_without_digits_is_refused(config: ConfigDict) -> None:
     ("changes", "message"),
     [
         ({"data.sensitive": ("emails",)}, "train.jsonl: none of the 28 training documents has a sensitive character"),
-        ({"data.sensitive": ("names",)}, "config.data.sensitive: 'names' is unknown; choose from attributes, spans"),
+        (
+            {"data.sensitive": ("names",)},
+            r"config.data.sensitive\[0\] must be one of attributes, .* got 'names'",
+        ),
         ({"data.max_length": 5}, r"train.jsonl, line 25: the canary has 7 tokens, but max_length=5 is the context"),
         ({"model.head": "classification"}, "documents need 'causal_lm'"),
     ],
 )
 def test_bad_input_is_told_before_anything_trains(config, changes: dict, message: str, tmp_path: Path) -> None:
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        run(config, tmp_path)
+        run(config.changed(changes), tmp_path)
     assert not (tmp_path / "results").exists()
 
 
-def test_arms_share_their_data_and_records_must_be_there(config: ConfigDict, tmp_path: Path) -> None:
-    with config.unlocked():
-        config.arms.full["data"] = {"max_length": 12}
+def test_arms_share_their_data_and_records_must_be_there(config: Settings, tmp_path: Path) -> None:
+    other = config.changed({"arms": {**config.arms, "full": {"data": {"max_length": 12}}}})
     with pytest.raises(ValueError, match="the arms of this study share their data"):
-        memorisation_study.Study(config, workdir=tmp_path, num_secrets=200)
+        memorisation_study.Study(other, workdir=tmp_path, num_secrets=200)
     with pytest.raises(ValueError, match="--arms: 'lora' is none of the config's arms, full, lora_4_noisy"):
         memorisation_study.Study(config, workdir=tmp_path, num_secrets=200, names=["full", "lora"])
     with pytest.raises(SystemExit, match="holds no records"):

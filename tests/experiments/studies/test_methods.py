@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import sst2_methods
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.workdir import as_json
 from experiments.studies.methods import table as methods_table
 
 ARMS = ("dp_adam", "kalman")  # those of all methods are tested in test_transforms.py
 COMMAND = ["-m", "experiments.studies.methods.study", "--config=configs/sst2_methods.py"]
 
 
-def _is_plain(value: Any) -> bool:
-    return value is not None and not isinstance(value, ConfigDict)
-
-
 @pytest.fixture(scope="module")
-def small(make_config: Callable[..., ConfigDict]) -> list[str]:
+def small(make_config: Callable[..., Settings]) -> list[str]:
     """Flags that make the task small, and the study short."""
     config = make_config()
-    groups = ("data", "model", "privacy", "train")
-    keys = [f"--config.{g}.{key}={value}" for g in groups for key, value in config[g].items() if _is_plain(value)]
+    groups = {"data": config.data, "model": config.model, "privacy": config.privacy, "train": config.train}
+    keys = [
+        f"--config.{group}.{key}={value}"
+        for group, options in groups.items()
+        for key, value in options.as_dict().items()
+        if value is not None and not isinstance(value, dict)
+    ]
     size = config.privacy.expected_batch_size
     return [*keys, f"--batch_sizes={size}", "--epsilons=0.5", "--seeds=0", "--selection_steps=1"]
 
@@ -51,8 +53,9 @@ def test_every_arm_trains_with_its_settings(arm: str, studies: dict[str, Any]) -
     whole = [record for record in found if record["steps"] == record["steps_of_the_schedule"]]
     assert len(whole) == 1
     changes = sst2_methods.get_config().arms[arm].to_dict()
-    for group, values in changes.items():
-        assert values.items() <= whole[0]["config"][group].items()
+    for key, value in as_json(Settings().changed(changes)).items():
+        if key in changes:
+            assert whole[0]["config"][key] == value
     assert whole[0]["accuracy"][-1][0] == whole[0]["steps"]
     assert len(whole[0]["nonprivate/cosine_update"]) == whole[0]["steps"]
     assert "/" not in whole[0]["config"]["data"]["path"]
@@ -61,9 +64,9 @@ def test_every_arm_trains_with_its_settings(arm: str, studies: dict[str, Any]) -
 def test_the_best_rate_lies_between_others(studies: dict[str, Any]) -> None:
     """One rate was given, so neighbours were tried until the best had a worse one on either side."""
     found = records(studies["results"], "dp_adam")
-    rates = {record["config"]["optimizer"]["learning_rate"]: dict(record["accuracy"])[1] for record in found}
+    rates = {record["config"]["train"]["learning_rate"]: dict(record["accuracy"])[1] for record in found}
     (chosen,) = (
-        record["config"]["optimizer"]["learning_rate"]
+        record["config"]["train"]["learning_rate"]
         for record in found
         if record["steps"] == record["steps_of_the_schedule"]
     )
@@ -85,7 +88,7 @@ def test_a_second_call_has_nothing_to_do(
 def test_the_table_compares_with_the_baseline() -> None:
     def run(rate: float, steps: int, accuracy: list[list[float]]) -> dict[str, Any]:
         cosines = {f"nonprivate/cosine_{x}": [[1, 0.5]] for x in ("noisy", "denoised", "update")}
-        config = {"optimizer": {"learning_rate": rate}}
+        config = {"train": {"learning_rate": rate}}
         return {"config": config, "steps": steps, "steps_of_the_schedule": 6, "accuracy": accuracy, **cosines} | {
             "seconds_per_step": [[1, 2.0]]
         }
@@ -98,7 +101,7 @@ def test_the_table_compares_with_the_baseline() -> None:
 
 def test_the_rate_of_the_table_is_that_which_the_study_chose() -> None:
     def run(arm: str, epsilon: float, rate: float, seed: int, accuracy: float) -> dict[str, Any]:
-        config = {"privacy": {"expected_batch_size": 64}, "optimizer": {"learning_rate": rate}}
+        config = {"privacy": {"expected_batch_size": 64}, "train": {"learning_rate": rate}}
         return {"arm": arm, "epsilon": epsilon, "seed": seed, "config": config, "accuracy": [[12, accuracy]]}
 
     records = [run("a", 8, 0.1, 0, 0.6), run("a", 8, 0.2, 0, 0.7), run("a", 8, 0.2, 1, 0.9), run("a", 3, 0.1, 0, 0.99)]

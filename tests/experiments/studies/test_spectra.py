@@ -15,16 +15,17 @@ import optax
 import pytest
 
 from dp_rmt.denoising.gradient import denoise_matrices
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.random_matrix import marchenko_pastur
+from dp_rmt.reporting.records import write_record
 from dp_rmt.training.train_state import Transforms
-from experiments.studies.records import write_record
 from experiments.studies.spectra import figures as spectra_figures
 from experiments.studies.spectra import record as spectra
 from experiments.studies.spectra.gradient_stream import GradientStream, with_snapshots
 
 SEED, STEPS = 5, 3
-CHANGES = {"denoise.enabled": True, "optimizer.learning_rate": 1e-2}
+CHANGES = {"denoise": Settings().denoise, "train.learning_rate": 1e-2}
 
 
 def kernels(tree: Any) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ def leave_a_run(folder: Path, *, epsilon: float | None, bleu: float) -> Path:
         "data": {"task": "e2e", "path": "/home/someone/e2e", "cache_dir": "/home/someone/cache"},
         "model": {"path": "/home/someone/models/llama"},
         "privacy": {"epsilon": epsilon},
-        "optimizer": {"learning_rate": 4e-3},
+        "train": {"learning_rate": 4e-3},
     }
     (folder / "config.json").write_text(json.dumps(config))
     lines = [
@@ -44,10 +44,10 @@ def test_a_record_holds_what_was_measured_and_no_folder_of_the_machine(tmp_path:
 def test_a_single_arm_s_changes_are_in_its_record(tmp_path: Path) -> None:
     folder = leave_a_run(tmp_path / "noisy", epsilon=8.0, bleu=0.25)
     config = json.loads((folder / "config.json").read_text())
-    config["arms"] = {"noisy": {"optimizer": {"learning_rate": 2e-3}, "model": {"tuning": "lora"}}}
+    config["arms"] = {"noisy": {"train": {"learning_rate": 2e-3}, "model": {"tuning": "lora"}}}
     (folder / "config.json").write_text(json.dumps(config))
     made = text_results.record(folder)["config"]
-    assert made["optimizer"]["learning_rate"] == 2e-3
+    assert made["train"]["learning_rate"] == 2e-3
     assert made["model"] == {"path": "llama", "tuning": "lora"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     for between in ("],[", "},{", '},"', '],"'):
         text = text.replace(between, f"{between[:2]}\n{between[2:]}")
     write_atomically(path, text + "\n")
+
+
+def learning_rate(config: Mapping[str, Any]) -> float:
+    """The learning rate of a record's config; records of before settings were dataclasses have it with the optimizer.
+
+    >>> learning_rate({"train": {"learning_rate": 0.5}}), learning_rate({"optimizer": {"learning_rate": 0.25}})
+    (0.5, 0.25)
+    """
+    train = config.get("train", {})
+    return train["learning_rate"] if "learning_rate" in train else config["optimizer"]["learning_rate"]
 
 
 def five_digits(values: Iterable[float]) -> list[float]:

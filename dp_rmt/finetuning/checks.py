@@ -1,0 +1,73 @@
+"""The arms of an experiment, and what can be found wrong in their settings without data and without a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Iterator
+
+from dp_rmt.finetuning.options import replaced
+from dp_rmt.finetuning.settings import DocumentTaskName, Settings, TextTaskName
+from dp_rmt.finetuning.texts import decoding
+from dp_rmt.finetuning.transforms import check_transforms
+
+FOLDER_NAME = re.compile(r"\w[\w.-]*")
+"""Of arms and jobs; neither "..", nor what a command takes for a flag."""
+
+_CAUSAL = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
+
+
+def arm_settings(settings: Settings) -> dict[str, Settings]:
+    """The checked settings of every arm; an experiment without arms is its own only arm, named after it.
+
+    Args:
+      settings: of the experiment.
+
+    Returns:
+      name -> settings without arms, in order.
+
+    Raises:
+      ValueError: a key is unknown, a value cannot be used, or two values do not go together.
+    """
+    whole, arms = dataclasses.replace(settings, arms={}), {}
+    for name, changes in (dict(settings.arms) or {settings.name: {}}).items():
+        if not FOLDER_NAME.fullmatch(name):
+            raise ValueError(
+                f"config.arms: the name {name!r} becomes a folder; use letters, digits, '.', '_' and '-', the first "
+                "a letter, a digit or '_'"
+            )
+        arms[name] = dataclasses.replace(replaced(whole, changes, f"config.arms.{name}"), arms={})
+        for complaint in _complaints(arms[name]):
+            raise ValueError(complaint)
+        check_transforms(arms[name])
+    return arms
+
+
+def _complaints(settings: Settings) -> Iterator[str]:
+    """What does not go together."""
+    data, model, privacy, train = settings.data, settings.model, settings.privacy, settings.train
+    if (train.epochs is None) == (train.num_steps is None):
+        yield "give exactly one of config.train.epochs and config.train.num_steps"
+    if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
+        yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    if (data.task in _CAUSAL) != (model.head == "causal_lm"):
+        yield (
+            f"config.data.task={data.task!r} and config.model.head={model.head!r} do not go together: "
+            f"{', '.join(_CAUSAL)} need 'causal_lm', the others one of the encoder's heads"
+        )
+    if model.tuning != "full" and model.trainable != ".*":
+        yield (
+            f"config.model.trainable={model.trainable!r} belongs to config.model.tuning='full'; "
+            f"{model.tuning!r} says itself what trains, so leave config.model.trainable out"
+        )
+    if model.flash_attention and train.clipping_method == "vmap":
+        yield (
+            "config.model.flash_attention does not go with config.train.clipping_method='vmap', under which cuDNN's "
+            "kernel cannot be traced; choose another method"
+        )
+    try:
+        decoding(settings.generation)
+    except ValueError as error:
+        yield f"config.generation: {error}"

@@ -1,0 +1,81 @@
+"""The microbatch size of a run: found by compiling its clipped gradient, and rounded up for the devices."""
+
+from __future__ import annotations
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from dp_rmt.clipping.microbatch_size import default_memory_budget, largest_microbatch_size
+from dp_rmt.mechanism import DPSGD, ClippingMethod, Execution
+from dp_rmt.training.partitioning import batch_parts
+from dp_rmt.training.processes import of_first
+from dp_rmt.training.task import Task
+from dp_rmt.trees import merge_params, split_params
+from dp_rmt.types import Batch, Params
+
+
+def fitting_microbatch_size(
+    task: Task, mechanism: DPSGD, clipping_method: ClippingMethod = "auto", mesh: Mesh | None = None
+) -> int:
+    """The largest power of two of examples whose clipped gradient fits into the memory of each device.
+
+    It is not more than leaves little padding: each length group is padded to whole microbatches, by half of one on
+    average, which is to be an eighth of the batch at most.
+
+    Args:
+      task: data and model.
+      mechanism: for the clipping and the expected size of a batch; its noise plays no part.
+      clipping_method: of `Execution`.
+      mesh: that examples are divided over; None for all devices.
+
+    Returns:
+      Examples differentiated at once, on all devices together.
+
+    Raises:
+      ValueError: not even one example fits.
+    """
+    num_devices = jax.device_count() if mesh is None else mesh.size
+    trained, frozen = split_params(task.params, task.trainable)
+    execution = Execution(clipping_method, microbatch_size=None)
+
+    def clipped_sum(trained: Params, frozen: Params, batch: Batch) -> Params:
+        def losses(params: Params, batch: Batch) -> jax.Array:
+            return task.losses(merge_params(params, frozen), batch)
+
+        return mechanism.clipped_grad(losses, execution)(trained, batch, is_padding_example=None)
+
+    def compile_step(size: int) -> jax.stages.Compiled:
+        batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in task.train.items()}
+        return jax.jit(clipped_sum).lower(trained, frozen, batch).compile()
+
+    # What the optimizer and the noise need beside the clipped gradient: about four more copies of what is trained.
+    budget = default_memory_budget() - 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+    share = int(mechanism.expected_batch_size) // (4 * max(1, len(task.lengths)) * num_devices)
+    largest = 1 << (max(share, 1).bit_length() - 1)
+    size = of_first(largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget))
+    logging.info("microbatches of %d examples for each device", size)
+    return size * num_devices
+
+
+def microbatch_size_on(mesh: Mesh, execution: Execution, task: Task, mechanism: DPSGD) -> int | None:
+    """The size of an execution's microbatches, rounded up so that the devices of a mesh divide it.
+
+    Neither samples nor accounting change with it: a batch keeps its shape, and the training loop fills it up to whole
+    microbatches.
+
+    Args:
+      mesh: that examples are divided over.
+      execution: as given; "auto" becomes `fitting_microbatch_size`.
+      task: data and model.
+      mechanism: clips; its max_batch_size is the shape of a batch.
+
+    Returns:
+      A multiple of `batch_parts`, or None for the whole batch.
+    """
+    size, parts = execution.microbatch_size, batch_parts(mesh)
+    if size == "auto":
+        size = fitting_microbatch_size(task, mechanism, execution.clipping_method, mesh)
+    if size is None and mechanism.truncation.max_batch_size % parts:
+        size = mechanism.truncation.max_batch_size
+    return None if size is None else -(-size // parts) * parts

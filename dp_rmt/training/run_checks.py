@@ -1,0 +1,65 @@
+"""What is wrong with a run before its first step, and what its user ought to know."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from absl import logging
+
+from dp_rmt.denoising.gradient import DenoiseState
+from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.noise_addition import GaussianNoiseState, noise_key
+from dp_rmt.training import processes
+from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train_state import TrainState
+
+
+def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
+    if delta * mechanism.num_examples >= 1:
+        logging.warning(
+            "%s: delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the guarantee allows "
+            "publishing an example outright, and the statement will say so; set it well below, such as to N^-1.1",
+            name,
+            delta,
+            1 / mechanism.num_examples,
+            mechanism.num_examples,
+        )
+
+
+def check_noise(state: TrainState, noise_seed: int) -> None:
+    """Raises ValueError unless the noise's state has the key of the run's seed."""
+    is_noise = lambda node: isinstance(node, GaussianNoiseState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(state.noise, is_leaf=is_noise) if is_noise(node)]
+    wanted = jax.random.key_data(noise_key(noise_seed))
+    if len(found) != 1 or not np.array_equal(processes.to_host(found[0].key), wanted):
+        raise ValueError(
+            "the transforms' noise is not that of the run's seed: let the function return "
+            "Transforms(noise=mechanism.noise(noise_key(noise_seed)), ...) of the mechanism and the noise_seed that it "
+            "is called with (dp_rmt.noise_addition.noise_key)"
+        )
+
+
+def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
+    is_denoiser = lambda node: isinstance(node, DenoiseState)  # noqa: E731
+    found = jax.tree.leaves((state.denoise, state.optimizer), is_leaf=is_denoiser)
+    denoisers = [node for node in found if is_denoiser(node)]
+    if denoisers and not any(denoiser.diagnostics for denoiser in denoisers):
+        logging.warning(
+            "%s: the denoiser finds no matrix among what is trained, so this is the run without denoising. It takes "
+            "the leaves that its matrix_rule accepts, by default those called kernel or embedding: give it a rule for "
+            "other names (dp_rmt.denoise_matrices), or leave it out",
+            name,
+        )
+
+
+def trace_step(loop: TrainLoop, state: TrainState, execution: Execution) -> None:
+    """Traces a step, so that what clipping refuses is refused here; the first step uses the same trace."""
+    nobody = np.full(loop.mechanism.truncation.max_batch_size, -1, np.int32)
+    try:
+        jax.eval_shape(loop.train_step, state, loop.groups(nobody))
+    except ValueError as error:
+        raise ValueError(
+            f"clipping_method={execution.clipping_method!r} does not fit this model: {error}. Let the pattern of what "
+            "is trainable match all other parameters, or give clipping_method='vmap' (slower; each example's gradient "
+            "takes the memory of the model)"
+        ) from error

@@ -1,0 +1,72 @@
+"""What a run trains: data, a loss, parameters, and how to see whether they are any good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dp_rmt.data.length_groups import check_lengths
+from dp_rmt.trees import merge_params, split_params
+from dp_rmt.types import Params, PerExampleLosses
+
+Evaluator = Callable[[Params], dict[str, float]]
+"""``all parameters -> scores by name``"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Data and a model of one's own, as `dp_rmt.training.run.prepare_run` takes them.
+
+    Attributes:
+      train: training data, name -> array whose first axis is the examples. A row is the unit of privacy: all that one
+        person gave should be in one.
+      losses: ``(params, batch) -> (B,)``, one loss for each example, of ALL parameters; no example may influence the
+        loss of another.
+      params: nested dicts of arrays, with names for keys.
+      trainable: regular expression over the paths of parameters, such as ``"params/Dense_0/kernel"``; what it matches
+        somewhere is trained, the rest is frozen.
+      lengths: for texts, ascending lengths in tokens that a batch is cut to in groups, the last that of the data,
+        which then needs an ``attention_mask`` (N, L); empty for data of any other kind.
+      evaluators: name of the evaluation data -> function of all parameters that gives its scores.
+
+    Raises:
+      ValueError: the arrays have different numbers of examples, or the parameters are no nested dicts, or the lengths
+        do not fit.
+    """
+
+    train: Mapping[str, np.ndarray]
+    losses: PerExampleLosses
+    params: Mapping[str, Any]
+    trainable: str = ".*"
+    lengths: tuple[int, ...] = ()
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", {name: np.asarray(array) for name, array in self.train.items()})
+        shapes = {name: array.shape for name, array in self.train.items()}
+        rows = {shape[0] if shape else 0 for shape in shapes.values()}
+        if len(rows) != 1 or 0 in rows:
+            raise ValueError(
+                f"train has arrays of the shapes {shapes}: the first axis of each must be the examples, one or more"
+            )
+        if self.lengths:
+            if "attention_mask" not in self.train:
+                raise ValueError(
+                    f"lengths={self.lengths} are for texts, whose train data has an 'attention_mask' (N, L)"
+                )
+            check_lengths(self.lengths, self.train["attention_mask"].shape[1])
+        again: Any = jax.tree.structure(merge_params(*split_params(self.params, "")))
+        if again != jax.tree.structure(self.params):
+            raise ValueError(
+                "params must be nested dicts of arrays with names for keys, as Flax gives them; of another library's "
+                "model pass dicts, and put the model together inside the losses"
+            )
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of the training data, N."""
+        return len(next(iter(self.train.values())))
