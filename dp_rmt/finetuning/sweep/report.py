@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.sweep import privacy as sweep_privacy
 from dp_rmt.finetuning.sweep.executors import Job
@@ -25,6 +23,10 @@ from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.plots import COLORS, STYLE
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
+
+with extra("report"):
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from experiments.sweep import Sweep
