@@ -9,7 +9,7 @@ Learning rates are this project's and not tuned.
 Expected: not run. Cost: not measured.
 Command: python -m experiments.studies.memorisation.study --config=configs/customersim.py:qwen3_0_6b
     --config.data.path=DIR
-    --workdir=runs/customersim_qwen --results=experiments/results/customersim_qwen
+    --workdir=runs/customersim_qwen --results=experiments/studies/memorisation/results/qwen
 One set of arms without the measures: python -m experiments.finetune --config=configs/customersim.py
 """
 

@@ -6,7 +6,7 @@ Data: the folder with simdial.tar.gz and database_20000.csv of github.com/wyshi/
 Source: arXiv 2502.13313, with the arms of configs/customersim_recipe.py. 200 dialogues and the ten canary files. So
 that the study fits a quarter of an hour of one core, a dialogue begins with its fourth line (the customer's name) and
 ends at 80 tokens: the name and the number are there, most tracking numbers and the good-byes are not.
-Expected: the table in experiments/README.md. Cost: see there.
+Expected: the table in experiments/studies/memorisation/README.md. Cost: see there.
 Command: python -m experiments.studies.memorisation.study --config=configs/customersim_stories260k.py
     --config.data.path=DIR
     --config.model.path=DIR

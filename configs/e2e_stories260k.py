@@ -7,7 +7,7 @@ Arms: not private, noisy (DP-Adam) and denoised, each in full and with LoRA of r
 
 Source: delta that of Li et al. 2022 (arXiv 2110.05679); all else is this project's. The model knows 512 tokens and has
 read children's stories alone, so that scores are far below GPT-2's.
-Expected: the table in experiments/README.md. Cost: see there.
+Expected: the table in experiments/studies/texts/README.md. Cost: see there.
 Command: python -m experiments.finetune --config=configs/e2e_stories260k.py --config.data.path=DIR
     --config.model.path=DIR
 At epsilon 3: --config.privacy.epsilon=3. DART: --config=configs/e2e_stories260k.py:dart, where the dev split is

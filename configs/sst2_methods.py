@@ -8,7 +8,8 @@ below the edge; hard_threshold Gavish & Donoho 2014; truncate_rank
 GaLore (arXiv 2403.03507), rank 4; low_pass DOPPLER (arXiv 2408.13460); kalman DiSK (arXiv 2410.03883), gain 0.7 and one
 gradient a step; muon Jordan et al. 2024, with Adam's size of steps (arXiv 2502.16982); tracy_widom, stein, stream
 and moment are this project's.
-Expected: the table in experiments/README.md. Cost: 30 steps at batch 4096 take 20 minutes of one core of an AMD EPYC,
+Expected: the table in experiments/studies/methods/README.md.
+Cost: 30 steps at batch 4096 take 20 minutes of one core of an AMD EPYC,
 55 of an Intel Xeon.
 Command: python -m experiments.finetune --config=configs/sst2_methods.py --config.data.path=DIR
 With a tuned learning rate for each arm, over seeds: python -m experiments.studies.methods.study, same flags.

@@ -10,8 +10,8 @@ matrix kept. The clip norm is about the median norm of a gradient here. A clip n
 gradient one of length C, right or wrong, and the many positive examples then outvote the rest: the model says
 "positive" to everything, ever surer of it.
 Expected: accuracy 81.8% denoised and 79.5% noisy (seed 0, learning rate 1e-3 for both); at epsilon 3 81.4% and 78.7%.
-At its own best rate, 2e-3, the noisy arm ends at 81.8% too, at epsilon 3 at 80.0%: experiments/README.md has the tuned
-table.
+At its own best rate, 2e-3, the noisy arm ends at 81.8% too, at epsilon 3 at 80.0%: the tuned table is in
+experiments/studies/methods/README.md.
 Cost: about 20 minutes of one CPU core for each arm.
 Command: python -m experiments.finetune --config=configs/sst2_minilm.py --config.data.path=DIR
 """

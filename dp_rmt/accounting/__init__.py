@@ -13,22 +13,30 @@ noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the ra
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
 from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve, epsilon_of_composition
 from dp_rmt.accounting.noise_support import MAX_PARAMETERS, delta_of_truncation
-from dp_rmt.accounting.renyi import renyi_divergences
+from dp_rmt.accounting.renyi import composed_divergences, epsilon_of_divergences, renyi_divergences
+from dp_rmt.accounting.repetition import Repetitions, divergences_of_best, epsilon_of_best
+from dp_rmt.accounting.shared_samples import steps_on_shared_samples
 from dp_rmt.accounting.step import Accountant, Step, Truncation, dp_event
 from dp_rmt.accounting.trade_off import largest_true_positive_rate
 
 __all__ = [
     "MAX_PARAMETERS",
     "Accountant",
+    "Repetitions",
     "Step",
     "Truncation",
     "calibrate_noise_multiplier",
+    "composed_divergences",
     "delta_of_truncation",
+    "divergences_of_best",
     "dp_event",
     "epsilon",
     "epsilon_by_accountant",
     "epsilon_curve",
+    "epsilon_of_best",
     "epsilon_of_composition",
+    "epsilon_of_divergences",
     "largest_true_positive_rate",
     "renyi_divergences",
+    "steps_on_shared_samples",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dp_rmt.accounting.noise_support import delta_of_truncation
 from dp_rmt.accounting.privacy_loss import composed_privacy_loss, is_nearly_exact, rounding_allowance
-from dp_rmt.accounting.renyi import epsilon_of_divergences, renyi_divergences
+from dp_rmt.accounting.renyi import composed_divergences, epsilon_of_divergences
 from dp_rmt.accounting.step import (
     Accountant,
     Step,
@@ -190,8 +190,7 @@ def _bound(steps: Steps, delta: float, accountant: str, coarseness: float) -> fl
         if (left := delta - rounding_allowance(steps)) <= 0:
             return math.inf
         return float(composed_privacy_loss(steps, coarseness).get_epsilon_for_delta(left))
-    divergences = np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
-    return epsilon_of_divergences(divergences, delta)
+    return epsilon_of_divergences(composed_divergences(steps), delta)
 
 
 def _lacks_noise(steps: Steps) -> bool:

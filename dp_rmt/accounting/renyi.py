@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import dp_accounting
 import numpy as np
@@ -51,6 +52,11 @@ def renyi_divergences(step: Step) -> np.ndarray:
     divergences = log_moment / (orders - 1.0)
     divergences.flags.writeable = False
     return divergences
+
+
+def composed_divergences(steps: Iterable[tuple[Step, int]]) -> np.ndarray:
+    """The Renyi divergences of so many steps of each kind together, at the accountant's orders."""
+    return np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
 
 
 def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:

@@ -30,9 +30,9 @@ MUTATIONS = {
     "noise divided by B once more": "laws/test_private_step.py::"
     "test_noise_of_the_update_is_multiplier_times_clip_norm_over_expected_batch_size",
     "clipping skipped": "laws/test_sensitivity.py::test_neighbours_differ_by_at_most_the_sensitivity",
-    "leaf left out of the norm": "test_clipping.py::test_every_leaf_counts_in_the_norm",
+    "leaf left out of the norm": "clipping/test_per_example.py::test_every_leaf_counts_in_the_norm",
     "padding counted": "laws/test_private_step.py::test_padding_reaches_nothing",
-    "tied weight counted once": "test_ghost_layers.py::test_leaving_the_cross_term_out_would_be_noticed",
+    "tied weight counted once": "clipping/test_layer_rules.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
 }
 """The mistakes, and the test of laws (under tests/) that guards the same."""

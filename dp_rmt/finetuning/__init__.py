@@ -2,5 +2,7 @@
 
 from dp_rmt.extras import check_installed
 
-check_installed("finetune", "datasets huggingface_hub matplotlib ml_collections orbax sacrebleu safetensors".split())
-check_installed("finetune", "tokenizers tqdm transformers".split())
+check_installed(
+    "finetune", ["datasets", "huggingface_hub", "matplotlib", "ml_collections", "orbax", "sacrebleu", "safetensors"]
+)
+check_installed("finetune", ["tokenizers", "tqdm", "transformers"])

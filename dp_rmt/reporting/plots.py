@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dp_rmt.extras import extra
+from dp_rmt.reporting.palette import COLORS
 from dp_rmt.reporting.series import Series
 
 with extra("report"):
@@ -20,8 +21,6 @@ with extra("report"):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-# Okabe & Ito's palette, which the colour-blind tell apart; black is kept for levels.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _GRID = "#24292f", "#e4e7eb"
 STYLE: Any = {

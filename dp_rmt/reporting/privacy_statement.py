@@ -1,7 +1,4 @@
-"""The privacy statement of a run, in plain words: what is guaranteed, to whom, and what is not.
-
-Written beside the model as `privacy.json` (for programs) and `privacy.md` (for people).
-"""
+"""The privacy statement of a run: the numbers that it rests on, as `privacy.json` and as the rows of a table."""
 
 from __future__ import annotations
 
@@ -13,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dp_rmt.files import write_atomically
 from dp_rmt.reporting.audit_bound import AuditBound
 from dp_rmt.reporting.numbers import Rounding, align, number
-from dp_rmt.reporting.privacy_text import sections
 from dp_rmt.reporting.provenance import Provenance
 
 
@@ -132,29 +127,6 @@ class PrivacyStatement:
             "evaluation_data": list(self.evaluation_data),
             "detection": [list(point) for point in self.detection],
         }
-
-
-def write_privacy(workdir: str | os.PathLike[str], statement: PrivacyStatement) -> None:
-    """Writes `privacy.json` and `privacy.md` into a run's folder, each replaced atomically.
-
-    Args:
-      workdir: the run's folder; made if missing.
-      statement: its numbers at this point of the run.
-    """
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(statement.to_json(), indent=2, allow_nan=False)
-    write_atomically(folder / "privacy.json", text + "\n")
-    write_atomically(folder / "privacy.md", markdown(statement))
-
-
-def markdown(statement: PrivacyStatement) -> str:
-    """The statement as a page of Markdown, the content of `privacy.md`."""
-    parts = ["# Privacy statement"]
-    for heading, paragraphs in sections(statement):
-        parts += [f"## {heading}", "\n".join(f"- {text}" for text in paragraphs)]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in table_rows(statement))
-    return "\n\n".join([*parts, "## Numbers", f"| quantity | value |\n|:--|--:|\n{rows}"]) + "\n"
 
 
 def read_privacy(workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import decimal
 import math
 import re
-from typing import TYPE_CHECKING
 
 from dp_rmt.reporting.numbers import number
-
-if TYPE_CHECKING:
-    from dp_rmt.reporting.privacy_statement import PrivacyStatement
-    from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.provenance import Provenance
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Rates at which the statement says what can be detected."""

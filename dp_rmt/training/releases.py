@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, write_privacy
+from dp_rmt.reporting.privacy_files import write_privacy
+from dp_rmt.reporting.privacy_statement import PrivacyStatement
 from dp_rmt.training.ledger import Entry, Ledger, now
 
 

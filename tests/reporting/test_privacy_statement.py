@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from dp_rmt.reporting.audit_bound import AuditBound, read_audit, write_audit
-from dp_rmt.reporting.privacy_statement import (
-    PrivacyStatement,
-    markdown,
-    read_privacy,
-    statement_table,
-    table_rows,
-    write_privacy,
-)
+from dp_rmt.reporting.privacy_files import markdown, write_privacy
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, statement_table, table_rows
 from dp_rmt.reporting.privacy_text import attack_power
 from dp_rmt.reporting.provenance import Provenance
 

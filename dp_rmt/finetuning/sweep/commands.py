@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dp_rmt.finetuning.sweep.executors import ONE_OF_MANY, Job
+from dp_rmt.finetuning.sweep.executors import ONE_OF_MANY
+from dp_rmt.finetuning.sweep.jobs import Job
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "gcloud": ("tpu", "zone", "project", "directory"),

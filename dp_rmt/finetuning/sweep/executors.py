@@ -14,29 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from dp_rmt.files import make_private_folder
+from dp_rmt.finetuning.sweep.jobs import Job
 from dp_rmt.reporting.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"
 """What tells a run that it has several processes (`dp_rmt.training.processes`)."""
 
 RUNNING = "still running, started before"
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A command that fills a folder.
-
-    Attributes:
-      name: of the job.
-      command: the program and its arguments.
-      workdir: the folder that it fills.
-      log: gets what it prints.
-    """
-
-    name: str
-    command: Sequence[str]
-    workdir: Path
-    log: Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,97 +12,21 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
-from dp_rmt.finetuning.sweep import privacy as sweep_privacy
-from dp_rmt.finetuning.sweep.executors import Job
-from dp_rmt.finetuning.workdir import CONFIG_FILE, is_secret
+from dp_rmt.finetuning.sweep.arm_folders import arms_of, spent_by
+from dp_rmt.finetuning.sweep.jobs import Job, Sweep
+from dp_rmt.finetuning.sweep.privacy import cost_of_choosing
+from dp_rmt.finetuning.workdir import is_secret
 from dp_rmt.reporting.numbers import number
-from dp_rmt.reporting.plots import COLORS, STYLE
-from dp_rmt.training.ledger import read_ledger
-from dp_rmt.training.metrics import read_metrics
+from dp_rmt.reporting.palette import COLORS
+from dp_rmt.reporting.plots import STYLE
 
 with extra("report"):
     import matplotlib as mpl
     from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from experiments.sweep import Sweep
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """An arm of a job, by the files that it has left.
-
-    Attributes:
-      name: of the arm; empty where the job has but one.
-      folder: its own.
-      config: its config.json.
-      privacy: its privacy.json; empty before it has begun.
-    """
-
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    privacy: Mapping[str, Any]
-
-    @property
-    def steps(self) -> int:
-        """Updates done; -1 of a run that has not begun, or that cannot say how far it came."""
-        return -1 if self.privacy.get("is_upper_bound") else self.privacy.get("num_steps", -1)
-
-    @property
-    def spent_steps(self) -> int:
-        """Updates that have, or may have, been released: the ledger's. Without one the whole run is taken to be."""
-        entries = read_ledger(self.folder)
-        return entries[-1].updates if entries else self.planned_steps
-
-    @property
-    def planned_steps(self) -> int:
-        """Updates in the whole run, as `finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
-        train, batch = self.config.get("train", {}), self.privacy.get("expected_batch_size")
-        if not train or not batch:
-            return 0
-        return train["num_steps"] or max(1, round(train["epochs"] * self.privacy["num_examples"] / batch))
-
-    def value(self, key: str) -> Any:
-        """Of a dotted key of the config."""
-        found: Any = self.config
-        for part in key.split("."):
-            found = found[part]
-        return found
-
-    def score(self, name: str) -> float:
-        """The last value of a metric.
-
-        Raises:
-          ValueError: the run has no such metric; the message lists those that can be meant.
-        """
-        lines = read_metrics(self.folder / "metrics.jsonl")
-        values = [line[name] for line in lines if line.get(name) is not None]
-        if not values:
-            known = sorted({key for line in lines for key in line if key.startswith("eval/")})
-            raise ValueError(f"{self.folder} has no metric {name!r}; let SCORE be one of {', '.join(known)}")
-        return values[-1]
-
-
-def arms_of(workdir: Path) -> list[Arm]:
-    """The arms of a job; one, of no steps, where the folder holds no run."""
-    config = _read(workdir / CONFIG_FILE)
-    names = list(config.get("arms") or {}) or [""]
-    folders = {name: workdir / name if len(names) > 1 else workdir for name in names}
-    return [
-        Arm(name, folder, _read(folder / CONFIG_FILE), _read(folder / "privacy.json"))
-        for name, folder in folders.items()
-    ]
-
-
-def spent_by(name: str, workdir: Path) -> list[sweep_privacy.Run]:
-    """The runs of a job that have used the data, each with the updates that its ledger says."""
-    found = [arm for arm in arms_of(workdir) if arm.privacy and arm.spent_steps > 0]
-    return [sweep_privacy.Run(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for arm in found]
 
 
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
@@ -139,7 +63,7 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
     rows.sort(key=lambda row: -row[sweep.score])
     # A run that has begun belongs to the choice whether it came to its end or not.
     runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
-    choice = sweep_privacy.cost_of_choosing(runs, sweep.repetitions) if runs else None
+    choice = cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
     parts = [f"# {sweep.name}", f"{len(finished)} of {len(sweep.changes)} jobs are finished.", table]
     if rows:
@@ -268,7 +192,3 @@ def _hashable(value: Any) -> Any:
 def _order(value: Any) -> tuple[bool, float, str]:
     is_number = isinstance(value, int | float)
     return (not is_number, float(value) if is_number else 0.0, str(value))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

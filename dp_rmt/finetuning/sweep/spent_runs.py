@@ -1,28 +1,24 @@
-"""What several runs release together, step by step: those that share a sampling seed share their samples.
+"""What several runs on the same data have spent: the independent steps that they consist of.
 
-Alone, a run is amplified by sampling: an example is in a step with probability q, and nobody knows whether it is. Runs
-with the same sampling seed have an example in the same steps, all or none, so that they are not independent, and their
-privacy losses do not add up as if they were. But they are one mechanism that the accountants know: given the sample, k
-releases of sums with noise multipliers z_1 .. z_k are one release of all sums side by side, each over its own noise, of
-sensitivity ``sqrt(sum 1 / z_i^2)``: the Poisson-sampled Gaussian of the noise multiplier ``1 / sqrt(sum 1 / z_i^2)``,
-by z / sqrt(k) for equal ones. A later run may have been chosen by the results of an earlier one: for independent noise
-each release is a rotation, and a loss, of the Gaussian of full sensitivity, whatever came before.
+Runs that share a sampling seed share their samples (`dp_rmt.accounting.steps_on_shared_samples`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from dp_rmt import accounting
+from dp_rmt.accounting import Step
 
 _ROWS = ("task", "path", "train_split", "max_train_examples")
 """Keys of config.data that say which examples there are, and in which order."""
 
 
-class Run(NamedTuple):
-    """What is asked of a run.
+class SpentRun(NamedTuple):
+    """A run that has used its data.
 
     Attributes:
       job: its job, the unit that is repeated.
@@ -38,39 +34,41 @@ class Run(NamedTuple):
         """The given "sampling_seed" or "noise_seed"; None where it was drawn for this run alone."""
         return self.config["privacy"].get(name)
 
+    @property
+    def step(self) -> Step:
+        """One of its updates, as the accountants see it."""
+        truncation = accounting.Truncation(self.statement["num_examples"], self.statement["max_batch_size"])
+        return Step(self.statement["noise_multiplier"], self.statement["sampling_probability"], truncation)
 
-class Mechanism(NamedTuple):
-    """One step of one run, or of several on the same samples."""
-
-    noise_multiplier: float
-    sampling_probability: float
-    num_examples: int
-    max_batch_size: int
+    @property
+    def num_steps(self) -> int:
+        """Updates that have, or may have, been released."""
+        return self.statement["num_steps"]
 
 
 class NoBoundError(ValueError):
     """Nothing bounds what these runs release together; the message says why."""
 
 
-def seeds_are_given(runs: Sequence[Run]) -> bool:
+def seeds_are_given(runs: Sequence[SpentRun]) -> bool:
     """Whether someone may know a seed."""
     return any(run.seed(name) is not None for run in runs for name in ("sampling_seed", "noise_seed"))
 
 
-def sharing(runs: Sequence[Run]) -> list[int]:
+def sharing(runs: Sequence[SpentRun]) -> list[int]:
     """The sampling seeds that more than one run has, where that matters: a step that takes everybody tells nothing."""
     seeds = Counter(run.seed("sampling_seed") for run in runs if run.statement["sampling_probability"] < 1)
     return [seed for seed, times in seeds.items() if seed is not None and times > 1]
 
 
-def released(runs: Sequence[Run]) -> Counter[Mechanism]:
+def released(runs: Sequence[SpentRun]) -> Counter[Step]:
     """The independent steps that the runs together consist of.
 
     Args:
       runs: on the same data, each private.
 
     Returns:
-      mechanism -> number of its steps.
+      step -> how many of it.
 
     Raises:
       NoBoundError: runs share a noise seed, or a sampling seed where their samples are not the same.
@@ -82,41 +80,31 @@ def released(runs: Sequence[Run]) -> Counter[Mechanism]:
             "models, no bound for all of them together holds, and none for the best. That is right for a comparison "
             "on public or synthetic data. For a choice on private data leave the seeds out."
         )
-    shared, steps = sharing(runs), Counter[Mechanism]()
+    shared, steps = sharing(runs), Counter[Step]()
     for run in runs:
         if run.seed("sampling_seed") not in shared:
-            steps[_mechanism(run)] += run.statement["num_steps"]
+            steps[run.step] += run.num_steps
     for seed in shared:
-        for mechanism, count in _side_by_side([run for run in runs if run.seed("sampling_seed") == seed]):
-            steps[mechanism] += count
+        steps.update(_on_shared_samples([run for run in runs if run.seed("sampling_seed") == seed]))
     return steps
 
 
-def _side_by_side(runs: Sequence[Run]) -> Iterator[tuple[Mechanism, int]]:
-    """The steps of runs on the same samples; a run that ends leaves those that go on.
+def _on_shared_samples(runs: Sequence[SpentRun]) -> Mapping[Step, int]:
+    """The steps of runs with one sampling seed.
 
     Raises:
       NoBoundError: their samples are not the same.
     """
-    if len({(*_mechanism(run)[1:], _rows(run)) for run in runs}) > 1:
+    if len({(run.step.sampling_probability, run.step.truncation, _rows(run)) for run in runs}) > 1:
         raise NoBoundError(
             "Runs share a sampling seed (config.privacy.sampling_seed), but differ in sampling probability, batch "
             "shape or data: their samples are neither the same nor independent, and no bound for all of them together "
             "is known here, and none for the best. For a choice on private data leave the seeds out."
         )
-    done = 0
-    for end in sorted({run.statement["num_steps"] for run in runs}):
-        going = [run.statement["noise_multiplier"] for run in runs if run.statement["num_steps"] >= end]
-        noise_multiplier = 1 / math.sqrt(math.fsum(z**-2 for z in going))
-        yield _mechanism(runs[0])._replace(noise_multiplier=noise_multiplier), end - done
-        done = end
+    return accounting.steps_on_shared_samples([(run.step, run.num_steps) for run in runs])
 
 
-def _mechanism(run: Run) -> Mechanism:
-    return Mechanism(*(run.statement[name] for name in Mechanism._fields))
-
-
-def _rows(run: Run) -> str:
+def _rows(run: SpentRun) -> str:
     """What decides about the examples and their order."""
     data, synthetic = run.config.get("data") or {}, run.config.get("synthetic")
     made = (synthetic, run.config.get("seed")) if synthetic else None

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from dp_rmt.files import write_atomically
-from experiments.studies.spectra.method_picture import BLACK, BLUE, GREY, ORANGE, STYLE
+from dp_rmt.reporting.palette import BLACK, BLUE, GREY, ORANGE, PICTURE_STYLE
 
 CONCLUSION = """\
 **LoRA alone carries no guarantee here.** The tables below say why:
@@ -92,7 +92,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
     """Draws variance, distance and attack of the first matrix by rank; the format is that of the file's name."""
     matrix = record["matrices"][0]
     noise, ranks = matrix["noise"], [row["rank"] for row in matrix["noise"]]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PICTURE_STYLE):
         drawing = Figure(figsize=(11, 3.2), layout="constrained")
         shape, distance, added = drawing.subplots(1, 3)
         shape.axhline(1, color=BLACK, lw=1, ls="--")

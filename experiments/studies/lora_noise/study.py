@@ -32,7 +32,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.reporting import machine
 from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.trees import leaves_by_path
-from experiments.studies.lora_noise import laws as laws
+from experiments.studies.lora_noise import laws
 from experiments.studies.lora_noise import report as lora_noise_report
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)

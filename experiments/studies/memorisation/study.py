@@ -38,7 +38,7 @@ from dp_rmt.reporting.records import write_record
 from dp_rmt.training.losses import Losses, token_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.types import Params
-from experiments.studies.memorisation import measures as measures
+from experiments.studies.memorisation import measures
 
 DEV_DOCUMENTS = 100
 """Of dev, looked at before and after each run."""

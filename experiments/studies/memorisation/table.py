@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from experiments.studies.spectra.method_picture import BLACK, BLUE, GREY, ORANGE, STYLE
+from dp_rmt.reporting.palette import BLACK, BLUE, GREY, ORANGE, PICTURE_STYLE
 
 Record = dict[str, Any]
 _COLUMNS = (
@@ -109,7 +109,7 @@ def figure(records: list[Record], path: Path) -> None:
         ("exposure of the canary (bits, extrapolated)", lambda record: exposure(record, "sampled")),
     ]
     cost = {key: runs[0]["cost"]["matrix_flops"] * runs[0]["steps"] for key, runs in groups(records).items()}
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PICTURE_STYLE):
         drawn = Figure(figsize=(10, 4.6), layout="constrained")
         axes = drawn.subplots(1, 2, sharex=True)
         for axis, (label, value) in zip(axes, panels, strict=True):

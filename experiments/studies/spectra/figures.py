@@ -24,10 +24,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage
-
-BLUE, ORANGE, GREY, DARK_GREY, BLACK = "#0072B2", "#D55E00", "#C3C9D0", "#7A828C", "#222222"
-STYLE: Any = {"font.size": 11, "axes.titlelocation": "left", "axes.titlesize": 11, "legend.frameon": False}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+from dp_rmt.reporting.palette import BLACK, BLUE, DARK_GREY, GREY, ORANGE, PICTURE_STYLE
 
 
 def rank_one_cosines(top_over_edge: ArrayLike, *, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +156,7 @@ def main(argv: Sequence[str]) -> None:
     records.sort(key=lambda record: record["description"]["batch_size"])
     output = Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PICTURE_STYLE | {"axes.titlesize": 11}):
         draw_spectrum(records[0], outliers=False).savefig(output / "spectra_below_edge.png", dpi=130)
         draw_spectrum(records[-1], outliers=True).savefig(output / "spectra_outliers.png", dpi=130)
         draw_gain_by_edge(records).savefig(output / "spectra_gain_by_edge.png", dpi=130)

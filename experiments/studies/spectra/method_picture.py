@@ -18,15 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
+from dp_rmt.reporting.palette import BLACK, BLUE, DARK_GREY, GREY, ORANGE, PICTURE_STYLE
 
 _OUTPUT = flags.DEFINE_string("output", "docs/images/spectrum.png", "where to write the picture (PNG or SVG)")
 
 SHAPE: Any = {"rows": 768, "cols": 3072, "noise_std": 1.0}
 # Singular values of the clean gradient over the detection threshold; the last one is lost in the noise.
 SIGNAL = (5.0, 4.0, 3.0, 2.2, 1.5, 0.8)
-BLUE, ORANGE, GREY, DARK_GREY, BLACK = "#0072B2", "#D55E00", "#C3C9D0", "#7A828C", "#222222"
-STYLE: Any = {"font.size": 11, "axes.titlelocation": "left", "legend.frameon": False}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def low_rank_plus_noise(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; the one flag is --output")
     Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PICTURE_STYLE):
         draw().savefig(_OUTPUT.value, dpi=130)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dp_rmt.random_matrix import marchenko_pastur
-from experiments.benchmarks import denoiser as profile_denoiser
+from experiments.benchmarks import denoiser
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_components_stay_and_noise_changes_from_step_to_step() -> None:
         "a/kernel": jax.ShapeDtypeStruct((5, 40, 60), np.float32),
         "b/kernel": jax.ShapeDtypeStruct((30, 20), np.float32),
     }
-    first, second, again = (profile_denoiser.updates(shapes, step=step) for step in (0, 1, 0))
+    first, second, again = (denoiser.updates(shapes, step=step) for step in (0, 1, 0))
     for path, leaf in first.items():
         assert leaf.shape == shapes[path].shape
         np.testing.assert_array_equal(leaf, again[path])
     # Of the average of many steps the components are left, in units of the threshold.
-    mean = np.mean([profile_denoiser.updates(shapes, step=step)["a/kernel"] for step in range(100)], axis=0)
+    mean = np.mean([denoiser.updates(shapes, step=step)["a/kernel"] for step in range(100)], axis=0)
     threshold = marchenko_pastur.detection_threshold(rows=40, cols=60, noise_std=1.0)
     found = np.linalg.svd(mean, compute_uv=False)[:, 0] / threshold
-    np.testing.assert_allclose(found, profile_denoiser.STRENGTHS, rtol=0.06)
+    np.testing.assert_allclose(found, denoiser.STRENGTHS, rtol=0.06)
     difference = np.asarray(second["a/kernel"]) - np.asarray(first["a/kernel"])
     assert np.std(difference) == pytest.approx(2**0.5, rel=0.05)

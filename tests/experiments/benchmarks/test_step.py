@@ -127,7 +127,7 @@ def test_unknown_names_end_in_one_line(commands: dict[str, Any]) -> None:
     assert model.code != 0
     assert "--model=huge: value should be one of <roberta_base|" in model.stderr
     assert arm.code != 0
-    assert arm.stderr.splitlines()[-1].startswith("profile_step: --arms=magic is unknown; choose among plain, vmap, ")
+    assert arm.stderr.splitlines()[-1].startswith("main: --arms=magic is unknown; choose among plain, vmap, ")
     assert "Traceback" not in model.stderr + arm.stderr
     assert not model.folder.exists()
     assert not arm.folder.exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.studies.lora_noise import laws as laws
+from experiments.studies.lora_noise import laws
 from experiments.studies.lora_noise import report as lora_noise_report
 from experiments.studies.lora_noise import study as lora_noise
 

@@ -15,7 +15,7 @@ from dp_rmt.data import Document
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.training.losses import completion_losses, token_losses
-from experiments.studies.memorisation import measures as measures
+from experiments.studies.memorisation import measures
 from experiments.studies.memorisation import study as memorisation_study
 from experiments.studies.memorisation import table as memorisation_table
 

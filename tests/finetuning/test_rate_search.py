@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dp_rmt.finetuning.rate_search import best_rate
+from dp_rmt.finetuning import rate_search
+from dp_rmt.finetuning.rate_search import best_rate, choose_rates
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.training.metrics import read_metrics
-from experiments import learning_rates
-from experiments.learning_rates import choose_rates
 
 STEPS = 2
 
@@ -26,7 +25,8 @@ def config(make_config: Callable[..., Settings]) -> Settings:
 
 def choose(config: Settings, tmp_path: Path, names: list[str] | None = None) -> dict:
     record = tmp_path / "rates.json"
-    choose_rates(config, names=names, workdir=tmp_path / "runs", record=record, factors=[0.01, 1.0], steps=STEPS)
+    given = {"workdir": tmp_path / "runs", "record": record, "factors": [0.01, 1.0], "steps": STEPS}
+    choose_rates(config, names=names, **given)
     return json.loads(record.read_text("utf-8"))
 
 
@@ -39,7 +39,7 @@ def test_a_rate_is_as_good_as_its_own_short_run(
         scores = {centre * factor: score(centre * factor) for factor in factors}
         return max(scores, key=lambda rate: scores[rate]), scores
 
-    monkeypatch.setattr(learning_rates, "best_rate", two_rates)
+    monkeypatch.setattr(rate_search, "best_rate", two_rates)
     found = choose(config, tmp_path, ["noisy"])
     assert found.keys() == {"noisy"}
     losses = found["noisy"]["nonprivate/loss"]

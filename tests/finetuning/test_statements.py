@@ -17,15 +17,16 @@ import safetensors.numpy
 from absl import logging
 
 from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate
+from dp_rmt.auditing import run_folder
 from dp_rmt.finetuning import arms, assemble, statements
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.sweep.spending_table import spent_together
 from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import keyed_fingerprint
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.run_start import FILE as START
-from experiments import audit, spent
 
 MakeConfig = Callable[..., Settings]
 FRESH = {"privacy.sampling_seed": None, "privacy.noise_seed": None, "privacy.accountant": "rdp"}
@@ -193,7 +194,7 @@ def test_no_secret_stands_in_the_ledger(finished: Path, make_config: MakeConfig)
 
 def test_what_two_runs_spent_is_told_together(copy: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     run(make_config(FRESH), tmp_path / "second", until=2)
-    text = spent.spent_together([copy, tmp_path / "second"])
+    text = spent_together([copy, tmp_path / "second"])
     multiplier = number(read_ledger(copy)[-1].noise_multiplier)
     assert [line.split()[1:] for line in text.splitlines()[1:3]] == [
         ["3", multiplier, "0.2", "120"],
@@ -211,7 +212,7 @@ def test_what_two_runs_spent_is_told_together(copy: Path, make_config: MakeConfi
     assert float(printed[1]) == pytest.approx(together, rel=2e-3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty: no run there has used its data"):
-        spent.spent_together([tmp_path / "empty"])
+        spent_together([tmp_path / "empty"])
 
 
 def test_an_audit_keeps_what_the_run_has_spent_meanwhile(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +223,8 @@ def test_an_audit_keeps_what_the_run_has_spent_meanwhile(copy: Path, monkeypatch
         path.write_text(json.dumps(json.loads(path.read_text()) | {"epsilon": 0.75, "num_steps": 9}))
         return {"epsilon": 0.1}
 
-    monkeypatch.setattr(audit, "repeated_bound", goes_on)
-    audit.audit_workdir(copy, num_runs=20, seed=0)
+    monkeypatch.setattr(run_folder, "repeated_bound", goes_on)
+    run_folder.audit_workdir(copy, num_runs=20, seed=0)
     record = json.loads(path.read_text())
     assert (record["epsilon"], record["num_steps"], record["audit"]["epsilon"]) == (0.75, 9, 0.1)
 

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import safetensors
 
+from configs.reading import read_settings
 from dp_rmt.finetuning import arms, assemble, workdir
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.sweep import executors as sweep_executors
-from dp_rmt.finetuning.sweep import report as sweep_report
+from dp_rmt.finetuning.sweep import executors, report
 from dp_rmt.finetuning.sweep.executors import Slot
+from dp_rmt.finetuning.sweep.jobs import load_sweep
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.metrics import read_metrics
-from experiments import sweep
 
 MakeConfig = Callable[..., Settings]
 UNSET: dict[str, Any] = {"privacy.sampling_seed": None, "privacy.noise_seed": None}
@@ -216,21 +216,25 @@ def sweep():
 def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> None:
     (tmp_path / "rates.py").write_text(SWEEP)
     folder = tmp_path / "work"
-    of = sweep.load_sweep(tmp_path / "rates.py", folder)
+    of = load_sweep(tmp_path / "rates.py", folder)
     assert stat.S_IMODE((folder / "jobs.json").stat().st_mode) == 0o600
-    jobs = [dataclasses.replace(job, command=("true", *job.command)) for job in of.jobs(folder, "python")]
+    jobs = [
+        dataclasses.replace(job, command=("true", *job.command))
+        for job in of.jobs(folder, ("python", "-m", "experiments.finetune"))
+    ]
     assert any("noise_seed=40404040404040" in word for word in jobs[0].command)
-    sweep_executors.run_local(jobs, [Slot({})], poll_seconds=0.02)
+    executors.run_local(jobs, [Slot({})], poll_seconds=0.02)
     for job in jobs:
         job.workdir.mkdir(parents=True)
-        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(of.settings(job.name)) | {"arms": {}}))
+        config = read_settings([f"--config={of.base}", *of.arguments(job.name)])
+        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(config) | {"arms": {}}))
         (job.workdir / "privacy.json").write_text(json.dumps(statement))
         (job.workdir / "metrics.jsonl").write_text('{"step": 4, "eval/dev/accuracy": 0.5}\n')
-    sweep_report.write(of, folder, jobs, {})
+    report.write(of, folder, jobs, {})
     shown = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("config.json", "jobs.json")]
     assert {path.name for path in shown} >= {"sweep.md", "sweep.csv", "sweep.json", "sweep.svg", "job0.log"}
     for path in shown:
         assert not any(seed in path.read_text() for seed in ("30303030303", "40404040404")), path
     (tmp_path / "seeds.py").write_text(SWEEP.replace('"train.learning_rate"', '"privacy.noise_seed"'))
     with pytest.raises(ValueError, match=r"SWEPT is 'privacy.noise_seed', whose values would stand in table and plot"):
-        sweep.load_sweep(tmp_path / "seeds.py", tmp_path / "other")
+        load_sweep(tmp_path / "seeds.py", tmp_path / "other")

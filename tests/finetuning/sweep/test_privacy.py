@@ -1,4 +1,4 @@
-"""What choosing the best of several runs costs, against dp-accounting and the definition of the distribution."""
+"""What choosing the best of several runs costs, by what the runs have left."""
 
 from __future__ import annotations
 
@@ -13,56 +13,20 @@ from dp_accounting import dp_event
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from dp_rmt import accounting
-from dp_rmt.finetuning.sweep import privacy as sweep_privacy
-from dp_rmt.finetuning.sweep import shared_samples
-from dp_rmt.finetuning.sweep.privacy import Repetitions, cost_of_choosing, repeated
+from dp_rmt.accounting import Repetitions
+from dp_rmt.finetuning.sweep.privacy import cost_of_choosing
+from dp_rmt.finetuning.sweep.spent_runs import SpentRun, released
 
-ORDERS = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
-
-
-@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
-@pytest.mark.parametrize("mean", [1.5, 6.0, 40.0])
-def test_repetition_is_bounded_as_dp_accounting_does(mean: float, shape: float) -> None:
-    gaussian = dp_accounting.PoissonSampledDpEvent(0.02, dp_accounting.GaussianDpEvent(1.2))
-    once = dp_accounting.SelfComposedDpEvent(gaussian, 200)
-    best = dp_event.RepeatAndSelectDpEvent(once, mean, shape)
-    expected = rdp_privacy_accountant.RdpAccountant().compose(best)
-    divergences = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(once).rdp)
-    bounds = repeated(divergences, Repetitions(mean, shape))
-    np.testing.assert_allclose(bounds, expected.rdp, rtol=1e-6)
-    epsilon = rdp_privacy_accountant.compute_epsilon(ORDERS, bounds, 1e-5)[0]
-    assert epsilon == pytest.approx(expected.get_epsilon(1e-5), rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, math.inf])
-def test_the_number_of_runs_has_its_distribution(shape: float) -> None:
-    repetitions, rng = Repetitions(6.0, shape), np.random.default_rng(0)
-    drawn = np.array([repetitions.draw(rng) for _ in range(4000)])
-    assert drawn.mean() == pytest.approx(6.0, abs=5 * drawn.std() / math.sqrt(len(drawn)))
-    assert drawn.min() == (0 if math.isinf(shape) else 1)
-    if not math.isinf(shape):  # P[2] / P[1], of the definition
-        ratio = np.sum(drawn == 2) / np.sum(drawn == 1)
-        assert ratio == pytest.approx((1 - repetitions.gamma) * (1 + shape) / 2, rel=0.25)
-
-
-@pytest.mark.parametrize(("mean", "shape"), [(1.0, 1.0), (math.inf, 1.0), (2.0, -0.1), (2.0, math.nan)])
-def test_a_distribution_that_is_none_is_refused(mean: float, shape: float) -> None:
-    with pytest.raises(ValueError, match="the mean must be above 1"):
-        Repetitions(mean, shape)
-
-
-Choices = Callable[..., list[sweep_privacy.Run]]
+Choices = Callable[..., list[SpentRun]]
 
 
 @pytest.fixture
 def choices(statement: dict[str, Any]) -> Choices:
     """``(count, seed=, sampling_seed=, **changes of the statement) -> runs``, of one job each."""
 
-    def make(
-        count: int, seed: int | None = None, sampling_seed: int | None = None, **changes: Any
-    ) -> list[sweep_privacy.Run]:
+    def make(count: int, seed: int | None = None, sampling_seed: int | None = None, **changes: Any) -> list[SpentRun]:
         config = {"privacy": {"noise_seed": seed, "sampling_seed": sampling_seed}}
-        return [sweep_privacy.Run(f"job{n}", {**statement, **changes}, config) for n in range(count)]
+        return [SpentRun(f"job{n}", {**statement, **changes}, config) for n in range(count)]
 
     return make
 
@@ -170,13 +134,13 @@ def test_what_is_shared_by_some_and_for_a_part_of_the_steps(choices: Choices) ->
     """Of two that share samples one ends sooner, a third is on its own."""
     runs = [*choices(1, sampling_seed=5), *choices(1, sampling_seed=5, num_steps=9, noise_multiplier=4.0), *choices(1)]
     both = 1 / math.sqrt(2.0**-2 + 4.0**-2)
-    steps = shared_samples.released(runs)
-    counts = {mechanism.noise_multiplier: count for mechanism, count in steps.items()}
+    steps = released(runs)
+    counts = {step.noise_multiplier: count for step, count in steps.items()}
     assert counts == {both: 4, 4.0: 5, 2.0: 4}
-    alone = shared_samples.released([*choices(1, sampling_seed=5), *choices(1, sampling_seed=6)])
-    assert [(mechanism.noise_multiplier, count) for mechanism, count in alone.items()] == [(2.0, 8)]
+    alone = released([*choices(1, sampling_seed=5), *choices(1, sampling_seed=6)])
+    assert [(step.noise_multiplier, count) for step, count in alone.items()] == [(2.0, 8)]
     everybody = choices(3, sampling_seed=5, sampling_probability=1.0)
-    assert list(shared_samples.released(everybody).values()) == [12]
+    assert list(released(everybody).values()) == [12]
 
 
 @pytest.mark.parametrize(

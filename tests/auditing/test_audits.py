@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dp_rmt.auditing import canaries
+from dp_rmt.auditing import audits, canaries
 from dp_rmt.auditing.engines import OneRun
 from dp_rmt.auditing.problems import MUTATIONS, Audited, canary_losses, canary_params
+from dp_rmt.auditing.run_folder import audit_workdir
 from dp_rmt.reporting.audit_bound import read_audit
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, write_privacy
-from experiments import audit
+from dp_rmt.reporting.privacy_files import write_privacy
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 
 PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 
@@ -21,14 +23,14 @@ PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_repeated_runs(mutation):
     """A right mechanism may exceed 3 in 5% of all seeds at most; really far less often: it is not that leaky."""
-    row = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1, mutation=mutation)
+    row = audits.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1, mutation=mutation)
     assert (row["epsilon"] > PROVEN) == (mutation != "none")
-    assert audit.failures([row]) == []
+    assert audits.failures([row]) == []
 
 
 @pytest.mark.parametrize("mutation", ["none", "clipping skipped"])
 def test_one_run(mutation):
-    row = audit.audit_one_run(PROVEN, delta=DELTA, num_canaries=200, seed=1, mutation=mutation)
+    row = audits.audit_one_run(PROVEN, delta=DELTA, num_canaries=200, seed=1, mutation=mutation)
     assert (row["epsilon"] > PROVEN) == (mutation != "none")
     if mutation == "none":
         assert row["auc"][1] > 0.5  # it does see something
@@ -36,7 +38,7 @@ def test_one_run(mutation):
 
 def test_white_box_scores_have_the_law_of_the_mechanism():
     """Full batches, worst-case canaries: in scores are N(T C^2 / B, T (s C)^2), out scores N(0, the same)."""
-    mechanism = audit.full_batch_mechanism(PROVEN, DELTA, 400, num_steps=4)
+    mechanism = audits.full_batch_mechanism(PROVEN, DELTA, 400, num_steps=4)
     flips = canaries.coin_flips(400, 3)
     run = OneRun(mechanism, canary_losses, canary_params(400), {"row": np.arange(400)})
     scores = run.scores(flips, seed=3, learning_rate=1.0)["gradient"]
@@ -48,7 +50,7 @@ def test_white_box_scores_have_the_law_of_the_mechanism():
 
 
 def test_the_right_one_is_the_project_s_own():
-    mechanism = audit.repeated_mechanism(PROVEN, DELTA)
+    mechanism = audits.repeated_mechanism(PROVEN, DELTA)
     assert mechanism.epsilon(mechanism.num_steps, DELTA) == pytest.approx(PROVEN, rel=1e-4)
     assert Audited.clipped_grad is not type(mechanism).__mro__[1].clipped_grad
     batch, is_padding = {"row": np.array([3, 0, 5])}, np.array([False, True, False])
@@ -69,15 +71,21 @@ def test_the_command_says_what_is_not_as_it_must_be():
         row | {"mutation": "padding counted", "epsilon": 2.0},
         row | {"mutation": "padding counted", "epsilon": 5.0, "audit": "b"},
     ]
-    assert audit.failures(rows) == ["a: 3.50 > 3.0", "noise removed: no audit shows it"]
-    shown = audit.table({"proven": 3.0, "rows": rows})
+    assert audits.failures(rows) == ["a: 3.50 > 3.0", "noise removed: no audit shows it"]
+    shown = audits.table({"proven": 3.0, "rows": rows})
     assert "| none |  | 3.50! |  |" in shown
     assert "| padding counted | test padding reaches nothing | 2.00 | 5.00! |" in shown
 
 
+@pytest.mark.parametrize("law", [law for law in MUTATIONS.values() if law])
+def test_the_law_that_guards_against_a_mistake_is_there(law):
+    path, _, name = law.partition("::")
+    assert f"\ndef {name}(" in (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def run_statement() -> PrivacyStatement:
-    mechanism = audit.repeated_mechanism(PROVEN, DELTA)
+    mechanism = audits.repeated_mechanism(PROVEN, DELTA)
     return PrivacyStatement(
         epsilon=PROVEN,
         target_epsilon=PROVEN,
@@ -101,8 +109,8 @@ def run_statement() -> PrivacyStatement:
 def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):
     write_privacy(tmp_path, run_statement)
     # With this seed the bound is .6; of so few runs one in five shows nothing, and a bound of 0 would show no more.
-    bound = audit.audit_workdir(tmp_path, num_runs=RUNS, seed=4)
-    same = audit.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=4)  # its mechanism is what the run states
+    bound = audit_workdir(tmp_path, num_runs=RUNS, seed=4)
+    same = audits.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=4)  # its mechanism is what the run states
     assert 0 < bound.epsilon == pytest.approx(same["epsilon"])
     assert read_audit(tmp_path) == bound
     assert PrivacyStatement.from_json(read_privacy(tmp_path)) == dataclasses.replace(run_statement, audit=bound)
@@ -113,7 +121,7 @@ def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):
 
 def test_only_private_runs_have_something_to_audit(tmp_path, run_statement):
     with pytest.raises(FileNotFoundError, match="this folder holds no run that has begun"):
-        audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+        audit_workdir(tmp_path, num_runs=RUNS, seed=1)
     write_privacy(tmp_path, dataclasses.replace(run_statement, epsilon=None))
     with pytest.raises(ValueError, match="this run is not private"):
-        audit.audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+        audit_workdir(tmp_path, num_runs=RUNS, seed=1)

@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
+from configs.reading import read_settings
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.sweep import commands as sweep_commands
-from dp_rmt.finetuning.sweep import executors as sweep_executors
-from dp_rmt.finetuning.sweep import report as sweep_report
-from dp_rmt.finetuning.sweep.executors import Job, Slot
+from dp_rmt.finetuning.sweep import commands, executors, launch, report
+from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
+from dp_rmt.finetuning.sweep.executors import Slot
+from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished, load_sweep
 from dp_rmt.finetuning.workdir import as_json
 from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training.ledger import Entry, Ledger, now
-from experiments import sweep
+from experiments.sweep import FINETUNE, ROOT
 
 RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 
@@ -60,17 +61,21 @@ score = 0.5 + 10 * json.loads(config)["train"]["learning_rate"] + json.loads(con
 
 
 @pytest.fixture
-def make_sweep(tmp_path: Path) -> sweep.Sweep:
+def make_sweep(tmp_path: Path) -> Sweep:
     path = tmp_path / "rates.py"
     path.write_text(SWEEP)
-    return sweep.load_sweep(path, tmp_path / "work")
+    return load_sweep(path, tmp_path / "work")
 
 
-def stubs(of: sweep.Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
+def job_arguments(of: Sweep, name: str) -> list[str]:
+    return [f"--config={of.base}", *of.arguments(name)]
+
+
+def stubs(of: Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
-    for job in of.jobs(workdir, sys.executable):
-        config = as_json(of.settings(job.name)) | {"arms": {}}
+    for job in of.jobs(workdir, (sys.executable, *FINETUNE)):
+        config = as_json(read_settings(job_arguments(of, job.name))) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
         given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
@@ -85,43 +90,43 @@ def runs_of(jobs: list[Job]) -> dict[str, int]:
 
 def by_local(jobs: list[Job], workdir: Path) -> dict[str, str]:
     del workdir
-    return sweep_executors.run_local(jobs, [Slot({})] * 2, poll_seconds=0.02)
+    return executors.run_local(jobs, [Slot({})] * 2, poll_seconds=0.02)
 
 
 def by_submitit(jobs: list[Job], workdir: Path) -> dict[str, str]:
     options = {"cluster": "local", "timeout_min": 5}
-    return sweep_executors.run_submitit(jobs, workdir, options, cwd=sweep.ROOT)
+    return executors.run_submitit(jobs, workdir, options, cwd=ROOT)
 
 
 @pytest.mark.parametrize("executor", [by_local, by_submitit])
 def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
     executor: Callable[[list[Job], Path], Mapping[str, str]],
-    make_sweep: sweep.Sweep,
+    make_sweep: Sweep,
     statement: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if executor is by_submitit:
         pytest.importorskip("submitit")
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(sweep.ROOT), *sys.path]))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     jobs = stubs(make_sweep, tmp_path, statement)
-    assert not any(sweep.is_finished(job) for job in jobs)
+    assert not any(is_finished(job) for job in jobs)
     notes = executor(jobs, tmp_path)
-    assert [job.name for job in jobs if not sweep.is_finished(job)] == ["lr0.01_1"]
+    assert [job.name for job in jobs if not is_finished(job)] == ["lr0.01_1"]
     assert set(runs_of(jobs).values()) == {1}
-    failed = sweep._failed(jobs, notes)
+    failed = launch.failures(jobs, notes)
     assert list(failed) == ["lr0.01_1"]
     assert "ValueError: the disk is full\n== exit status 3" in failed["lr0.01_1"]
-    text = sweep_report.write(make_sweep, tmp_path, [job for job in jobs if sweep.is_finished(job)], failed)
+    text = report.write(make_sweep, tmp_path, [job for job in jobs if is_finished(job)], failed)
     assert "NOT FINISHED: lr0.01_1" in text
     assert "the disk is full" in (tmp_path / "sweep.md").read_text()
 
     (tmp_path / "mended").touch()
-    missing = [job for job in jobs if not sweep.is_finished(job)]
+    missing = [job for job in jobs if not is_finished(job)]
     executor(missing, tmp_path)
-    assert all(sweep.is_finished(job) for job in jobs)
+    assert all(is_finished(job) for job in jobs)
     assert runs_of(jobs) == {job.name: 1 + (job.name == "lr0.01_1") for job in jobs}
-    text = sweep_report.write(make_sweep, tmp_path, jobs, {})
+    text = report.write(make_sweep, tmp_path, jobs, {})
     assert "NOT FINISHED" not in text
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -148,7 +153,7 @@ def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_
     core = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     slots = [Slot({"SLOT": name}, frozenset({core})) for name in "ab"]
-    notes = sweep_executors.run_local(jobs, slots, poll_seconds=0.02)
+    notes = executors.run_local(jobs, slots, poll_seconds=0.02)
     assert set(notes.values()) == {"exit status 0"}
     assert os.sched_getaffinity(0) == before
     used = [job.log.read_text().splitlines()[-2] for job in jobs]
@@ -156,14 +161,14 @@ def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_
 
 
 def test_text_of_configs_and_logs_stays_text_in_the_table(
-    make_sweep: sweep.Sweep, statement: dict[str, Any], tmp_path: Path
+    make_sweep: Sweep, statement: dict[str, Any], tmp_path: Path
 ) -> None:
     (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
     config = json.loads((job.workdir / "config.json").read_text())
     config["train"]["learning_rate"] = "a|<script>"
     (job.workdir / "config.json").write_text(json.dumps(config))
-    sweep_report.write(make_sweep, tmp_path, [job], {"other": "```\n<script>alert(1)</script>\n````"})
+    report.write(make_sweep, tmp_path, [job], {"other": "```\n<script>alert(1)</script>\n````"})
     page = (tmp_path / "sweep.md").read_text()
     assert "| a\\|&lt;script&gt; |" in page
     assert "\n`````\n```\n<script>alert(1)</script>\n````\n`````\n" in page
@@ -172,90 +177,89 @@ def test_text_of_configs_and_logs_stays_text_in_the_table(
 def test_each_gpu_takes_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
-    slots = sweep_executors.slots()
+    slots = executors.slots()
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3", "GPU-5f"]
-    assert len(sweep_executors.slots(1)) == 1
+    assert len(executors.slots(1)) == 1
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in sweep_executors.slots(3))
-    assert len(sweep_executors.slots(3)) == 3
+    assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in executors.slots(3))
+    assert len(executors.slots(3)) == 3
 
 
 def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path: Path) -> None:
     job = Job("long", (sys.executable, "-c", "import time; time.sleep(60)"), tmp_path, tmp_path / "long.log")
-    log = sweep_executors.open_log(job.log)
+    log = executors.open_log(job.log)
     assert log is not None
-    process = sweep_executors.start(job.command, log, Slot({}), None)
+    process = executors.start(job.command, log, Slot({}), None)
     log.close()  # as when the sweep was killed; the job goes on, and with it the lock
     try:
-        assert sweep_executors.run_local([job], [Slot({})]) == {"long": sweep_executors.RUNNING}
+        assert executors.run_local([job], [Slot({})]) == {"long": executors.RUNNING}
     finally:
         process.kill()
         process.wait()
     quick = dataclasses.replace(job, command=(sys.executable, "-c", ""))
-    assert sweep_executors.run_local([quick], [Slot({})], poll_seconds=0.02) == {"long": "exit status 0"}
+    assert executors.run_local([quick], [Slot({})], poll_seconds=0.02) == {"long": "exit status 0"}
 
 
 def test_sigterm_ends_the_jobs_too(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys\nfrom dp_rmt.finetuning.sweep.executors import Job, Slot, run_local\n"
+        "import pathlib, sys\nfrom dp_rmt.finetuning.sweep.executors import Slot, run_local\n"
+        "from dp_rmt.finetuning.sweep.jobs import Job\n"
         "waits = 'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
         "print(1, flush=True); time.sleep(60)'\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "run_local([Job('j', (sys.executable, '-c', waits), folder, folder / 'j.log')], [Slot({})])\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=sweep.ROOT, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not (log := tmp_path / "j.log").exists() or "\n1" not in log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) != 0
-    assert sweep_executors.last_lines(log).endswith("1\n== exit status 7")
+    assert executors.last_lines(log).endswith("1\n== exit status 7")
 
 
 def test_submitit_queues_a_job_again_after_it_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     saves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
-    job = sweep_executors.Submitted((sys.executable, "-c", saves), tmp_path / "j.log", None)
-    log = sweep_executors.open_log(job.log)
+    job = executors.Submitted((sys.executable, "-c", saves), tmp_path / "j.log", None)
+    log = executors.open_log(job.log)
     assert log is not None
-    job.process = sweep_executors.start(job.command, log, Slot({}), None)
+    job.process = executors.start(job.command, log, Slot({}), None)
     log.close()
     time.sleep(0.5)
     again = job.checkpoint()
     assert job.process.returncode in (0, -signal.SIGTERM)
     assert (again.function.command, again.function.log, again.function.process) == (job.command, job.log, None)
     with pytest.raises(ValueError, match=r"--launch: .*Unknown argument 'partitionn'"):
-        sweep_executors.run_submitit(
+        executors.run_submitit(
             [Job("j", (), tmp_path, tmp_path / "k.log")], tmp_path, {"cluster": "local", "slurm_partitionn": "x"}
         )
 
 
 def test_a_killed_or_preempted_run_is_not_finished(
-    tmp_path: Path, make_sweep: sweep.Sweep, statement: dict[str, Any]
+    tmp_path: Path, make_sweep: Sweep, statement: dict[str, Any]
 ) -> None:
     (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
-    assert sweep.is_finished(job)
+    assert is_finished(job)
     (job.workdir / "privacy.json").write_text(json.dumps({**statement, "num_steps": 3}))
-    assert not sweep.is_finished(job)
+    assert not is_finished(job)
     (job.workdir / "privacy.json").write_text(json.dumps({**statement, "is_upper_bound": True}))
-    assert not sweep.is_finished(job)  # it announced its last update, and was killed before it came to it
+    assert not is_finished(job)  # it announced its last update, and was killed before it came to it
     (job.workdir / "privacy.json").write_text(json.dumps(statement))
     (job.workdir / "report.html").unlink()
-    assert not sweep.is_finished(job)
+    assert not is_finished(job)
 
 
 def test_what_a_run_has_spent_is_what_its_ledger_says(
-    tmp_path: Path, make_sweep: sweep.Sweep, statement: dict[str, Any]
+    tmp_path: Path, make_sweep: Sweep, statement: dict[str, Any]
 ) -> None:
     """Of a run of an earlier version, without a ledger and perhaps killed, all that it planned."""
     (job, *_) = stubs(make_sweep, tmp_path, statement)
     by_local([job], tmp_path)
     (job.workdir / "privacy.json").write_text(json.dumps({**statement, "num_steps": 0}))
-    (run,) = sweep_report.spent_by(job.name, job.workdir)
+    (run,) = spent_by(job.name, job.workdir)
     assert run.statement["num_steps"] == 4
     entry = Entry(
         run="a" * 32,
@@ -274,29 +278,29 @@ def test_what_a_run_has_spent_is_what_its_ledger_says(
         date=now(),
     )
     Ledger(job.workdir).append(entry)
-    (run,) = sweep_report.spent_by(job.name, job.workdir)
+    (run,) = spent_by(job.name, job.workdir)
     assert run.statement["num_steps"] == 3
     Ledger(job.workdir).append(dataclasses.replace(entry, updates=0, is_exact=True))
-    assert sweep_report.spent_by(job.name, job.workdir) == []
+    assert spent_by(job.name, job.workdir) == []
 
 
 def test_epsilon_and_delta_of_the_table_are_rounded_up() -> None:
-    table = sweep_report._markdown([{"job": "a", "score": 0.50004, "epsilon": 8.00049, "delta": 1.00001e-5}])
+    table = report._markdown([{"job": "a", "score": 0.50004, "epsilon": 8.00049, "delta": 1.00001e-5}])
     assert table.splitlines()[-1] == "| a | 0.5 | 8.001 | 1.001e-5 |"
 
 
-@pytest.mark.parametrize("path", sorted((sweep.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Path) -> None:
-    loaded = sweep.load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
+    loaded = load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
     assert loaded.changes
     for name, changes in loaded.changes.items():
-        config = loaded.settings(name)
+        config = read_settings(job_arguments(loaded, name))
         assert config.data.cache_dir == "/tmp/elsewhere"
         for key, value in changes.items():
-            assert sweep_report.Arm("", tmp_path, as_json(config), {}).value(key) == value
+            assert ArmFolder("", tmp_path, as_json(config), {}).value(key) == value
     for part in ("Source: ", "Expected: ", "Cost: ", "Command: python -m experiments.sweep "):
         assert path.read_text().count(part) == 1, part
-    again = sweep.load_sweep(path, tmp_path)
+    again = load_sweep(path, tmp_path)
     assert again.changes == loaded.changes  # drawn once, where drawn at random
 
 
@@ -312,7 +316,7 @@ def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Pa
 def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(source)
     with pytest.raises(ValueError, match=message):
-        sweep.load_sweep(tmp_path / "broken.py", tmp_path)
+        load_sweep(tmp_path / "broken.py", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -322,16 +326,18 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
         ({"train.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
-def test_a_job_with_a_wrong_setting_is_refused(changes: dict[str, Any], message: str, make_sweep: sweep.Sweep) -> None:
+def test_a_job_with_a_wrong_setting_is_refused(
+    changes: dict[str, Any], message: str, make_sweep: Sweep, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(make_sweep, changes={"a": changes}).settings("a")
+        launch.check_jobs(dataclasses.replace(make_sweep, changes={"a": changes}), tmp_path, read_settings)
 
 
 def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
     job = Job("lr0.1_A", ("python", "-m", "experiments.finetune", "--config=a b.py"), Path("w"), Path("l"))
     run = "python -m experiments.finetune '--config=a b.py'"
     tpu = {"tpu": "pod", "zone": "us-west4-a", "directory": "src/dp_rmt"}
-    (line,) = sweep_commands.printed([job], "gcloud", tpu)
+    (line,) = commands.printed([job], "gcloud", tpu)
     assert shlex.split(line) == [
         "gcloud",
         "compute",
@@ -344,7 +350,7 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
         f"--command=cd src/dp_rmt && {run} --coordinator_address=auto",
     ]
     cluster = {"cluster": "c", "device_type": "v5litepod-256", "docker_image": "i"}
-    (line,) = sweep_commands.printed([job], "xpk", cluster)
+    (line,) = commands.printed([job], "xpk", cluster)
     assert shlex.split(line) == [
         "xpk",
         "workload",
@@ -356,7 +362,7 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
         "--docker-image=i",
         f"--command=cd dp_rmt && {run} --coordinator_address=auto",
     ]
-    (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8"})
+    (line,) = commands.printed([job], "skypilot", {"gpus": "H100:8"})
     assert shlex.split(line) == [
         "sky",
         "jobs",
@@ -368,7 +374,7 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
         "--gpus=H100:8",
         run,
     ]
-    (line,) = sweep_commands.printed([job], "skypilot", {"gpus": "H100:8", "num_nodes": 2})
+    (line,) = commands.printed([job], "skypilot", {"gpus": "H100:8", "num_nodes": 2})
     (*_, script) = shlex.split(line)
     nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     printing = ["bash", "-c", script.replace("python -m", "printf '%s\\n'", 1)]
@@ -379,14 +385,14 @@ def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
         "--process_id=1",
     ]
     with pytest.raises(ValueError, match=r"--target=gcloud needs --launch=zone"):
-        sweep_commands.printed([job], "gcloud", {"tpu": "pod"})
+        commands.printed([job], "gcloud", {"tpu": "pod"})
     with pytest.raises(ValueError, match=r"--launch=tpus=\.\.\.: gcloud takes tpu"):
-        sweep_commands.printed([job], "gcloud", {**tpu, "tpus": 1})
+        commands.printed([job], "gcloud", {**tpu, "tpus": 1})
 
 
 def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\ntrain 1%\rtrain 2%\rtrain 3%\n\nend\n")
-    assert sweep_executors.last_lines(tmp_path / "log", 2) == "train 3%\nend"
+    assert executors.last_lines(tmp_path / "log", 2) == "train 3%\nend"
 
 
 # ---- The command, for real ------------------------------------------------------------------------------------------
@@ -431,7 +437,7 @@ def test_six_real_runs_of_which_one_fails_at_first(
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=sweep.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
 
     first = run()

@@ -1,0 +1,136 @@
+"""The jobs of a sweep: what its file says, the command of each job, and whether a job is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_rmt.accounting import Repetitions
+from dp_rmt.files import write_private
+from dp_rmt.finetuning.checks import FOLDER_NAME
+from dp_rmt.finetuning.sweep.arm_folders import arms_of
+from dp_rmt.finetuning.workdir import is_secret
+
+JOBS_FILE = "jobs.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command that fills a folder.
+
+    Attributes:
+      name: of the job.
+      command: the program and its arguments.
+      workdir: the folder that it fills.
+      log: gets what it prints.
+    """
+
+    name: str
+    command: Sequence[str]
+    workdir: Path
+    log: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The file of a sweep, and the settings that were given for all of its jobs.
+
+    Attributes:
+      name: of the file.
+      base: the config that the jobs change, as --config takes it.
+      score: the metric that is compared.
+      swept: the key that the plot has on its horizontal axis.
+      changes: job -> dotted key -> value.
+      common: settings for all jobs, as ``--config.KEY=VALUE``.
+      repetitions: the distribution of the number of jobs; None where it is fixed.
+    """
+
+    name: str
+    base: str
+    score: str
+    swept: str
+    changes: Mapping[str, Mapping[str, Any]]
+    common: Sequence[str] = ()
+    repetitions: Repetitions | None = None
+
+    def arguments(self, name: str) -> list[str]:
+        """What a job's command line has after --config and --workdir."""
+        return [*self.common, *(f"--config.{key}={value}" for key, value in self.changes[name].items())]
+
+    def jobs(self, workdir: Path, program: Sequence[str]) -> list[Job]:
+        """The commands, in order.
+
+        Args:
+          workdir: of the sweep.
+          program: what fine-tunes, such as ``("python", "-m", "experiments.finetune")``.
+        """
+        jobs = []
+        for name in self.changes:
+            folder = workdir / "jobs" / name
+            command = (*program, f"--config={self.base}", f"--workdir={folder}", *self.arguments(name))
+            jobs.append(Job(name, command, folder, workdir / "logs" / f"{name}.log"))
+        return jobs
+
+
+def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> Sweep:
+    """Reads the file of a sweep; where the number of jobs is random, draws it, once for all restarts.
+
+    The file, a Python module, has
+
+    - ``BASE``: the config that the jobs change;
+    - ``SCORE``: the metric that is compared, higher being better, as metrics.jsonl names it;
+    - ``SWEPT``: the key that the plot has on its horizontal axis;
+    - ``sweep()``, which yields ``(name, {key: value})``: a job and what it changes;
+    - optionally ``REPETITIONS``: ``{"mean": m, "shape": s}`` of a random number of jobs
+      (`dp_rmt.accounting.Repetitions`).
+
+    Args:
+      path: the file.
+      workdir: of the sweep; gets `jobs.json` if the jobs are drawn at random.
+      common: settings for all jobs, as ``--config.KEY=VALUE``.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file lacks a name, or names two jobs alike.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--sweep={path}: no such file; give one of configs/sweeps/")
+    module = runpy.run_path(str(path))
+    missing = [name for name in ("BASE", "SCORE", "SWEPT", "sweep") if name not in module]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; see dp_rmt.finetuning.sweep.jobs.load_sweep")
+    repetitions = Repetitions(**module["REPETITIONS"]) if "REPETITIONS" in module else None
+    if repetitions is None:
+        drawn = list(module["sweep"]())
+    elif (saved := workdir / JOBS_FILE).exists():
+        drawn = list(json.loads(saved.read_text()).items())
+    else:
+        drawn = list(itertools.islice(module["sweep"](), repetitions.draw()))
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_private(saved, json.dumps(dict(drawn), indent=1) + "\n")  # the number of jobs is a secret
+    changes = dict(drawn)
+    if len(changes) < len(drawn):
+        raise ValueError(f"{path}: two jobs have the same name, among {', '.join(name for name, _ in drawn)}")
+    if is_secret(module["SWEPT"]):
+        raise ValueError(f"{path}: SWEPT is {module['SWEPT']!r}, whose values would stand in table and plot")
+    if wrong := [name for name in changes if not FOLDER_NAME.fullmatch(name)]:
+        raise ValueError(
+            f"{path}: the name {wrong[0]!r} becomes a folder; use letters, digits, '.', '_' and '-', the first a "
+            "letter, a digit or '_'"
+        )
+    return Sweep(Path(path).stem, module["BASE"], module["SCORE"], module["SWEPT"], changes, tuple(common), repetitions)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a run has done all of its updates and written its report, the last thing that it does."""
+    return (job.workdir / "report.html").exists() and all(
+        arm.steps == arm.planned_steps for arm in arms_of(job.workdir)
+    )

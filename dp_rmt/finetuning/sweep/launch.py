@@ -1,0 +1,108 @@
+"""A sweep from its file to its table: runs what is missing or has failed, and reports on all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.sweep import executors, report
+from dp_rmt.finetuning.sweep.commands import printed
+from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished
+from dp_rmt.finetuning.workdir import check_workdir
+
+
+def run_missing(
+    sweep: Sweep,
+    workdir: Path,
+    program: Sequence[str],
+    *,
+    by: str,
+    jobs_at_once: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    cwd: Path | None = None,
+) -> bool:
+    """Runs the jobs that are not finished, then writes the table and the plot of those that are.
+
+    Args:
+      sweep: what to run.
+      workdir: of the sweep.
+      program: what fine-tunes, as `Sweep.jobs` takes it.
+      by: "local" or "submitit".
+      jobs_at_once: of "local"; None for one for two cores, or for each GPU.
+      options: of "submitit", see `executors.run_submitit`.
+      cwd: where the jobs run.
+
+    Returns:
+      Whether all jobs are finished now.
+
+    Raises:
+      ValueError, RuntimeError: of the executor, or a run lacks the metric of the sweep.
+    """
+    jobs = sweep.jobs(workdir.absolute(), program)
+    missing = [job for job in jobs if not is_finished(job)]
+    print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run", flush=True)
+    if by == "local":
+        notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd)
+    else:
+        notes = executors.run_submitit(missing, workdir.absolute(), options or {}, cwd=cwd)
+    finished = [job for job in jobs if is_finished(job)]
+    print(report.write(sweep, workdir, finished, failures(jobs, notes)))
+    print(f"Table and plot: {workdir / 'sweep.md'}, {workdir / 'sweep.svg'}")
+    return len(finished) == len(jobs)
+
+
+def print_missing(
+    sweep: Sweep, workdir: Path, program: Sequence[str], *, target: str, options: Mapping[str, Any]
+) -> None:
+    """Prints the commands of the jobs that are not finished, for whoever has the machines.
+
+    Args:
+      sweep, workdir, program: as in `run_missing`.
+      target, options: of `commands.printed`.
+    """
+    waiting = [job for job in sweep.jobs(workdir, program) if not is_finished(job)]
+    print("\n".join(printed(waiting, target, options)))
+
+
+def check_jobs(sweep: Sweep, workdir: Path, read_settings: Callable[[Sequence[str]], Settings]) -> None:
+    """Reads the settings of every job as the job itself will, before any of them starts.
+
+    Args:
+      sweep: what is to be run.
+      workdir: of the sweep.
+      read_settings: ``command line -> settings``; checks them.
+
+    Raises:
+      ValueError: a key is unknown, a value cannot be used, or a job's folder holds another experiment.
+      FileExistsError: a job's folder holds something else.
+    """
+    for name in sweep.changes:
+        arguments = [f"--config={sweep.base}", *sweep.arguments(name)]
+        try:
+            settings = read_settings(arguments)
+        except (AttributeError, KeyError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"job {name!r} ({' '.join(arguments)}): {reason}") from error
+        check_workdir(workdir / "jobs" / name, settings)
+
+
+def options_from(given: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` as a dict; a value that is an integer becomes one.
+
+    >>> options_from(["slurm_partition=gpu", "gpus_per_node=8"])
+    {'slurm_partition': 'gpu', 'gpus_per_node': 8}
+    """
+    pairs = [option.partition("=")[::2] for option in given]
+    return {key: int(value) if re.fullmatch(r"-?\d+", value) else value for key, value in pairs}
+
+
+def failures(jobs: Sequence[Job], notes: Mapping[str, str]) -> dict[str, str]:
+    """What is to be said of every job that is not finished: why, and the last lines of its log."""
+    return {
+        job.name: f"{notes.get(job.name, 'not run')}; {job.log}:\n{executors.last_lines(job.log)}"
+        for job in jobs
+        if not is_finished(job)
+    }
