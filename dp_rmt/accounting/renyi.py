@@ -1,4 +1,4 @@
-"""The Renyi divergences of one step; with truncation, by a bound derived here."""
+"""The Renyi divergences of one step. For truncated batches they are a bound that is derived here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy import special
 from dp_rmt.accounting.step import Step
 
 
-@functools.lru_cache(maxsize=32)  # a step's are those of every number of its steps
+@functools.lru_cache(maxsize=32)  # any number of equal steps has the divergences of one step
 def renyi_divergences(step: Step) -> np.ndarray:
-    """Renyi divergences of one step at the accountant's orders a; with truncation, a bound derived here.
+    """The Renyi divergences of one step at the accountant's orders a; with truncation, the following bound.
 
-    D has one example x more than D', S is the Poisson sample of the other N-1 examples, M the largest batch.
-    S has the same law under D and D', and the moment exp((a-1) D_a(P||Q)) = E_Q[(P/Q)^a] is jointly convex in
-    (P, Q), so the mean of the moments conditional on S bounds the moment, in both directions.
+    D has one example x more than D'. S is the Poisson sample of the other N-1 examples, and M is the largest batch. S
+    has the same law under D and D', and the moment exp((a-1) D_a(P||Q)) = E_Q[(P/Q)^a] is jointly convex in (P, Q), so
+    the mean of the moments conditional on S bounds the moment, in both directions.
 
     - |S| < M: nothing overflows. D' releases sum(S) plus noise, D adds x with probability q: the subsampled
       Gaussian of sensitivity 1, with moment A_a(q, sigma).
@@ -46,7 +46,7 @@ def renyi_divergences(step: Step) -> np.ndarray:
     log_moment = log_moments(step.noise_multiplier)
     if (overflow := step.overflow_probability) > 0.0:
         both = np.stack([log_moment, log_moments(step.noise_multiplier / 2)])
-        # Logarithms of the weights, not `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
+        # The weights enter as logarithms, not as `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
         log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
         log_moment = np.asarray(special.logsumexp(both + log_weights, axis=0))
     divergences = log_moment / (orders - 1.0)
@@ -66,9 +66,9 @@ def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:
 
 
 def _rounding_of_log_moments(orders: np.ndarray) -> np.ndarray:
-    """What dp_accounting's float64 may have taken from a log moment: it matters to steps of next to no divergence.
+    """What dp_accounting's float64 may have taken from a log moment. It matters to steps of next to no divergence.
 
-    The series of a fractional order ends at a term of exp(-30) = 9e-14; the logarithms of binomial coefficients are
+    The series of a fractional order ends at a term of exp(-30) = 9e-14. The logarithms of binomial coefficients are
     differences of log-gammas of size a log(a).
     """
     return 2.0**-42 + 2.0**-50 * orders * np.log(orders)
