@@ -50,7 +50,8 @@ for room in ("dp_rmt.finetuning.settings", "dp_rmt.models", "dp_rmt.training.tra
     try:
         __import__(room)
     except ModuleNotFoundError as error:
-        assert "pip install 'dp_rmt[" in str(error), error
+        if "pip install 'dp_rmt[" not in str(error):
+            raise
         print(f"{room}: {error}")
     else:
         raise AssertionError(f"{room} needs an extra, and yet can be imported with the core dependencies alone")
