@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.ghost import ghost_clipped_grad
-from dp_rmt.clipping.leaf_rules import Contraction, Lookup, Offset, Scale
+from dp_rmt.clipping.leaf_rules import Lookup, Offset, Scale
 from dp_rmt.clipping.leaf_uses import mark, uses_of_leaves
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.taps import tap
