@@ -45,7 +45,9 @@ status, said, _ = dp_rmt_says("finetune", "--help")
 assert "l2_clip_norm" in said, said
 seconds = []
 for _ in range(3):  # the first reads the files of the libraries for the first time
-    status, said, took = dp_rmt_says("finetune", "--config.privacy.epsilonn=3")
+    status, said, took = dp_rmt_says(
+        "finetune", "--model=m", "--train=sst2", "--epsilon=3", "--config.privacy.epsilonn=3"
+    )
     seconds.append(took)
     assert status != 0, said
     assert "epsilonn" in said, said
