@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dp_rmt.data import (
     Examples,
     Infilling,
-    evaluation_batches,
     label_word_ids,
     load_glue,
     load_labelled_table,
@@ -21,38 +18,11 @@ from dp_rmt.data import (
     tokenize_classification,
 )
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
-from dp_rmt.training.losses import Logits, classifier_logits, infilling_logits, label_losses
-from dp_rmt.types import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """What a task's parameters say of texts that are not in its data.
-
-    Attributes:
-      names: of the classes; empty for regression.
-      logits: ``(params, batch) -> (B, number of classes)``, one column for regression.
-      tokenize: of unlabelled examples.
-      batch_size: texts at once.
-    """
-
-    names: tuple[str, ...]
-    logits: Logits
-    tokenize: Callable[[Examples], Mapping[str, np.ndarray]]
-    batch_size: int
-
-    def __call__(self, params: Params, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """The logits of every text, or pair of texts: float32 (N, number of classes)."""
-        arrays = self.tokenize(Examples(tuple(texts), None if pairs is None else tuple(pairs), None))
-        compiled = jax.jit(self.logits)
-        found = [
-            np.asarray(compiled(params, batch), np.float32)[~is_padding]
-            for batch, is_padding in evaluation_batches(arrays, self.batch_size)
-        ]
-        return np.concatenate(found)
+from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 
 
 def load_glue_task(settings: Settings) -> Task:

@@ -7,21 +7,19 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from dp_rmt.data import check_fits_model
 from dp_rmt.finetuning.settings import Data, Privacy, Settings
+from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import Losses
 from dp_rmt.types import Params
-
-if TYPE_CHECKING:
-    from dp_rmt.finetuning.tasks.classification import Classifier
 
 Arrays = Mapping[str, np.ndarray]
 Evaluator = Callable[[Params], dict[str, float]]
