@@ -14,9 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from absl import logging
+
+from dp_rmt.extras import extra
+
+with extra("finetune"):
+    import safetensors
+    import safetensors.numpy
 
 _METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a known "format"
 

@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
             bound = audit_workdir(Path(values.workdir), num_runs=values.runs, seed=values.seed)
         except (ValueError, OSError) as error:
             command_line.stop(error)
-        epsilon, delta = number(bound.epsilon, "down"), number(bound.delta)
-        print(f"epsilon is at least {epsilon} at delta {delta}: see {values.workdir}/privacy.md")
+        found, delta = number(bound.epsilon, "down"), number(bound.delta)
+        print(f"epsilon is at least {found} at delta {delta}: see {values.workdir}/privacy.md")
         return
     sizes = {"delta": values.delta, "num_runs": values.runs, "num_canaries": values.canaries, "seed": values.seed}
     problems = write_records(Path(values.results), map(float, values.epsilons), mutations=values.mutations, **sizes)

@@ -141,11 +141,11 @@ _Tapped = Callable[[Params, jax.Array], jax.Array]
 _Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+def _run(pull_back: Callable[[jax.Array], Any], cotangents: jax.Array) -> Any:
     return pull_back(cotangents)
 
 
-def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable[..., Any] = _run) -> _Outcome:
     """Keeps the linear map from the weights of the taps to the sums of a backward pass; that map is the book."""
 
     def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:

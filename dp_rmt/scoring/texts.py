@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import logging
 
+from dp_rmt.extras import extra
 from dp_rmt.scoring.caption_tokens import approximate_caption_words, official_caption_words
 from dp_rmt.scoring.cider import cider
 from dp_rmt.scoring.java import CaptionJars, find_caption_jars
@@ -96,7 +97,8 @@ def _check(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    from sacrebleu.metrics import BLEU  # imported here, because that takes as long as importing NumPy
+    with extra("finetune"):
+        from sacrebleu.metrics import BLEU  # imported here, because that takes as long as importing NumPy
 
     most = max(map(len, references))
     # None stands for a missing reference: sacrebleu knows it, though its annotations do not.
@@ -106,7 +108,8 @@ def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 
 
 def _words_13a(texts: Sequence[str]) -> list[Words]:
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    with extra("finetune"):
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenize = Tokenizer13a()
     return [tokenize(text.lower()).split() for text in texts]

@@ -31,7 +31,7 @@ def load_hub_dataset(
         return datasets.load_dataset(name, *([] if config is None else [config]), **options)
     except ImportError as error:
         raise RuntimeError(
-            f"Reading {what} from the hub needs the package `datasets`: pip install datasets. {advice}"
+            f"Reading {what} from the hub needs the package `datasets`: pip install 'dp_rmt[finetune]'. {advice}"
         ) from error
     except Exception as error:  # the hub's client raises dozens of types, most of them not public
         label = repr(name) if config is None else f"{name!r} ({config!r})"

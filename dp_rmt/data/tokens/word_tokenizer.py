@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from dp_rmt.extras import extra
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -26,8 +28,9 @@ def build_word_tokenizer(texts: Iterable[str], folder: str | os.PathLike[str], *
     Raises:
         ValueError: `texts` has no words.
     """
-    import tokenizers  # these two are imported here, as reading and batching data does without them
-    import transformers
+    with extra("finetune"):  # imported here, as reading and batching data does without them
+        import tokenizers
+        import transformers
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dp_rmt.extras import extra
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -35,7 +37,8 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     if isinstance(folder_or_hub_name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'")
-    import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
+    with extra("finetune"):
+        import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
 
     try:
         return Path(
@@ -151,7 +154,8 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
-    import transformers  # here, not above: it takes seconds to import and models do not need it
+    with extra("finetune"):
+        import transformers  # here, not above: it takes seconds to import and models do not need it
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import safetensors
 
+from dp_rmt.extras import extra
 from dp_rmt.models.huggingface.folder import weight_files
+
+with extra("finetune"):
+    import safetensors
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PIECE = 2**21

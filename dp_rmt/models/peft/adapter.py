@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dp_rmt.extras import extra
 from dp_rmt.files import save_tensors, whole_folder
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import LeafName, Model
@@ -22,6 +21,10 @@ from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
 from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
+
+with extra("finetune"):
+    import safetensors
+    import safetensors.numpy
 
 logger = logging.getLogger(__name__)
 

@@ -124,7 +124,8 @@ def _above_the_edge(matrices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     shape: dict[str, Any] = {"rows": rows, "cols": cols, "noise_std": noise_std}
     shrunken = shrinkage.frobenius(values, **shape)
     kept = singular_values.scale_spectrum(matrices, basis, jnp.where(shrunken > 0, shrunken / values, 0.0))
-    return kept, jnp.sum(shrunken > 0, axis=1), values[:, 0] / marchenko_pastur.bulk_edge(**shape)[:, 0]
+    edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
+    return kept, jnp.sum(shrunken > 0, axis=1), values[:, 0] / edge[:, 0]
 
 
 def _scores(evaluators: Mapping[str, Callable[[Params], Scores]], params: Params) -> Scores:
