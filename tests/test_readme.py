@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import dp_rmt
 from dp_rmt.finetuning.shorthand import settings_from
@@ -20,20 +21,8 @@ def test_the_first_call_is_understood(monkeypatch, tmp_path):
         calls.append(arguments)
         return run
 
-    class Run:
-        scores = {"dev/accuracy": 0.5}
-        privacy = {"epsilon": 3.0}
-
-        def predict(self, texts):
-            return ["positive"] * len(texts)
-
-        def save(self, folder):
-            assert isinstance(folder, str)
-
-    original, run = dp_rmt.finetune, Run()
-    fields = {"scores", "privacy"}
-    assert fields <= set(dp_rmt.Finetuned.__annotations__)
-    assert all(hasattr(dp_rmt.Finetuned, name) for name in ("predict", "save"))
+    original = dp_rmt.finetune
+    run = create_autospec(dp_rmt.Finetuned, instance=True, scores={}, privacy={"epsilon": 3.0})
     monkeypatch.setattr(dp_rmt, "finetune", finetune)
     monkeypatch.setattr("dp_rmt.environment.prepare", lambda: None)
     exec(compile(CALL, str(README), "exec"), {})

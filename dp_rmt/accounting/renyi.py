@@ -57,7 +57,8 @@ def renyi_divergences(step: Step) -> np.ndarray:
 
 def composed_divergences(steps: Iterable[tuple[Step, int]]) -> np.ndarray:
     """The Renyi divergences of so many steps of each kind together, at the accountant's orders."""
-    return np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    total: np.ndarray = np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    return total
 
 
 def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:

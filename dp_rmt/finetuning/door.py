@@ -160,8 +160,7 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     if (advice := environment.unprepared()) is not None:
         logging.warning(advice)
-    prepared = arms.prepare(settings, workdir)
-    (arm,) = prepared
+    (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)
     arms.report(workdir)
     return _finetuned(arm)
