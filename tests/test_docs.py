@@ -65,7 +65,8 @@ def choices(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_path(folder: Path, path: str) -> bool:
-    return any(folder.glob(path)) if "*" in path else (folder / path).exists()
+    """Whether a file, a folder, a module without its ending, or something that fits a pattern is there."""
+    return any(folder.glob(path)) or any(folder.glob(f"{path}.py"))
 
 
 def is_name(name: str) -> bool:
