@@ -33,7 +33,7 @@ SCRIPT = Path(sys.executable).with_name("dp-rmt")
 def dp_rmt_says(*arguments: str) -> tuple[int, str, float]:
     """Exit status, both outputs, seconds."""
     start = time.perf_counter()
-    ended = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=600)
     return ended.returncode, ended.stdout + ended.stderr, time.perf_counter() - start
 
 
