@@ -35,8 +35,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    # The studies, the benchmarks and the configs are run from the root of a checkout, by
-    # `python -m experiments.finetune`: such common top-level names do not belong into site-packages.
+    # The studies, the benchmarks and the configs are run from the root of a checkout: such common top-level names do
+    # not belong into site-packages.
     packages=find_packages(include=["dp_rmt", "dp_rmt.*"]),
     package_data={"dp_rmt": ["py.typed"]},
     entry_points={"console_scripts": ["dp-rmt = dp_rmt.finetuning.console:main"]},

@@ -47,11 +47,10 @@ assert 2.9 < dpsgd.epsilon(dpsgd.num_steps, delta=1e-5) <= 3.0
 print(f"dp_rmt {dp_rmt.__version__}: imported in {seconds:.3f} s; the pieces learn")
 
 for room in ("dp_rmt.finetuning.settings", "dp_rmt.models", "dp_rmt.training.train", "dp_rmt.reporting.plots"):
+    said = ""
     try:
         __import__(room)
     except ModuleNotFoundError as error:
-        if "pip install 'dp_rmt[" not in str(error):
-            raise
-        print(f"{room}: {error}")
-    else:
-        raise AssertionError(f"{room} needs an extra, and yet can be imported with the core dependencies alone")
+        said = str(error)
+    assert "pip install 'dp_rmt[" in said, f"{room} does not say which extra it needs, but {said!r}"
+    print(f"{room}: {said}")

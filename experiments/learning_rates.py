@@ -11,32 +11,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.rate_search import choose_rates
 from dp_rmt.finetuning.settings import Settings
 
 
-def main(argv: list[str]) -> None:
+def main(settings: Settings, argv: list[str]) -> None:
     """Chooses the rate of every arm that the record does not have yet."""
     del argv
     values = flags.FLAGS
     paths = {"workdir": Path(values.workdir), "record": Path(values.record)}
     try:
-        choose_rates(
-            Settings.from_config(values.config), names=values.arms, factors=values.factors, steps=values.steps, **paths
-        )
+        choose_rates(settings, names=values.arms, factors=values.factors, steps=values.steps, **paths)
     except (ValueError, OSError) as error:
         command_line.stop(error)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The arms.")
     flags.DEFINE_string("workdir", "runs/learning_rates", "Folder of the runs.")
     flags.DEFINE_string("record", None, "JSON file of what was found.")
     flags.DEFINE_list("arms", None, "Only these arms of the config.")
     flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "Of the arm's learning rate, to begin with.")
     flags.DEFINE_integer("steps", 6, "Of each run.")
-    flags.mark_flags_as_required(["config", "record"])
-    command_line.run(main)
+    flags.mark_flag_as_required("record")
+    command_line.run_with_settings(main)

@@ -7,54 +7,14 @@
 A job is `experiments.finetune` in a process and a folder of its own. The same command again runs what is missing or has
 failed; a run that was killed resumes from its last checkpoint. Further settings, such as --config.data.path=DIR, hold
 for all jobs. The exit status is 1 if a job is not finished. `dp_rmt.finetuning.sweep.jobs.load_sweep` says what a file
-of configs/sweeps/ has.
+of configs/sweeps/ has. `dp-rmt sweep`, which is installed with the library, is the same program.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from absl import app, flags
-
-from configs.reading import read_settings
-from dp_rmt.finetuning import command_line
-from dp_rmt.finetuning.sweep import commands, jobs, launch
-
-ROOT = Path(__file__).parents[1]  # where jobs run: `configs` and `experiments` are not installed
-FINETUNE = ("-m", "experiments.finetune")
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes table and plot."""
-    values, common = flags.FLAGS, argv[1:]
-    if others := [argument for argument in common if not argument.startswith("--config.")]:
-        raise app.UsageError(f"unexpected arguments: {' '.join(others)}; jobs take --config.KEY=VALUE")
-    workdir = Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}")
-    options = launch.options_from(values.launch)
-    try:
-        sweep = jobs.load_sweep(values.sweep, workdir, common)
-        launch.check_jobs(sweep, workdir, read_settings)
-        if values.executor == "print":
-            return launch.print_missing(sweep, workdir, ("python", *FINETUNE), target=values.target, options=options)
-        given = {"by": values.executor, "jobs_at_once": values.jobs_at_once, "options": options, "cwd": ROOT}
-        sys.exit(not launch.run_missing(sweep, workdir, (sys.executable, *FINETUNE), **given))
-    except (ValueError, OSError, RuntimeError) as error:
-        command_line.stop(error)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:  # --config.KEY=VALUE, which the jobs take, is left to `main`
-        return flags.FLAGS(argv, known_only=True)
-    except flags.Error as error:
-        sys.exit(f"sweep: {error}")
-
+from dp_rmt.finetuning import console
 
 if __name__ == "__main__":
-    flags.DEFINE_string("sweep", None, "A file of configs/sweeps/.", required=True)
-    flags.DEFINE_enum("executor", "local", ["local", "submitit", "print"], "What launches the jobs.")
-    flags.DEFINE_string("workdir", None, "Folder of the sweep; default runs/sweeps/NAME.")
-    flags.DEFINE_integer("jobs_at_once", None, "Of local, on CPUs; default one for two cores.", lower_bound=1)
-    flags.DEFINE_enum("target", "gcloud", list(commands.TARGETS), "Of print.")
-    flags.DEFINE_multi_string("launch", [], "KEY=VALUE for submitit or print; docs/launch.md lists them.")
-    app.run(main, flags_parser=_parse_flags)
+    console.sweep(sys.argv, ("-m", "experiments.finetune"))

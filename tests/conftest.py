@@ -33,7 +33,3 @@ def pytest_xdist_auto_num_workers(config) -> int:
     paths = {Path(argument.partition("::")[0]) for argument in config.args}
     one_file = len(paths) == 1 and all(path.suffix == ".py" for path in paths)
     return 0 if one_file else min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-
-
-if os.environ.get("C4_PIN") and "PYTEST_XDIST_WORKER" in os.environ:
-    os.sched_setaffinity(0, {int(os.environ["PYTEST_XDIST_WORKER"][2:]) % os.cpu_count()})

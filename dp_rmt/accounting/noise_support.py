@@ -63,7 +63,7 @@ def delta_of_truncation(
     of_step = (1 - overflow) * _of_shift(1 / step.noise_multiplier, support, q, num_parameters)
     if overflow > 0:
         of_step += overflow * _of_shift(2 / step.noise_multiplier, support, q, num_parameters)
-    return min(1.0, num_steps * of_step / (1 - 2 * special.ndtr(-support)))
+    return min(1.0, float(num_steps * of_step / (1 - 2 * special.ndtr(-support))))
 
 
 def _of_shift(shift: float, support: float, sampling_probability: float, num_parameters: int) -> float:
@@ -91,4 +91,5 @@ def _largest_escape(shift: float, support: float, num_parameters: int) -> float:
 def _escape(shift: np.ndarray, support: float) -> np.ndarray:
     """``h(x) = Phi_c(S - x) - Phi_c(S)``, without cancellation at small x."""
     log_tail = special.log_ndtr(shift - support)
-    return np.exp(log_tail) * -np.expm1(special.log_ndtr(-support) - log_tail)
+    escape: np.ndarray = np.exp(log_tail) * -np.expm1(special.log_ndtr(-support) - log_tail)
+    return escape

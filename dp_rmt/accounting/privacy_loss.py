@@ -61,7 +61,8 @@ def bin_width(steps: Steps) -> float:
         2 * _RUN_REACH * math.sqrt(count) * _scale(step) + 3.5 * width
         for (step, count), width in zip(steps, widths, strict=True)
     )
-    return max(wanted, max(widths) / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+    width: float = max(wanted, max(widths) / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+    return width
 
 
 def _width(step: Step) -> float:

@@ -41,7 +41,8 @@ def renyi_divergences(step: Step) -> np.ndarray:
         gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(step.sampling_probability, gaussian)
         rdp = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(event).rdp)
-        return (orders - 1.0) * rdp + _rounding_of_log_moments(orders)
+        moments: np.ndarray = (orders - 1.0) * rdp + _rounding_of_log_moments(orders)
+        return moments
 
     log_moment = log_moments(step.noise_multiplier)
     if (overflow := step.overflow_probability) > 0.0:
@@ -49,14 +50,15 @@ def renyi_divergences(step: Step) -> np.ndarray:
         # The weights enter as logarithms, not as `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
         log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
         log_moment = np.asarray(special.logsumexp(both + log_weights, axis=0))
-    divergences = log_moment / (orders - 1.0)
+    divergences: np.ndarray = log_moment / (orders - 1.0)
     divergences.flags.writeable = False
     return divergences
 
 
 def composed_divergences(steps: Iterable[tuple[Step, int]]) -> np.ndarray:
     """The Renyi divergences of so many steps of each kind together, at the accountant's orders."""
-    return np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    total: np.ndarray = np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    return total
 
 
 def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:
@@ -71,4 +73,5 @@ def _rounding_of_log_moments(orders: np.ndarray) -> np.ndarray:
     The series of a fractional order ends at a term of exp(-30) = 9e-14. The logarithms of binomial coefficients are
     differences of log-gammas of size a log(a).
     """
-    return 2.0**-42 + 2.0**-50 * orders * np.log(orders)
+    errors: np.ndarray = 2.0**-42 + 2.0**-50 * orders * np.log(orders)
+    return errors

@@ -166,14 +166,14 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
 
 
 def without_look_ahead(state: optax.OptState, params: Params) -> Params:
-    """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds.
+    """Computes the iterate x_t of `kalman_filter`, to evaluate and publish, from the parameters that the loop holds.
 
     Args:
-      state: a `KalmanState`, or the state of transformations with the filter among them, as of `optax.chain`.
+      state: a `KalmanState`, or the state of several transformations, one of which is the filter (`optax.chain`).
       params: y_t.
 
     Returns:
-      x_t; the parameters themselves where there is no filter in the state.
+      x_t. It is the parameters themselves if the state has no filter.
     """
     is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
     for node in filter(is_ahead, jax.tree.leaves(state, is_leaf=is_ahead)):

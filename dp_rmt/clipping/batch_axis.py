@@ -103,7 +103,7 @@ def after(eqn: Any, values: Sequence[Value], batch: int) -> list[Value]:
     return [out._replace(layout=layout) for out, layout in zip(outs, layouts)]
 
 
-def _by_shape(shape: Sequence[int], operands: list, batch: int, inner: int | None) -> Layout | None:
+def _by_shape(shape: Sequence[int], operands: list[tuple[Any, Layout]], batch: int, inner: int | None) -> Layout | None:
     """The rule for all operations: exactly one batch axis remains, with the layout of the operands."""
     if 0 in shape:  # it belongs to nobody
         return None

@@ -44,7 +44,7 @@ def num_examples(batch: Batch) -> int:
                 "example its own (jnp.full(batch_size, value)), or close over what all examples share"
             )
     # The length that most leaves have is taken as the right one; of several such lengths, the longest.
-    lengths = [leaf.shape[0] for _, leaf in leaves]
+    lengths: list[int] = [leaf.shape[0] for _, leaf in leaves]
     size = max(lengths, key=lambda length: (lengths.count(length), length))
     agreeing = next(f"{name} of shape {leaf.shape}" for name, leaf in leaves if leaf.shape[0] == size)
     for name, leaf in leaves:

@@ -88,7 +88,8 @@ class Contraction:
             return weighted_sum(self._gradients(x, g), weights_B)
         residuals = (x, g, self._token_norms(x, g))
         # This is opaque to differentiation in the weights, which would otherwise keep copies of what follows.
-        return linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
+        total: jax.Array = linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
+        return total
 
     def _weighted_contraction(self, residuals: tuple[Any, ...], weights_B: jax.Array) -> jax.Array:
         x, g, token_norms = residuals
@@ -97,7 +98,8 @@ class Contraction:
         def contracted(x: jax.Array, g: jax.Array, *token_norms: jax.Array) -> jax.Array:
             return einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
 
-        return self._choose(contracted, x, g, token_norms, finite=True)
+        total: jax.Array = self._choose(contracted, x, g, token_norms, finite=True)
+        return total
 
     def _products_of_pairs(self, axes: str, a: jax.Array) -> jax.Array:
         """The products ``a_it . a_is``, with the axes of the batch, of shared indices, and twice of the tokens."""
@@ -129,12 +131,16 @@ class Contraction:
 
     def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """The size ``sum_t |x_it| |g_it|``, (batch,). For several matrices it is the norm of their sizes."""
-        return self._choose(lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g))
+        sizes_B: jax.Array = self._choose(
+            lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g)
+        )
+        return sizes_B
 
     def _sum_of_sizes(self, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
         _, _, _, shared = self._axes()
         sizes = jnp.sum(x_norms * g_norms, axis=range(1 + len(shared), x_norms.ndim))
-        return jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
+        sizes_B: jax.Array = jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
+        return sizes_B
 
     def _choose(
         self,

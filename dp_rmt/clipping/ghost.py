@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
+from dp_rmt.clipping.leaf_rules import is_wide_float
 from dp_rmt.clipping.leaf_uses import (
     LeafWithoutRule,
     Use,
@@ -32,7 +33,6 @@ from dp_rmt.clipping.per_example import (
     clip_factors,
     summed_over_microbatches,
 )
-from dp_rmt.clipping.products import is_wide_float
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
@@ -94,10 +94,10 @@ def ghost_clipped_grad(
       A `ClippedGradient`.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, an operation mixes examples, or the
-        losses have the wrong shape or dtype.
-      LeafWithoutRule: from the returned function, a leaf has no rule, is used more than once or is narrower than
-        float32. It is a ValueError, too.
+      ValueError: an argument is out of range. The returned function raises it if an operation mixes examples, or if
+        the losses have the wrong shape or dtype.
+      LeafWithoutRule: the returned function raises it, which is a ValueError, too, if a leaf has no rule, is used more
+        than once or is narrower than float32.
 
     >>> import flax.linen as nn
     >>> model = nn.Dense(1, use_bias=False)
@@ -141,11 +141,11 @@ _Tapped = Callable[[Params, jax.Array], jax.Array]
 _Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+def _run(pull_back: Callable[[jax.Array], Any], cotangents: jax.Array) -> Any:
     return pull_back(cotangents)
 
 
-def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable[..., Any] = _run) -> _Outcome:
     """Keeps the linear map from the weights of the taps to the sums of a backward pass; that map is the book."""
 
     def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:

@@ -93,7 +93,8 @@ def _normalisation(module: nn.LayerNorm | nn.RMSNorm, x: jax.Array) -> Mapping[s
 def _normalised(module: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     off = {name: False for name in ("use_scale", "use_bias") if hasattr(module, name)}
     plain = module.clone(parent=None, dtype=jnp.promote_types(y.dtype, jnp.float32), **off)
-    return plain.apply({}, x)
+    normalised: jax.Array = plain.apply({}, x)
+    return normalised
 
 
 def _rows(module: nn.Embed, ids: jax.Array, y: jax.Array) -> jax.Array:
@@ -166,7 +167,7 @@ def intercepted(
     """
     inside_layer = False
 
-    def intercept(next_method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def intercept(next_method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         nonlocal inside_layer
         module: Any = context.module
         rule = LAYER_RULES.get((type(module), context.method_name))
@@ -189,7 +190,9 @@ def intercepted(
     return losses
 
 
-def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict, batch_size: int) -> FoundLayer:
+def _found(
+    rule: LayerRule, module: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int
+) -> FoundLayer:
     held = module.variables["params"]
     params = nn.meta.unbox(held)
     inputs = next(iter((*args, *kwargs.values())))

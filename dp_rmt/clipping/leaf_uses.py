@@ -60,7 +60,9 @@ class Use(NamedTuple):
 
 def mark(layer: str, leaves: Mapping[str, Any], y: jax.Array, *, problem: str | None = None) -> jax.Array:
     """Returns ``y`` unchanged, and tells `uses_of_leaves` that ``layer`` uses ``leaves``, and the problem with that."""
-    return _mark.bind(y, *jax.tree.leaves(leaves), layer=layer, problem="" if problem is None else f" {problem}")
+    said = "" if problem is None else f" {problem}"
+    marked: jax.Array = _mark.bind(y, *jax.tree.leaves(leaves), layer=layer, problem=said)
+    return marked
 
 
 def uses_of_leaves(jaxpr: Jaxpr, num_leaves: int) -> list[list[Use]]:

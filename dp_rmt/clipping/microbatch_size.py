@@ -80,13 +80,14 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         raise ValueError("this backend does not tell how much memory a compiled step needs: give a microbatch size")
-    return (
+    size: int = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
+    return size
 
 
 def default_memory_budget() -> int:

@@ -212,7 +212,7 @@ def summed_over_microbatches(
         total, per_example = sum_(params, batch, is_padding)
         return jax.tree.map(lambda g: g / normalize_by, total), per_example
 
-    # Not op by op: loops, and the layers of ghost clipping, would be compiled anew at every call, and never be freed.
+    # The function is jitted: op by op, loops and the layers of ghost clipping would be compiled at every call and kept.
     return ClippedGradient(
         jax.jit(function, inline=True), l2_norm_bound(l2_clip_norm=l2_clip_norm, normalize_by=normalize_by)
     )
@@ -221,7 +221,7 @@ def summed_over_microbatches(
 def l2_norm_bound(*, l2_clip_norm: float, normalize_by: float) -> float:
     """The largest l2 norm that one example can add to a clipped gradient, ``C / normalize_by``, for either clip style.
 
-    It is what adding or removing one example can change, and so the unit of the noise.
+    Adding or removing one example can change the gradient by so much, so it is the unit of the noise.
 
     >>> l2_norm_bound(l2_clip_norm=0.5, normalize_by=100)
     0.005

@@ -54,18 +54,22 @@ def tap(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(static: tuple, leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array) -> jax.Array:
+def _tap(
+    static: tuple[Any, ...], leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array
+) -> jax.Array:
     return y
 
 
-def _tap_forward(static: tuple, leaves: dict[str, Any], x: Any, y: Any, weights_B: Any) -> tuple[jax.Array, Any]:
+def _tap_forward(
+    static: tuple[Any, ...], leaves: dict[str, Any], x: Any, y: Any, weights_B: Any
+) -> tuple[jax.Array, Any]:
     # Residuals are arrays, but their tree is static: () marks a differentiated leaf, and None marks a frozen one.
     marks = {name: () if leaf.perturbed else None for name, leaf in leaves.items()}
     trained = any(leaf.perturbed for leaf in leaves.values())
     return y.value, (marks, x.value if trained else None, weights_B.value)
 
 
-def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
+def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any, ...]:
     marks, x, weights_B = residuals
     if isinstance(g, SymbolicZero):
         return None, None, None, None
@@ -113,7 +117,7 @@ def _tap_frozen_forward(refusal: str, leaves: dict[str, Any], y: Any) -> tuple[j
     return y.value, None
 
 
-def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple:
+def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple[Any, ...]:
     return None, None if isinstance(g, SymbolicZero) else g
 
 
@@ -144,7 +148,8 @@ def tap_tied_lookup(
     """
     tokens = ids.reshape(len(ids), -1).shape
     ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
-    return _tied_lookup(table, ids, y, weights_B, ticket)
+    tapped: tuple[jax.Array, tuple[jax.Array, ...]] = _tied_lookup(table, ids, y, weights_B, ticket)
+    return tapped
 
 
 @jax.custom_vjp
@@ -157,7 +162,7 @@ def _tied_lookup_forward(table: Any, ids: Any, y: Any, weights_B: Any, ticket: A
     return (y.value, jax.tree.map(lambda t: t.value, ticket)), (rows_of_table, ids.value, weights_B.value)
 
 
-def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
+def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     rows_of_table, ids, weights_B = residuals
     g, (rows_BxTxD, rounding_BxT, rounding_of_head_B) = cotangents
     if rows_of_table is None or isinstance(g, SymbolicZero):
@@ -191,7 +196,8 @@ def tap_tied_head(
     Returns:
       ``y``.
     """
-    return _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+    tapped: jax.Array = _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+    return tapped
 
 
 @jax.custom_vjp
@@ -203,7 +209,7 @@ def _tied_head_forward(table: Any, ids: Any, ticket: Any, x: Any, y: Any, weight
     return y.value, (ids.value, x.value, weights_B.value) if table.perturbed else None
 
 
-def _tied_head_backward(residuals: Any, g: Any) -> tuple:
+def _tied_head_backward(residuals: Any, g: Any) -> tuple[Any, ...]:
     if residuals is None or isinstance(g, SymbolicZero):
         return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals

@@ -7,6 +7,7 @@ from dp_rmt.data.readers.document_tasks import DOCUMENT_TASKS, SENSITIVE, Docume
 from dp_rmt.data.readers.documents import Document, tokenize_documents
 from dp_rmt.data.readers.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.readers.glue_tasks import GLUE_TASKS, GlueTask, Infilling
+from dp_rmt.data.readers.labelled_table import LabelledTable, load_labelled_table
 from dp_rmt.data.readers.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.readers.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
 from dp_rmt.data.readers.text_pairs import TextPairs, TextReferences
@@ -28,6 +29,7 @@ __all__ = [
     "GlueData",
     "GlueTask",
     "Infilling",
+    "LabelledTable",
     "TableToText",
     "TextPairs",
     "TextReferences",
@@ -43,6 +45,7 @@ __all__ = [
     "label_word_ids",
     "load_documents",
     "load_glue",
+    "load_labelled_table",
     "load_table_to_text",
     "read_tsv",
     "text_scores",

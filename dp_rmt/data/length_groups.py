@@ -23,10 +23,10 @@ def group_by_length(
     (`dp_rmt.clipping.per_example.summed_over_microbatches`).
 
     Args:
-      arrays: the data set with ``attention_mask`` (N, L); every array with L columns is cut to the group's length.
-      indices: (B,) examples of the batch, -1 for padding, from `PoissonSampling.indices`.
-      lengths: ascending lengths of the groups in tokens, the last being L; empty for data of any kind, which then needs
-        no mask and is one group.
+      arrays: the data set with ``attention_mask`` (N, L). Every array with L columns is cut to the group's length.
+      indices: the examples (B,) of the batch, -1 for padding, from `PoissonSampling.indices`.
+      lengths: ascending lengths of the groups in tokens; the last must be L. If it is empty, data of any kind is one
+        group, and needs no mask.
       microbatch_size: None puts everything into the last group.
 
     Returns:

@@ -33,4 +33,5 @@ def with_auto_axes(function: Callable[..., tuple[Params, Any]], tree: Params, *a
     shardings = [NamedSharding(explicit[0], leaf.sharding.spec) for leaf in types]
     whole = NamedSharding(explicit[0], PartitionSpec())
     out = jax.tree.unflatten(jax.tree.structure(tree), shardings), whole
-    return jax.sharding.auto_axes(function, out_sharding=out)(tree, *arguments)
+    result: tuple[Any, Any] = jax.sharding.auto_axes(function, out_sharding=out)(tree, *arguments)
+    return result

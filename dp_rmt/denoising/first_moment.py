@@ -135,7 +135,9 @@ def scale_by_denoised_adam(
         mu_variance, nu_offset = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
         return DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, unit, denoiser.init(params))
 
-    def update(updates: Params, state: DenoisedAdamState, params: Params | None = None):
+    def update(
+        updates: Params, state: DenoisedAdamState, params: Params | None = None
+    ) -> tuple[Params, DenoisedAdamState]:
         del params
         std = in_units(std_of(state.step), state.unit)
         step = optax.safe_increment(state.step)

@@ -115,7 +115,7 @@ def denoise_matrices(
         sharding,
     )
 
-    def update(updates: Params, state: DenoiseState, params: Params | None = None):
+    def update(updates: Params, state: DenoiseState, params: Params | None = None) -> tuple[Params, DenoiseState]:
         del params
         return tree_denoiser(updates, state, noise_std(state.step) if callable(noise_std) else noise_std)
 
@@ -158,7 +158,7 @@ class TreeDenoiser(NamedTuple):
         starts: dict[str, jax.Array | None] = {}
         denoise = self.matrix_denoiser if self.sharding is None else _divided(self.matrix_denoiser, self.sharding)
 
-        def denoise_group(shape: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array):
+        def denoise_group(shape: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array) -> jax.Array:
             std = jnp.asarray(noise_std, noisy.dtype)
             denoised, seen, starts[shape] = denoise(noisy, std, state.starts[shape], state.step)
             for matrix, *parts in zip(group, *(matrix_groups.split(group, field) for field in seen), strict=True):
@@ -179,7 +179,7 @@ def _placeholder_of_optax() -> type:
     """The type that `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
     seen: list[type] = []
 
-    def init(params: Params) -> tuple:
+    def init(params: Params) -> tuple[()]:
         seen.append(type(params))
         return ()
 
@@ -211,7 +211,7 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def divided(matrices, noise_std, start, step):
+    def divided(matrices: jax.Array, noise_std: jax.Array, start: Any, step: jax.Array) -> tuple[Any, ...]:
         count = len(matrices)
         # The number of matrices must be a multiple of the number of devices. So the last matrix is repeated, and its
         # copies are dropped. Each device does so with its own parts, so there are as many copies as devices.

@@ -38,6 +38,10 @@ class MatrixDiagnostics(NamedTuple):
     top_over_edge: jax.Array
 
 
+Restored = tuple[jax.Array, MatrixDiagnostics]
+"""Denoised matrices (B, rows, cols), and what was found in each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MatrixDenoiser:
     """The options of `dp_rmt.denoise_matrices`, which explains them, and what they do to one batch of matrices.
@@ -103,25 +107,32 @@ class MatrixDenoiser:
         found = subspace.subspace_svd(matrices, start=start, cut=cut, key=key)
         leading = self._restore(matrices, found.basis, found.values, noise_std)
 
-        def where_incomplete() -> tuple[jax.Array, MatrixDiagnostics]:
-            def one(matrix, is_complete, of_leading):
-                return jax.lax.cond(is_complete, lambda: of_leading, lambda: self._restore_one(matrix, noise_std))
+        def where_incomplete() -> Restored:
+            def one(of_one: tuple[jax.Array, jax.Array, Restored]) -> Restored:
+                matrix, is_complete, of_leading = of_one
+                restored: Restored = jax.lax.cond(
+                    is_complete, lambda: of_leading, lambda: self._restore_one(matrix, noise_std)
+                )
+                return restored
 
-            return jax.lax.map(lambda arguments: one(*arguments), (matrices, found.is_complete, leading))
+            of_all: Restored = jax.lax.map(one, (matrices, found.is_complete, leading))
+            return of_all
 
         denoised, diagnostics = jax.lax.cond(jnp.all(found.is_complete), lambda: leading, where_incomplete)
         return denoised, diagnostics, found.start
 
-    def _restore_one(self, matrix: jax.Array, noise_std: jax.Array) -> tuple[jax.Array, MatrixDiagnostics]:
+    def _restore_one(self, matrix: jax.Array, noise_std: jax.Array) -> Restored:
         """Denoises a matrix by its full decomposition, on an NVIDIA GPU by eigenvectors, several times faster."""
         batch = matrix[None]
-        decompose = lambda method: lambda x: tuple(singular_values.short_side_svd(x, method=method))  # noqa: E731
-        basis, values = jax.lax.platform_dependent(batch, cuda=decompose("gram"), default=decompose("exact"))
-        return jax.tree.map(lambda x: x[0], self._restore(batch, basis, values, noise_std))
 
-    def _restore(
-        self, matrices: jax.Array, basis: jax.Array, values: jax.Array, noise_std: jax.Array
-    ) -> tuple[jax.Array, MatrixDiagnostics]:
+        def decompose(method: Literal["exact", "gram"]) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+            return lambda x: tuple(singular_values.short_side_svd(x, method=method))
+
+        basis, values = jax.lax.platform_dependent(batch, cuda=decompose("gram"), default=decompose("exact"))
+        restored: Restored = jax.tree.map(lambda x: x[0], self._restore(batch, basis, values, noise_std))
+        return restored
+
+    def _restore(self, matrices: jax.Array, basis: jax.Array, values: jax.Array, noise_std: jax.Array) -> Restored:
         """Computes weights from the (leading) singular values (B, K), and the matrices that they give."""
         rows, cols = matrices.shape[1:]
         # Each matrix is in units of its largest value, a power of two: squares fit, and digits do not depend on the

@@ -2,7 +2,10 @@
 
 from dp_rmt.extras import check_installed
 
-check_installed(
-    "finetune", ["datasets", "huggingface_hub", "matplotlib", "ml_collections", "orbax", "sacrebleu", "safetensors"]
+MODULES = (
+    *("datasets", "huggingface_hub", "matplotlib", "ml_collections", "orbax", "sacrebleu", "safetensors"),
+    *("tokenizers", "tqdm", "transformers"),
 )
-check_installed("finetune", ["tokenizers", "tqdm", "transformers"])
+"""What the extra "finetune" installs, by the names that Python knows."""
+
+check_installed("finetune", MODULES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+import json
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 import jax
@@ -67,7 +68,7 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
       ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
     """
     each = arm_settings(settings)
-    folders = {name: workdir if len(each) == 1 else workdir / name for name in each}
+    folders = _folders(each, workdir)
     with processes.first_alone("workdir"):
         located = _locate(settings, each, folders, workdir)
     tasks: dict[Hashable, Task] = {}
@@ -117,26 +118,44 @@ def trained_state(arm: Arm) -> TrainState:
     return arm.run.trained_state(arm.workdir)
 
 
-def report(arms: list[Arm], workdir: Path) -> dict[str, ReportedRun]:
-    """Writes ``report.html`` over all arms and returns what it shows."""
+def report(workdir: Path) -> str:
+    """Writes ``report.html`` over all arms that have begun, from what is in their folders.
+
+    Args:
+      workdir: of the experiment.
+
+    Returns:
+      What the report shows, as tables for the terminal.
+
+    Raises:
+      FileNotFoundError: the folder is none of an experiment, or no arm has begun.
+    """
+    config = workdir / CONFIG_FILE
+    if not config.exists():
+        raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: give the folder of a run")
+    each = arm_settings(Settings.from_config(json.loads(config.read_text(encoding="utf-8"))))
+    folders = _folders(each, workdir)
     runs = {
-        arm.name: ReportedRun(
-            metrics=read_metrics(arm.workdir / "metrics.jsonl"),
-            config=as_json(arm.settings),
-            privacy=read_privacy(arm.workdir),
-            texts=samples(arm.workdir, SAMPLES),
+        name: ReportedRun(
+            metrics=read_metrics(folders[name] / "metrics.jsonl"),
+            config=as_json(settings),
+            privacy=read_privacy(folders[name]),
+            texts=samples(folders[name], SAMPLES),
         )
-        for arm in arms
+        for name, settings in each.items()
+        if (folders[name] / "metrics.jsonl").exists()
     }
+    if not runs:
+        raise FileNotFoundError(f"{workdir}: no run has begun")
     write_report(workdir / "report.html", runs)
-    return runs
-
-
-def summary(arms: list[Arm], workdir: Path) -> str:
-    """Writes the report over all arms, and says what it shows for the terminal."""
-    runs = report(arms, workdir)
     statements = statement_table({name: run.privacy for name, run in runs.items()})
     return f"{results_table(runs)}\n{statements}\nReport: {workdir / 'report.html'}"
+
+
+def _folders(each: Iterable[str], workdir: Path) -> dict[str, Path]:
+    """The folder of every arm; one alone has the experiment's own."""
+    names = list(each)
+    return {name: workdir if len(names) == 1 else workdir / name for name in names}
 
 
 def _locate(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.tasks.classification import load_glue_task
+from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
 from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_text_task
@@ -41,10 +41,9 @@ def load_task(settings: Settings) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    if settings.data.task in DOCUMENT_TASKS:
-        task = load_document_task(settings)
-    else:
-        task = load_text_task(settings) if settings.data.task in TABLE_TO_TEXT_TASKS else load_glue_task(settings)
+    loaders = dict.fromkeys(DOCUMENT_TASKS, load_document_task) | dict.fromkeys(TABLE_TO_TEXT_TASKS, load_text_task)
+    loaders |= {"labelled_table": load_labelled_task}
+    task = loaders.get(settings.data.task, load_glue_task)(settings)
     return dataclasses.replace(task, base_model=resolve_model_path(settings.model.path))
 
 

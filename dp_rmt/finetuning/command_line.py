@@ -10,7 +10,6 @@ import logging as python_logging
 import re
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dp_rmt.finetuning.options import Group, check_name, described, group_of, kinds, parsed, walk
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.settings import Settings, Synthetic
 
 Assignment = tuple[str, str]
 """A dotted key and its value as text."""
@@ -27,37 +26,38 @@ _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOT
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """`absl.app.run` for programs with the flag --config; quiet below warnings unless the user gives --verbosity."""
-    app.run(_quietly(main), argv, flags_parser=_parse_config_flags)
+    """`absl.app.run` for programs with flags alone; quiet below warnings unless the user gives --verbosity."""
+    app.run(_quietly(main), argv, flags_parser=lambda arguments: _parsed(arguments, "", app.parse_flags_with_usage))
 
 
 def run_with_settings(
-    main: Callable[[Settings, list[str]], None], argv: list[str], *, default: Callable[[], Settings] = Settings
+    main: Callable[[Settings, list[str]], None],
+    argv: list[str] | None = None,
+    *,
+    default: Callable[[], Settings] | None = None,
 ) -> None:
     """Runs a program that takes settings: a file of them (--config=FILE) and changes (--config.KEY=VALUE).
 
     Args:
       main: gets the settings, and what of the command line is neither a flag nor a setting.
-      argv: the program's name and its arguments.
-      default: makes the settings that are changed where there is no --config=FILE; called once the flags are parsed.
+      argv: the program's name and its arguments; None takes those of the process.
+      default: makes the settings that are changed where there is no --config=FILE, once the flags are parsed; None asks
+        for a file.
     """
     found: list[Settings] = []
 
     def parse(arguments: list[str]) -> list[str]:
-        if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
-            print(help_text(arguments[0]))
-            sys.exit(0)
-        program = Path(arguments[0]).name
-        try:
-            arguments, assignments = split(arguments)
-            rest = app.parse_flags_with_usage(arguments)
-            found.append(read(flags.FLAGS.config, assignments, default))
-        except (ValueError, OSError) as error:
-            sys.exit(f"{program}: {' '.join(str(error).split())}")
+        arguments, assignments = split(arguments)
+        rest = app.parse_flags_with_usage(arguments)
+        found.append(read(flags.FLAGS.config, assignments, default))
         return rest
 
     flags.DEFINE_string("config", None, "A file of settings, FILE.py or FILE.py:CHOICE, with a function get_config.")
-    app.run(_quietly(lambda rest: main(found[0], rest)), argv, flags_parser=parse)
+    app.run(
+        _quietly(lambda rest: main(found[0], rest)),
+        argv,
+        flags_parser=lambda arguments: _parsed(arguments, _help_of_settings(), parse),
+    )
 
 
 def stop(error: Exception) -> NoReturn:
@@ -89,39 +89,66 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Assignment]]:
     return rest, assignments
 
 
-def read(config: str | None, assignments: Sequence[Assignment], default: Callable[[], Settings] = Settings) -> Settings:
+def read(
+    config: str | None, assignments: Sequence[Assignment], default: Callable[[], Settings] | None = None
+) -> Settings:
     """The settings of a file, changed as a command line says.
 
     Args:
       config: ``FILE.py`` or ``FILE.py:CHOICE``, whose function get_config gives a ConfigDict or nested dictionaries;
         None for the default.
       assignments: in order.
-      default: makes the settings where there is no file.
+      default: makes the settings where there is no file; None asks for one.
 
     Raises:
       ValueError: a key is unknown or a value cannot be used.
       FileNotFoundError: there is no such file.
     """
-    settings = default() if config is None else Settings.from_config(_called(config))
+    if config is None and default is None:
+        raise ValueError("--config is missing. Give a file of configs/, such as --config=configs/quickstart.py")
+    settings = default() if config is None and default is not None else Settings.from_config(_called(config or ""))
     for key, text in assignments:
         settings = _assigned(settings, key, text)
     return settings
 
 
-def help_text(program: str) -> str:
-    """What a program is told by, with every setting, its doc and its default."""
-    own = [
-        f"  --{name}{'' if flag.boolean else '=...'}\n{_indented(flag.help)}"
-        for name, flag in sorted(flags.FLAGS._flags().items())
-        if flag.help and flags.FLAGS.find_module_defining_flag(name) not in _OF_ABSL
-    ]
-    keys = [
-        f"  --config.{key}={field.default if not callable(field.default_factory) else field.default_factory()!r}\n"
-        f"{_indented(field.metadata['doc'] + _choices(kind))}"
+def _parsed(arguments: list[str], further_help: str, parse: Callable[[list[str]], list[str]]) -> list[str]:
+    """What `parse` gives; --help and mistakes end the program."""
+    program = Path(arguments[0]).name
+    if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
+        print(f"usage: {program} [--FLAG=VALUE ...]\n\nflags:\n{_help_of_flags()}{further_help}")
+        sys.exit(0)
+    try:
+        return parse(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{program}: {' '.join(str(error).split())}")
+
+
+def _help_of_flags() -> str:
+    """The flags of this program alone, not those of absl."""
+    found = flags.FLAGS._flags()
+    own = [name for name in sorted(found) if flags.FLAGS.find_module_defining_flag(name) not in _OF_ABSL]
+    return "\n".join(
+        f"  --{name}{'' if found[name].boolean else '=...'}\n{_indented(found[name].help)}" for name in own
+    )
+
+
+def _help_of_settings() -> str:
+    """Every setting, its doc and its default."""
+    defaults = Settings()
+    lines = [
+        f"  --config.{key}={_default(defaults, key)!r}\n{_indented(field.metadata['doc'] + _choices(kind))}"
         for key, kind, field in walk(Settings)
     ]
-    usage = f"usage: {Path(program).name} [--config=FILE.py] [--config.KEY=VALUE ...] [--FLAG=VALUE ...]"
-    return "\n".join([usage, "", "flags:", *own, "", "settings, with their defaults:", *keys])
+    return "\n".join(["\n\nsettings, with their defaults:", *lines])
+
+
+def _default(defaults: Settings, key: str) -> Any:
+    found: Any = defaults
+    for part in key.split("."):
+        found = Synthetic() if found is None else found
+        found = getattr(found, part)
+    return found
 
 
 _OF_ABSL = ("absl.app", "absl.logging", "absl.flags", "absl.testing.absltest")
@@ -196,30 +223,6 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         main(argv)
 
     return quiet
-
-
-def _parse_config_flags(argv: list[str]) -> list[str]:
-    program = Path(argv[0]).stem
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        getattr(flags.FLAGS["config"].value, "name", None)  # raises if the file could not be read
-    except (AttributeError, KeyError) as error:
-        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
-            raise  # a mistake inside the config file
-        sys.exit(f"{program}: {_unknown_key(str(error), argv)} All keys are in configs/base.py.")
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        sys.exit(f"{program}: {reason}. Give a file of configs/, such as --config=configs/quickstart.py.")
-    return rest
-
-
-def _unknown_key(message: str, argv: list[str]) -> str:
-    """What ml_collections says of an unknown key, with the argument that has it."""
-    key, suggestion = re.search(r"\w+", message), re.search(r"Did you mean[^?]*\?", message)
-    assert key is not None  # every message begins with the key
-    found = [argument for argument in argv if key[0] in argument.partition("=")[0].split(".")]
-    unknown = f"names {key[0]!r}, which the config does not have."
-    return " ".join([*found[:1], unknown, *([suggestion[0]] if suggestion else [])])
 
 
 def _is_of_interest(record: python_logging.LogRecord) -> bool:

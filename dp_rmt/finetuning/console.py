@@ -1,19 +1,24 @@
 """The installed program, ``dp-rmt COMMAND ...``: a door, so that flags are allowed here.
 
-``dp-rmt finetune`` is the same code as ``python -m experiments.finetune``.
+``dp-rmt finetune``, ``sweep`` and ``audit`` are the same code as ``python -m experiments.finetune`` and so on. What
+loads JAX is imported once the command line is known to be right, so that a mistake in it is answered at once.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from dp_rmt import environment
-from dp_rmt.finetuning import command_line
+from dp_rmt.finetuning import command_line, shorthand
 from dp_rmt.finetuning.settings import Settings
+
+INSTALLED = ("-m", "dp_rmt.finetuning.console", "finetune")
+"""What a sweep runs, as arguments of Python."""
 
 
 def main() -> None:
@@ -32,6 +37,9 @@ def main() -> None:
 
 def finetune(argv: list[str]) -> None:
     """Fine-tunes a model privately: settings in, a model, its report and its privacy statement out."""
+    flags.DEFINE_string("model", None, "In place of --config: folder of a model, or its name on the hub.")
+    flags.DEFINE_string("train", None, "In place of --config: a CSV, TSV or JSONL file, a folder of such, or a task.")
+    flags.DEFINE_float("epsilon", None, "In place of --config: the privacy budget.")
     flags.DEFINE_string("workdir", None, "Folder of the run's files; default runs/<name of the settings>.")
     flags.DEFINE_string(
         "coordinator_address",
@@ -40,21 +48,160 @@ def finetune(argv: list[str]) -> None:
     )
     flags.DEFINE_integer("num_processes", None, "How many processes, each with the same command.")
     flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
-    command_line.run_with_settings(_finetune, argv)
+    command_line.run_with_settings(_finetune, argv, default=_short_settings)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"finetune": finetune}
+def evaluate(argv: list[str]) -> None:
+    """Evaluates the models of a finished run again, and prints their scores as JSON."""
+    _define_workdir()
+    flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
+
+    def run() -> str:
+        from dp_rmt.finetuning.door import load_finetuned
+
+        return json.dumps(load_finetuned(flags.FLAGS.workdir, flags.FLAGS.arm).scores, indent=1)
+
+    _run(run, argv)
+
+
+def generate(argv: list[str]) -> None:
+    """Lets the model of a finished run write a text for every line of a file, and prints them as JSON lines."""
+    _define_workdir()
+    flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
+    flags.DEFINE_string("prompts", "-", "A text file with a prompt in each line; - reads the standard input.")
+
+    def run() -> str:
+        from dp_rmt.finetuning.door import load_finetuned
+
+        given = flags.FLAGS.prompts
+        text = sys.stdin.read() if given == "-" else Path(given).read_text(encoding="utf-8")
+        prompts = [line for line in text.splitlines() if line.strip()]
+        written = load_finetuned(flags.FLAGS.workdir, flags.FLAGS.arm).generate(prompts)
+        lines = ({"prompt": prompt, "text": text} for prompt, text in zip(prompts, written, strict=True))
+        return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+
+    _run(run, argv)
+
+
+def report(argv: list[str]) -> None:
+    """Writes report.html again from what is in a run's folder, and prints its tables."""
+    _define_workdir()
+
+    def run() -> str:
+        from dp_rmt.finetuning import arms
+
+        return arms.report(Path(flags.FLAGS.workdir))
+
+    _run(run, argv)
+
+
+def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
+    """Runs many runs that differ in some settings, restartable, with one table and one plot.
+
+    Args:
+      argv: of the command.
+      program: arguments of Python that make it the program of a job.
+    """
+    flags.DEFINE_string("sweep", None, "The file of the sweep, such as one of configs/sweeps/.", required=True)
+    flags.DEFINE_enum("executor", "local", ["local", "submitit", "print"], "What launches the jobs.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep; default runs/sweeps/NAME.")
+    flags.DEFINE_integer("jobs_at_once", None, "Of local, on CPUs; default one for two cores.", lower_bound=1)
+    flags.DEFINE_string("target", "gcloud", "Of print: gcloud, xpk or skypilot.")
+    flags.DEFINE_multi_string("launch", [], "KEY=VALUE for submitit or print; docs/launch.md lists them.")
+    settings = [argument for argument in argv[1:] if argument.startswith("--config.")]  # the jobs take these
+    own = [argument for argument in argv if argument not in settings]
+
+    def run() -> str | None:
+        from dp_rmt.finetuning.sweep import commands, jobs, launch
+
+        values = flags.FLAGS
+        if values.target not in commands.TARGETS:
+            raise ValueError(f"--target={values.target}: choose from {', '.join(commands.TARGETS)}")
+        workdir = Path(values.workdir or f"runs/sweeps/{Path(values.sweep).stem}")
+        options = launch.options_from(values.launch)
+        loaded = jobs.load_sweep(values.sweep, workdir, settings)
+        launch.check_jobs(loaded, workdir)
+        if values.executor == "print":
+            launch.print_missing(loaded, workdir, ("python", *program), target=values.target, options=options)
+            return None
+        given = {"by": values.executor, "jobs_at_once": values.jobs_at_once, "options": options, "cwd": Path.cwd()}
+        if not launch.run_missing(loaded, workdir, (sys.executable, *program), **given):
+            sys.exit(1)
+        return None
+
+    _run(run, own)
+
+
+def audit(argv: list[str]) -> None:
+    """Attacks runs with the noise, sampling and updates of a run, and bounds its epsilon from below."""
+    _define_workdir()
+    flags.DEFINE_integer("runs", 24_000, "Repeated runs with, and so many without, the canary.", lower_bound=20)
+    flags.DEFINE_integer("seed", 0, "Of coins, sampling and noise.")
+
+    def run() -> str:
+        from dp_rmt.auditing.run_folder import audit_workdir
+        from dp_rmt.reporting.numbers import number
+
+        values = flags.FLAGS
+        bound = audit_workdir(Path(values.workdir), num_runs=values.runs, seed=values.seed)
+        epsilon, delta = number(bound.epsilon, "down"), number(bound.delta)
+        return f"epsilon is at least {epsilon} at delta {delta}: see {values.workdir}/privacy.md"
+
+    _run(run, argv)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "finetune": finetune,
+    "sweep": sweep,
+    "audit": audit,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+}
+
+
+def _define_workdir() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+
+
+def _run(command: Callable[[], str | None], argv: list[str]) -> None:
+    """Prints what a command gives; mistakes in the input end it with one clear line."""
+
+    def call(rest: list[str]) -> None:
+        _refuse(rest)
+        try:
+            text = command()
+        except (ValueError, OSError, RuntimeError) as error:
+            command_line.stop(error)
+        if text is not None:
+            print(text)
+
+    command_line.run(call, argv)
+
+
+def _short_settings() -> Settings:
+    values = flags.FLAGS
+    if values.model is None or values.train is None:
+        raise ValueError(
+            "give --config=FILE.py, or --model=..., --train=... and --epsilon=...; --help lists all settings"
+        )
+    if values.epsilon is None:
+        raise ValueError("give --epsilon=..., the privacy budget; there is no default that is right for everybody")
+    return shorthand.started(values.model, values.train, values.epsilon)
 
 
 def _finetune(settings: Settings, rest: list[str]) -> None:
     """Prepares, trains and reports; mistakes in the input end it before training, with one clear line."""
-    if len(rest) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(rest[1:])}; flags begin with --")
-    # Only now: a mistake in the command line is answered before JAX is loaded.
+    _refuse(rest)
+    values = flags.FLAGS
+    if values.config is None:
+        settings = shorthand.completed(settings)
+    for name, key in {"model": "model.path", "train": "data.path", "epsilon": "privacy.epsilon"}.items():
+        if values.config is not None and values[name].present:
+            sys.exit(f"--{name} is given in place of --config, not beside it: give --config.{key}=...")
     from dp_rmt.finetuning import arms
     from dp_rmt.training import processes
 
-    values = flags.FLAGS
     workdir = Path(values.workdir or f"runs/{settings.name}")
     with processes.ending_together():
         try:
@@ -68,4 +215,13 @@ def _finetune(settings: Settings, rest: list[str]) -> None:
         except OSError as error:  # a full disk: no mistake in the program, and the run can go on
             command_line.stop(error)
         if processes.is_first():
-            print(arms.summary(prepared, workdir))
+            print(arms.report(workdir))
+
+
+def _refuse(rest: list[str]) -> None:
+    if len(rest) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(rest[1:])}; flags begin with --")
+
+
+if __name__ == "__main__":
+    main()

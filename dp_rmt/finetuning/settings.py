@@ -14,6 +14,7 @@ Named = str | tuple[str, Mapping[str, Any]]
 GlueTaskName = Literal["sst2", "qnli", "qqp", "mnli", "rte", "mrpc", "cola", "stsb"]
 TextTaskName = Literal["e2e", "dart", "jsonl"]
 DocumentTaskName = Literal["customersim", "documents"]
+OwnTaskName = Literal["labelled_table"]
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
 POSITIVE = Check("be above 0", lambda x: x > 0)
@@ -30,10 +31,19 @@ class Data(Group):
     """What is trained on."""
 
     WHERE: ClassVar[str] = "config.data"
-    task: GlueTaskName | TextTaskName | DocumentTaskName = option(
-        "sst2", "A task of GLUE; e2e, dart, jsonl: text from a source; customersim, documents: text as it is."
+    task: GlueTaskName | OwnTaskName | TextTaskName | DocumentTaskName = option(
+        "sst2",
+        "A task of GLUE; labelled_table: labelled text of one's own; e2e, dart, jsonl: text from a source; "
+        "customersim, documents: text as it is.",
     )
-    path: str | None = option(None, "Folder with the data's own files; None takes them from the hub.")
+    path: str | None = option(
+        None, "Folder with the data's own files (of labelled_table, or the file itself); None takes them from the hub."
+    )
+    text_columns: tuple[str, ...] = option(("text",), "Of labelled_table: the columns of the text, or of both texts.")
+    label_column: str = option("label", "Of labelled_table: the column of the label.")
+    labels: tuple[str, ...] = option(
+        (), "Of labelled_table: names of all classes. Empty: those in the training rows, which then become public."
+    )
     train_split: Literal["train", "dev"] = option(
         "train", "The split trained on; dev where DART's train file is not to be had. For e2e, dart and jsonl alone."
     )

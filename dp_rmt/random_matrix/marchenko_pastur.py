@@ -260,7 +260,7 @@ def _unit_median(aspect_ratio: float) -> float:
         def angle_density(phi: float) -> float:
             return 2 / math.pi * math.sin(phi) ** 2 / squared(phi)
 
-        return integrate.quad(angle_density, 0, angle, epsabs=1e-13, epsrel=1e-13)[0]
+        return float(integrate.quad(angle_density, 0, angle, epsabs=1e-13, epsrel=1e-13)[0])
 
     # The density at pi is 0/0 for square matrices; the median is far from there.
     angle = optimize.brentq(lambda angle: mass_above(angle) - 0.5, 0.1, np.pi - 1e-3, xtol=1e-13)

@@ -35,9 +35,9 @@ def slope_of(shrinker: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def slope(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
         values = at_least_float32(singular_values)
-        return jax.jvp(
-            lambda y: shrinker(y, rows=rows, cols=cols, noise_std=noise_std), (values,), (jnp.ones_like(values),)
-        )[1]
+        shrink = lambda y: shrinker(y, rows=rows, cols=cols, noise_std=noise_std)  # noqa: E731
+        slopes: jax.Array = jax.jvp(shrink, (values,), (jnp.ones_like(values),))[1]
+        return slopes
 
     return slope
 

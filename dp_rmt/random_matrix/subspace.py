@@ -110,12 +110,17 @@ def subspace_svd(matrices: jax.Array, *, start: jax.Array, cut: ArrayLike, key: 
 
     def one_by_one(*batches: jax.Array) -> SubspaceSVD:
         def alone(one: tuple[jax.Array, ...]) -> SubspaceSVD:
-            return jax.tree.map(lambda x: x[0], batched(*(x[None] for x in one)))
+            first: SubspaceSVD = jax.tree.map(lambda x: x[0], batched(*(x[None] for x in one)))
+            return first
 
-        return jax.lax.map(alone, batches)
+        found: SubspaceSVD = jax.lax.map(alone, batches)
+        return found
 
     # On a CPU, a matrix that is finished before the next one is begun stays in the cache, which halves the time.
-    return jax.lax.platform_dependent(wide, start.astype(wide.dtype), cut, cpu=one_by_one, default=batched)
+    found: SubspaceSVD = jax.lax.platform_dependent(
+        wide, start.astype(wide.dtype), cut, cpu=one_by_one, default=batched
+    )
+    return found
 
 
 def _decompose(wide_BxRxL: jax.Array, start_BxRxK: jax.Array, cut_B: jax.Array, fresh_KxR: jax.Array) -> SubspaceSVD:

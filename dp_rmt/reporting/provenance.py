@@ -92,7 +92,7 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """  # noqa: E501
     program, *arguments = sys.argv if argv is None else argv
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    words = [program]
+    words = [Path(program).name]
     if argv is None and module is not None:
         words = ["python", "-m", module.name.removesuffix(".__main__")]
     hides = False

@@ -98,7 +98,7 @@ def _check(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     with extra("finetune"):
-        from sacrebleu.metrics import BLEU  # here, because importing it takes as long as importing NumPy
+        from sacrebleu.metrics import BLEU  # imported here, because that takes as long as importing NumPy
 
     most = max(map(len, references))
     # None stands for a missing reference: sacrebleu knows it, though its annotations do not.

@@ -45,7 +45,7 @@ def run(config: Settings, workdir: Path, *, until: int | None = None) -> list[ar
     prepared = arms.prepare(config, workdir)
     for arm in prepared:
         arms.train(arm, until=until)
-    arms.report(prepared, workdir)
+    arms.report(workdir)
     return prepared
 
 

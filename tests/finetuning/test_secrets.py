@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import safetensors
 
-from configs.reading import read_settings
-from dp_rmt.finetuning import arms, assemble, workdir
+from dp_rmt.finetuning import arms, workdir
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, report
 from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.finetuning.sweep.jobs import load_sweep
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training import run as training_run
 from dp_rmt.training.metrics import read_metrics
 
 MakeConfig = Callable[..., Settings]
@@ -47,7 +47,7 @@ def run(config: Settings, folder: Path, *, until: int | None = None) -> None:
     prepared = arms.prepare(config, folder)
     for arm in prepared:
         arms.train(arm, until=until)
-    arms.report(prepared, folder)
+    arms.report(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def runs(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     drawn = [rng.getrandbits(127) | 1 << 127 for _ in range(4)]
     config = make_config(LORA | MARKS | UNSET)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "fresh_seed", functools.partial(next, iter(drawn)))
+        patch.setattr(training_run, "fresh_seed", functools.partial(next, iter(drawn)))
         run(config, folder / "resumed", until=2)
         run(config, folder / "resumed")
     given = {"privacy.sampling_seed": drawn[0], "privacy.noise_seed": drawn[1]}
@@ -226,8 +226,7 @@ def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> Non
     executors.run_local(jobs, [Slot({})], poll_seconds=0.02)
     for job in jobs:
         job.workdir.mkdir(parents=True)
-        config = read_settings([f"--config={of.base}", *of.arguments(job.name)])
-        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(config) | {"arms": {}}))
+        (job.workdir / "config.json").write_text(json.dumps(workdir.as_json(of.settings(job.name)) | {"arms": {}}))
         (job.workdir / "privacy.json").write_text(json.dumps(statement))
         (job.workdir / "metrics.jsonl").write_text('{"step": 4, "eval/dev/accuracy": 0.5}\n')
     report.write(of, folder, jobs, {})

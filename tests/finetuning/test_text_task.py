@@ -82,7 +82,7 @@ def text_config(make_config: Callable[..., Settings], e2e: Path, llama: Path) ->
 def run(config: Settings, workdir: Path) -> arms.Arm:
     (arm,) = arms.prepare(config, workdir)
     arms.train(arm)
-    arms.report([arm], workdir)
+    arms.report(workdir)
     return arm
 
 

@@ -67,7 +67,7 @@ def arm(*, gain=0.05, denoise=True, nonprivate=True, num_steps=8, **changes) -> 
             metrics.append({"step": step, "eval/dev/accuracy": 0.5 + gain * step, "eval/dev/loss": 0.6 - step / 99})
     config = {
         "name": "sst2",
-        "denoise": {"enabled": denoise},
+        "train": {"warmup_steps": 3 * denoise},
         "privacy": {"noise_seed": 20250704, "sampling_seed": None},
     }
     return Run(metrics, config, privacy(**changes))
@@ -133,7 +133,7 @@ def test_two_arms(tmp_path):
     assert "Keep this page private." in text
     assert "denoised ends at 90.00% accuracy on dev, noisy at 74.00%; denoised is there after 6 of 8" in text
     assert "costs ε = 5, δ = 2e-5 (basic composition)" in text
-    assert "denoise.enabled" in text  # what differs between the arms
+    assert "train.warmup_steps" in text  # what differs between the arms
 
 
 def test_rows_that_stand_verbatim_have_a_banner(tmp_path):

@@ -28,7 +28,7 @@ def build_word_tokenizer(texts: Iterable[str], folder: str | os.PathLike[str], *
     Raises:
         ValueError: `texts` has no words.
     """
-    with extra("finetune"):  # here, not above: reading and batching data does without them
+    with extra("finetune"):  # imported here, as reading and batching data does without them
         import tokenizers
         import transformers
 

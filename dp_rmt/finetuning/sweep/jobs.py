@@ -12,7 +12,9 @@ from typing import Any
 
 from dp_rmt.accounting import Repetitions
 from dp_rmt.files import write_private
-from dp_rmt.finetuning.checks import FOLDER_NAME
+from dp_rmt.finetuning import command_line
+from dp_rmt.finetuning.checks import FOLDER_NAME, arm_settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep.arm_folders import arms_of
 from dp_rmt.finetuning.workdir import is_secret
 
@@ -61,6 +63,21 @@ class Sweep:
     def arguments(self, name: str) -> list[str]:
         """What a job's command line has after --config and --workdir."""
         return [*self.common, *(f"--config.{key}={value}" for key, value in self.changes[name].items())]
+
+    def settings(self, name: str) -> Settings:
+        """The settings of a job, read as the job itself will read them.
+
+        Raises:
+          ValueError: a key is unknown or a value cannot be used.
+        """
+        arguments = self.arguments(name)
+        try:
+            settings = command_line.read(self.base, command_line.split(arguments)[1])
+            arm_settings(settings)
+        except (AttributeError, KeyError, ValueError, OSError) as error:
+            given, reason = " ".join([f"--config={self.base}", *arguments]), " ".join(str(error).split())
+            raise ValueError(f"job {name!r} ({given}): {reason}") from error
+        return settings
 
     def jobs(self, workdir: Path, program: Sequence[str]) -> list[Job]:
         """The commands, in order.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, report
 from dp_rmt.finetuning.sweep.commands import printed
 from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished
@@ -67,26 +66,19 @@ def print_missing(
     print("\n".join(printed(waiting, target, options)))
 
 
-def check_jobs(sweep: Sweep, workdir: Path, read_settings: Callable[[Sequence[str]], Settings]) -> None:
-    """Reads the settings of every job as the job itself will, before any of them starts.
+def check_jobs(sweep: Sweep, workdir: Path) -> None:
+    """Reads the settings of every job and looks at its folder, before any of them starts.
 
     Args:
       sweep: what is to be run.
       workdir: of the sweep.
-      read_settings: ``command line -> settings``; checks them.
 
     Raises:
       ValueError: a key is unknown, a value cannot be used, or a job's folder holds another experiment.
       FileExistsError: a job's folder holds something else.
     """
     for name in sweep.changes:
-        arguments = [f"--config={sweep.base}", *sweep.arguments(name)]
-        try:
-            settings = read_settings(arguments)
-        except (AttributeError, KeyError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"job {name!r} ({' '.join(arguments)}): {reason}") from error
-        check_workdir(workdir / "jobs" / name, settings)
+        check_workdir(workdir / "jobs" / name, sweep.settings(name))
 
 
 def options_from(given: Sequence[str]) -> dict[str, Any]:

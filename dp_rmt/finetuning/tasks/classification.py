@@ -1,13 +1,24 @@
-"""Classification of sentences: GLUE data and an encoder."""
+"""Classification of sentences: GLUE data or labelled text of one's own, and an encoder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from dp_rmt.data import label_word_ids, load_glue, tokenize_cached
+from dp_rmt.data import (
+    Examples,
+    Infilling,
+    label_word_ids,
+    load_glue,
+    load_labelled_table,
+    tokenize_cached,
+    tokenize_classification,
+)
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
@@ -26,18 +37,64 @@ def load_glue_task(settings: Settings) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    data, model = settings.data, settings.model
+    data = settings.data
     glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
-    delta_for(settings.privacy, len(glue.train))
+    infilling = glue.task.infilling if settings.model.head == "infilling" else None
+    if settings.model.head == "infilling" and infilling is None:
+        raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
+    splits = {"train": glue.train, **glue.evaluations}
+    return _classification_task(settings, splits, glue.task.label_names, glue.task.metrics, infilling)
+
+
+def load_labelled_task(settings: Settings) -> Task:
+    """Reads labelled text of one's own and an encoder, and checks that they fit each other.
+
+    Args:
+      settings: their data, model and seed.
+
+    Returns:
+      A `Task` that classifies.
+
+    Raises:
+      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
+    """
+    data = settings.data
+    if data.path is None:
+        raise ValueError(
+            "config.data.task='labelled_table' needs config.data.path: a CSV, TSV or JSONL file, or a folder"
+        )
+    if settings.model.head == "infilling":
+        raise ValueError(
+            "config.model.head='infilling': labelled text of one's own has no prompt; use 'classification'"
+        )
+    table = load_labelled_table(
+        data.path,
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        labels=data.labels,
+        max_train_examples=data.max_train_examples,
+    )
+    return _classification_task(
+        settings, {"train": table.train, **table.evaluations}, table.labels, ("accuracy",), None
+    )
+
+
+def _classification_task(
+    settings: Settings,
+    splits: Mapping[str, Examples],
+    names: Sequence[str],
+    metrics: Sequence[str],
+    infilling: Infilling | None,
+) -> Task:
+    """The task of these rows: an encoder that tells the named classes apart, or scores texts if there are none."""
+    data, model = settings.data, settings.model
+    delta_for(settings.privacy, len(splits["train"]))
     folder = resolve_model_path(model.path)
     tokenizer = load_tokenizer(folder)
-    infilling = glue.task.infilling if model.head == "infilling" else None
-    if model.head == "infilling" and infilling is None:
-        raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
     module, params = load_pretrained(
         folder,
         head="masked_lm" if infilling else "classification",
-        num_labels=glue.task.num_labels,
+        num_labels=max(len(names), 1),
         key=jax.random.key(settings.seed),
         dtype=model.dtype,
         remat=model.remat,
@@ -46,24 +103,19 @@ def load_glue_task(settings: Settings) -> Task:
     assert isinstance(module.config, EncoderConfig)
     check_length(data.max_length, module.config.max_sequence_length, folder)
     module, params, trainable = adapted(settings, module, params)
-
-    def tokenize(examples):
-        return tokenize_cached(
-            examples,
-            tokenizer,
-            max_length=data.max_length,
-            infilling=infilling,
-            cache_dir=Path(data.cache_dir).expanduser(),
-        )
-
+    layout: dict[str, Any] = {"max_length": data.max_length, "infilling": infilling}
+    arrays = {
+        split: tokenize_cached(examples, tokenizer, cache_dir=Path(data.cache_dir).expanduser(), **layout)
+        for split, examples in splits.items()
+    }
     if infilling is None:
         logits = classifier_logits(module)
     else:
         logits = infilling_logits(module, label_word_ids(tokenizer, infilling))
     lengths = group_lengths(data)
     return Task(
-        train=tokenize(glue.train),
-        evaluations={name: tokenize(examples) for name, examples in glue.evaluations.items()},
+        train=arrays.pop("train"),
+        evaluations=arrays,
         lengths=lengths,
         tokenizer=tokenizer,
         module=module,
@@ -71,8 +123,14 @@ def load_glue_task(settings: Settings) -> Task:
         trainable=trainable,
         losses=lambda params, batch: label_losses(logits(params, batch), batch["label"]),
         evaluator=lambda arrays, batch_size: make_evaluator(
-            logits, arrays, metrics=glue.task.metrics, lengths=lengths, batch_size=batch_size
+            logits, arrays, metrics=metrics, lengths=lengths, batch_size=batch_size
         ),
-        label_names=None if infilling else (tuple(glue.task.label_names) or None),
-        num_labels=None if glue.task.is_regression else glue.task.num_labels,
+        label_names=None if infilling else (tuple(names) or None),
+        num_labels=len(names) or None,
+        classifier=Classifier(
+            tuple(names),
+            logits,
+            lambda examples: tokenize_classification(examples, tokenizer, **layout),
+            settings.train.eval_batch_size,
+        ),
     )

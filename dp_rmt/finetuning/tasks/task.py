@@ -14,6 +14,7 @@ import numpy as np
 
 from dp_rmt.data import check_fits_model
 from dp_rmt.finetuning.settings import Data, Privacy, Settings
+from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
@@ -59,6 +60,7 @@ class Task:
       prompts: of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
       num_labels: classes of the labels; None where they are scores, or there are none.
+      classifier: ``(params, texts, text_pairs=None) -> logits`` of a task that classifies.
 
     Raises:
       ValueError: a label or a token of the data is none that the model knows.
@@ -77,6 +79,7 @@ class Task:
     prompts: Prompts | None = None
     base_model: str = ""
     num_labels: int | None = None
+    classifier: Classifier | None = None
 
     def __post_init__(self) -> None:
         for name, arrays in {"train": self.train, **self.evaluations}.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt.models.decoder.config import DecoderConfig
@@ -21,8 +21,6 @@ from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.huggingface.weights import Weights
-
-logger = logging.getLogger(__name__)
 
 _HEADS = ("classification", "masked_lm", "causal_lm")
 _PAIR_ADVICE = f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
@@ -85,7 +83,7 @@ def load_pretrained(
         absent = " and no ".join(sorted(fresh_groups))
         if key is None:
             raise ValueError(f"{weights.path} has no {absent}; give a key to initialise it from")
-        logger.info("%s has no %s; initialised from the key", weights.path, absent)
+        logging.info("%s has no %s; initialised from the key", weights.path, absent)
     flat = {leaf.path: _read(leaf, weights) for leaf in loaded}
     _check_tied_copies(module, loaded, weights)
     flat |= _initialise(module, fresh, key)
@@ -139,7 +137,7 @@ def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> N
         )
     ignored = sorted(set(others) - set(hf_names.tied_copies(module)))
     if ignored:
-        logger.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
+        logging.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
 
 
 def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from dp_rmt.files import save_tensors, whole_folder
@@ -18,8 +18,6 @@ from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE
 from dp_rmt.models.huggingface.names import Model
-
-logger = logging.getLogger(__name__)
 
 
 def save_pretrained(
@@ -57,7 +55,7 @@ def save_pretrained(
         text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
-    logger.info("saved %s to %s", hf_config["architectures"][0], folder)
+    logging.info("saved %s to %s", hf_config["architectures"][0], folder)
 
 
 def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt.extras import extra
@@ -26,7 +26,6 @@ with extra("finetune"):
     import safetensors
     import safetensors.numpy
 
-logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _MERGE = "merge the updates into the weights and save a model: save_pretrained(folder, *without_lora(module, params))"
@@ -83,7 +82,7 @@ def save_adapter(
     with whole_folder(folder, WEIGHTS_FILE) as new:
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
-    logger.info("saved an adapter to %s", folder)
+    logging.info("saved an adapter to %s", folder)
 
 
 def load_adapter(folder: str | os.PathLike[str], module: Model) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import command_line
@@ -52,14 +51,12 @@ class Split(NamedTuple):
     top_over_edge: np.ndarray
 
 
-def main(argv: list[str]) -> None:
+def main(settings: Settings, argv: list[str]) -> None:
     """Trains, and prints and records a row at each of the steps."""
     del argv
     try:
         chosen = {int(step) for step in flags.FLAGS.steps}
-        stream = GradientStream.build(
-            Settings.from_config(flags.FLAGS.config), arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=max(chosen)
-        )
+        stream = GradientStream.build(settings, arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=max(chosen))
     except (ValueError, FileNotFoundError) as error:
         command_line.stop(error)
     path = Path(flags.FLAGS.results) / f"{stream.name}.json"
@@ -127,7 +124,8 @@ def _above_the_edge(matrices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     shape: dict[str, Any] = {"rows": rows, "cols": cols, "noise_std": noise_std}
     shrunken = shrinkage.frobenius(values, **shape)
     kept = singular_values.scale_spectrum(matrices, basis, jnp.where(shrunken > 0, shrunken / values, 0.0))
-    return kept, jnp.sum(shrunken > 0, axis=1), values[:, 0] / marchenko_pastur.bulk_edge(**shape)[:, 0]
+    edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
+    return kept, jnp.sum(shrunken > 0, axis=1), values[:, 0] / edge[:, 0]
 
 
 def _scores(evaluators: Mapping[str, Callable[[Params], Scores]], params: Params) -> Scores:
@@ -139,10 +137,8 @@ def _scores(evaluators: Mapping[str, Callable[[Params], Scores]], params: Params
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The experiment.")
     flags.DEFINE_string("arm", "dp_adam", "The arm of the config that trains.")
     flags.DEFINE_list("steps", ["6", "12", "18", "24", "30"], "Steps at which the displacement is split.")
     flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
     flags.DEFINE_string("results", "experiments/studies/displacement/results", "Folder of the records.")
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

@@ -23,7 +23,6 @@ import dp_accounting
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt import accounting
 from dp_rmt.auditing.membership import auc
@@ -211,24 +210,22 @@ def measure(
     return tables
 
 
-def main(argv: list[str]) -> None:
+def main(experiment: Settings, argv: list[str]) -> None:
     """Measures, or reads the record, and prints the report."""
     del argv
     values = flags.FLAGS
-    name = f"{values.config.name}_seed{values.seed}"
+    name = f"{experiment.name}_seed{values.seed}"
     path = Path(values.results) / f"{name}.json"
     if not values.report:
         try:
-            gradients = per_example_gradients(
-                Settings.from_config(values.config), batch_size=values.batch_size, seed=values.seed
-            )
+            gradients = per_example_gradients(experiment, batch_size=values.batch_size, seed=values.seed)
         except (ValueError, FileNotFoundError) as error:
             command_line.stop(error)
         settings: Any = {"draws": values.draws, "trials": values.trials, "loss_draws": values.loss_draws}
         tables = measure(gradients, ranks=RANKS, seed=values.seed, **settings)
-        model = values.config.model.path
+        model = experiment.model.path
         model = model if model.startswith("package:") else Path(model).name  # no folder of this machine
-        record = {"config": values.config.name, "model": model, **settings}
+        record = {"config": experiment.name, "model": model, **settings}
         write_record(path, record | {"seed": values.seed, "machine": machine.description(), "matrices": tables})
     record = json.loads(path.read_text())
     print(lora_noise_report.write(record, path.with_suffix(".md")))
@@ -256,7 +253,6 @@ def _five(value: float) -> float:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "configs/NAME.py; --config.KEY=VALUE changes a setting")
     flags.DEFINE_integer("batch_size", 32, "examples", lower_bound=2)
     flags.DEFINE_integer("draws", 2000, "of A, for the variance", lower_bound=50)
     flags.DEFINE_integer("trials", 1000, "of the attack without noise", lower_bound=10)
@@ -265,5 +261,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "of the batch and all draws")
     flags.DEFINE_bool("report", False, "only print the report of a record that is there")
     flags.DEFINE_string("results", "experiments/studies/lora_noise/results", "where the records lie")
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt.data import Document
 from dp_rmt.finetuning import arms, assemble, command_line, statements
@@ -160,7 +159,7 @@ def try_rates(study: Study, rates: Sequence[float], record: Path, *, epsilon: fl
             print(f"{name}, rate {rate:g}: loss on dev {losses[f'{rate:g}']}", flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main(settings: Settings, argv: list[str]) -> None:
     """Runs what is missing; mistakes in the input end it with one clear line."""
     del argv
     values = flags.FLAGS
@@ -168,9 +167,7 @@ def main(argv: list[str]) -> None:
     # A step is compiled once for all seeds, and once more to be measured.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
-        study = Study(
-            Settings.from_config(values.config), workdir=workdir, num_secrets=values.secrets, names=values.arms
-        )
+        study = Study(settings, workdir=workdir, num_secrets=values.secrets, names=values.arms)
         if values.rates:
             try_rates(study, values.rates, Path(values.rates_record), epsilon=values.epsilons[0], seed=values.seeds[0])
         else:
@@ -207,7 +204,6 @@ def _dev_losses(arm: arms.Arm) -> list[float]:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The arms; use configs/customersim_stories260k.py.")
     flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
     flags.DEFINE_string("results", "experiments/studies/memorisation/results", "Folder of the records.")
     flags.DEFINE_list("arms", None, "Only these arms of the config, in this order.")
@@ -221,5 +217,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
     flags.DEFINE_integer("secrets", 2000, "Random secrets that a canary is compared with.", lower_bound=100)
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

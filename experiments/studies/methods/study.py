@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import arms, assemble, command_line
@@ -28,7 +28,6 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
 from dp_rmt.training.metrics import read_metrics
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The arms; use configs/sst2_methods.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
@@ -39,33 +38,37 @@ _BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [4096, 1024], "Expected
 _SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of head, sampling and noise (public data); the first chooses.")
 
 
-def main(argv: list[str]) -> None:
+def main(settings: Settings, argv: list[str]) -> None:
     """Runs what is missing of the study."""
     del argv
+    every = arm_settings(settings)
     for batch_size in _BATCH_SIZES.value:
-        for name in _ARMS.value or _arms():
-            rate = _best_rate(name, batch_size)
+        for name in _ARMS.value or every:
+            train = functools.partial(_train, name, every[name], batch_size)
+            rate = _best_rate(train, f"{name}, batch {batch_size}", every[name].train.learning_rate)
             for epsilon in _EPSILONS.value:
                 for seed in _SEEDS.value:
-                    _train(name, batch_size, epsilon, rate, seed)
+                    train(epsilon, rate, seed)
 
 
-def _arms() -> dict[str, Settings]:
-    return arm_settings(Settings.from_config(_CONFIG.value))
-
-
-def _best_rate(name: str, batch_size: int) -> float:
+def _best_rate(train: Callable[..., float], label: str, centre: float) -> float:
     """The learning rate with the best accuracy at --selection_steps, not at the end of those tried."""
-    centre = _arms()[name].train.learning_rate
     epsilon, seed, until = _EPSILONS.value[0], _SEEDS.value[0], _SELECTION_STEPS.value
-    best, scores = best_rate(
-        lambda rate: _train(name, batch_size, epsilon, rate, seed, until=until), centre, _FACTORS.value
-    )
-    print(f"{name}, batch {batch_size}: accuracy at step {until} {scores}; chosen {best:g}", flush=True)
+    best, scores = best_rate(lambda rate: train(epsilon, rate, seed, until=until), centre, _FACTORS.value)
+    print(f"{label}: accuracy at step {until} {scores}; chosen {best:g}", flush=True)
     return best
 
 
-def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *, until: int | None = None) -> float:
+def _train(
+    name: str,
+    settings: Settings,
+    batch_size: int,
+    epsilon: float,
+    rate: float,
+    seed: int,
+    *,
+    until: int | None = None,
+) -> float:
     """Trains as far as asked unless the record says it was done, writes the record, returns the accuracy there."""
     label = f"b{batch_size}_eps{epsilon:g}_{name}_lr{rate:g}_seed{seed}"
     path = Path(_RESULTS.value) / f"{label}.json"
@@ -73,7 +76,7 @@ def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *
     if path.exists():
         record = json.loads(path.read_text())
     if record["steps"] < (until or max(1, record["steps_of_the_schedule"])):
-        arm = _arm(label, name, batch_size, epsilon, rate, seed)
+        arm = _arm(label, settings, batch_size, epsilon, rate, seed)
         arms.train(arm, until=until)
         record = _record(arm, name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +84,8 @@ def _train(name: str, batch_size: int, epsilon: float, rate: float, seed: int, *
     return dict(record["accuracy"])[until or record["steps_of_the_schedule"]]
 
 
-def _arm(label: str, name: str, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
-    settings = _arms()[name].changed(
+def _arm(label: str, settings: Settings, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
+    settings = settings.changed(
         {
             **dict.fromkeys(("seed", "privacy.sampling_seed", "privacy.noise_seed"), seed),
             "privacy.epsilon": epsilon,
@@ -92,14 +95,11 @@ def _arm(label: str, name: str, batch_size: int, epsilon: float, rate: float, se
     )
     workdir = Path(_WORKDIR.value) / label
     claim_workdir(workdir, settings)
-    task = _task(seed)
+    task = _load_task(settings)
     return arms.Arm(label, settings, workdir, task, assemble.build_run(settings, task, name=label))
 
 
-@functools.lru_cache(maxsize=1)
-def _task(seed: int) -> assemble.Task:
-    """Data and model, which all arms share."""
-    return assemble.load_task(next(iter(_arms().values())).changed({"seed": seed}))
+_load_task = assemble.TaskLoader()
 
 
 def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
@@ -130,5 +130,4 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import command_line
@@ -33,15 +32,13 @@ from dp_rmt.types import Params
 from experiments.studies.spectra.gradient_stream import Gradients, GradientStream
 
 
-def main(argv: list[str]) -> None:
+def main(settings: Settings, argv: list[str]) -> None:
     """Runs, and writes the record after every step."""
     del argv
     try:
         chosen = _chosen_steps()
         num_steps = flags.FLAGS.last_step or max(chosen)
-        stream = GradientStream.build(
-            Settings.from_config(flags.FLAGS.config), arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=num_steps
-        )
+        stream = GradientStream.build(settings, arm=flags.FLAGS.arm, seed=flags.FLAGS.seed, num_steps=num_steps)
     except (ValueError, FileNotFoundError) as error:
         command_line.stop(error)
     path = Path(flags.FLAGS.results) / f"{stream.name}.json"
@@ -145,11 +142,9 @@ def _chosen_steps() -> set[int]:
 
 
 if __name__ == "__main__":  # flags are defined here, so that other programs and tests can import the rest
-    config_flags.DEFINE_config_file("config", None, "The experiment; its data must be public.")
     flags.DEFINE_string("arm", "denoised", "The arm of the config whose run is observed.")
     flags.DEFINE_list("steps", ["1", "4", "8"], "Steps at which all singular values are recorded.")
     flags.DEFINE_integer("last_step", None, "Go on so far; by default to the last of --steps.")
     flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
     flags.DEFINE_string("results", "experiments/studies/spectra/results", "Folder of the records.")
-    flags.mark_flag_as_required("config")
-    command_line.run(main)
+    command_line.run_with_settings(main)

@@ -6,20 +6,16 @@ import csv
 import dataclasses
 import json
 import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.reading import read_settings
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.sweep import commands, executors, launch, report
+from dp_rmt.finetuning.sweep import executors, launch, report
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
 from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished, load_sweep
@@ -67,15 +63,11 @@ def make_sweep(tmp_path: Path) -> Sweep:
     return load_sweep(path, tmp_path / "work")
 
 
-def job_arguments(of: Sweep, name: str) -> list[str]:
-    return [f"--config={of.base}", *of.arguments(name)]
-
-
 def stubs(of: Sweep, workdir: Path, statement: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep, their commands replaced by one that takes a moment."""
     jobs = []
     for job in of.jobs(workdir, (sys.executable, *FINETUNE)):
-        config = as_json(read_settings(job_arguments(of, job.name))) | {"arms": {}}
+        config = as_json(of.settings(job.name)) | {"arms": {}}
         config["train"] |= {"num_steps": 4}
         fails = "yes" if job.name == "lr0.01_1" else "no"
         given = (str(job.workdir), json.dumps(config), json.dumps(statement), str(workdir / "mended"), fails)
@@ -141,25 +133,6 @@ def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
     assert "<svg" in (tmp_path / "sweep.svg").read_text()
 
 
-def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_path: Path) -> None:
-    program = (
-        "import os, pathlib, sys, time\nhere = pathlib.Path(sys.argv[1])\n"
-        "mark = here / f'{os.environ[\"SLOT\"]}.busy'\nmark.touch(exist_ok=False)\ntime.sleep(0.2)\n"
-        "print(sorted(os.sched_getaffinity(0)), os.environ['SLOT'])\nmark.unlink()\n"
-    )
-    jobs = [
-        Job(f"j{n}", (sys.executable, "-c", program, str(tmp_path)), tmp_path, tmp_path / f"{n}.log") for n in range(5)
-    ]
-    core = min(os.sched_getaffinity(0))
-    before = os.sched_getaffinity(0)
-    slots = [Slot({"SLOT": name}, frozenset({core})) for name in "ab"]
-    notes = executors.run_local(jobs, slots, poll_seconds=0.02)
-    assert set(notes.values()) == {"exit status 0"}
-    assert os.sched_getaffinity(0) == before
-    used = [job.log.read_text().splitlines()[-2] for job in jobs]
-    assert set(used) == {f"[{core}] a", f"[{core}] b"}
-
-
 def test_text_of_configs_and_logs_stays_text_in_the_table(
     make_sweep: Sweep, statement: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -172,69 +145,6 @@ def test_text_of_configs_and_logs_stays_text_in_the_table(
     page = (tmp_path / "sweep.md").read_text()
     assert "| a\\|&lt;script&gt; |" in page
     assert "\n`````\n```\n<script>alert(1)</script>\n````\n`````\n" in page
-
-
-def test_each_gpu_takes_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
-    slots = executors.slots()
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3", "GPU-5f"]
-    assert len(executors.slots(1)) == 1
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in executors.slots(3))
-    assert len(executors.slots(3)) == 3
-
-
-def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path: Path) -> None:
-    job = Job("long", (sys.executable, "-c", "import time; time.sleep(60)"), tmp_path, tmp_path / "long.log")
-    log = executors.open_log(job.log)
-    assert log is not None
-    process = executors.start(job.command, log, Slot({}), None)
-    log.close()  # as when the sweep was killed; the job goes on, and with it the lock
-    try:
-        assert executors.run_local([job], [Slot({})]) == {"long": executors.RUNNING}
-    finally:
-        process.kill()
-        process.wait()
-    quick = dataclasses.replace(job, command=(sys.executable, "-c", ""))
-    assert executors.run_local([quick], [Slot({})], poll_seconds=0.02) == {"long": "exit status 0"}
-
-
-def test_sigterm_ends_the_jobs_too(tmp_path: Path) -> None:
-    program = (
-        "import pathlib, sys\nfrom dp_rmt.finetuning.sweep.executors import Slot, run_local\n"
-        "from dp_rmt.finetuning.sweep.jobs import Job\n"
-        "waits = 'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
-        "print(1, flush=True); time.sleep(60)'\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "run_local([Job('j', (sys.executable, '-c', waits), folder, folder / 'j.log')], [Slot({})])\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not (log := tmp_path / "j.log").exists() or "\n1" not in log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) != 0
-    assert executors.last_lines(log).endswith("1\n== exit status 7")
-
-
-def test_submitit_queues_a_job_again_after_it_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
-    saves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
-    job = executors.Submitted((sys.executable, "-c", saves), tmp_path / "j.log", None)
-    log = executors.open_log(job.log)
-    assert log is not None
-    job.process = executors.start(job.command, log, Slot({}), None)
-    log.close()
-    time.sleep(0.5)
-    again = job.checkpoint()
-    assert job.process.returncode in (0, -signal.SIGTERM)
-    assert (again.function.command, again.function.log, again.function.process) == (job.command, job.log, None)
-    with pytest.raises(ValueError, match=r"--launch: .*Unknown argument 'partitionn'"):
-        executors.run_submitit(
-            [Job("j", (), tmp_path, tmp_path / "k.log")], tmp_path, {"cluster": "local", "slurm_partitionn": "x"}
-        )
 
 
 def test_a_killed_or_preempted_run_is_not_finished(
@@ -294,7 +204,7 @@ def test_every_sweep_of_the_project_gives_valid_configs(path: Path, tmp_path: Pa
     loaded = load_sweep(path, tmp_path, ["--config.data.cache_dir=/tmp/elsewhere"])
     assert loaded.changes
     for name, changes in loaded.changes.items():
-        config = read_settings(job_arguments(loaded, name))
+        config = loaded.settings(name)
         assert config.data.cache_dir == "/tmp/elsewhere"
         for key, value in changes.items():
             assert ArmFolder("", tmp_path, as_json(config), {}).value(key) == value
@@ -326,73 +236,9 @@ def test_a_broken_sweep_is_refused(source: str, message: str, tmp_path: Path) ->
         ({"train.learning_rate": -1.0}, r"job 'a' .*must be above 0"),
     ],
 )
-def test_a_job_with_a_wrong_setting_is_refused(
-    changes: dict[str, Any], message: str, make_sweep: Sweep, tmp_path: Path
-) -> None:
+def test_a_job_with_a_wrong_setting_is_refused(changes: dict[str, Any], message: str, make_sweep: Sweep) -> None:
     with pytest.raises(ValueError, match=message):
-        launch.check_jobs(dataclasses.replace(make_sweep, changes={"a": changes}), tmp_path, read_settings)
-
-
-def test_printed_commands_are_what_a_shell_takes_apart_into_the_job() -> None:
-    job = Job("lr0.1_A", ("python", "-m", "experiments.finetune", "--config=a b.py"), Path("w"), Path("l"))
-    run = "python -m experiments.finetune '--config=a b.py'"
-    tpu = {"tpu": "pod", "zone": "us-west4-a", "directory": "src/dp_rmt"}
-    (line,) = commands.printed([job], "gcloud", tpu)
-    assert shlex.split(line) == [
-        "gcloud",
-        "compute",
-        "tpus",
-        "tpu-vm",
-        "ssh",
-        "pod",
-        "--zone=us-west4-a",
-        "--worker=all",
-        f"--command=cd src/dp_rmt && {run} --coordinator_address=auto",
-    ]
-    cluster = {"cluster": "c", "device_type": "v5litepod-256", "docker_image": "i"}
-    (line,) = commands.printed([job], "xpk", cluster)
-    assert shlex.split(line) == [
-        "xpk",
-        "workload",
-        "create",
-        "--workload=lr0-1-a",
-        "--num-slices=1",
-        "--cluster=c",
-        "--device-type=v5litepod-256",
-        "--docker-image=i",
-        f"--command=cd dp_rmt && {run} --coordinator_address=auto",
-    ]
-    (line,) = commands.printed([job], "skypilot", {"gpus": "H100:8"})
-    assert shlex.split(line) == [
-        "sky",
-        "jobs",
-        "launch",
-        "--yes",
-        "--detach-run",
-        "--name=lr0-1-a",
-        "--workdir=.",
-        "--gpus=H100:8",
-        run,
-    ]
-    (line,) = commands.printed([job], "skypilot", {"gpus": "H100:8", "num_nodes": 2})
-    (*_, script) = shlex.split(line)
-    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
-    printing = ["bash", "-c", script.replace("python -m", "printf '%s\\n'", 1)]
-    shown = subprocess.run(printing, env={**os.environ, **nodes}, capture_output=True, text=True, check=True)
-    assert shown.stdout.splitlines()[-3:] == [
-        "--coordinator_address=10.0.0.1:8476",
-        "--num_processes=2",
-        "--process_id=1",
-    ]
-    with pytest.raises(ValueError, match=r"--target=gcloud needs --launch=zone"):
-        commands.printed([job], "gcloud", {"tpu": "pod"})
-    with pytest.raises(ValueError, match=r"--launch=tpus=\.\.\.: gcloud takes tpu"):
-        commands.printed([job], "gcloud", {**tpu, "tpus": 1})
-
-
-def test_last_lines_show_what_a_terminal_would(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("one\ntrain 1%\rtrain 2%\rtrain 3%\n\nend\n")
-    assert executors.last_lines(tmp_path / "log", 2) == "train 3%\nend"
+        dataclasses.replace(make_sweep, changes={"a": changes}).settings("a")
 
 
 # ---- The command, for real ------------------------------------------------------------------------------------------
