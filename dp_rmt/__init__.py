@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DPSGD",
     "ClippedGradient",
+    "Execution",
     "Finetuned",
     "Kappa",
     "PerExample",
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # a type checker reads these lines, and reports a misspelt na
     from dp_rmt.denoising.gates import Kappa, TracyWidom
     from dp_rmt.denoising.gradient import denoise_matrices
     from dp_rmt.finetuning.door import Finetuned, finetune
-    from dp_rmt.mechanism import DPSGD
+    from dp_rmt.mechanism import DPSGD, Execution
     from dp_rmt.noise_addition import add_gaussian_noise
 else:
     # The same names by the module that defines them. tests/laws/test_import_is_light.py compares the three lists.
@@ -52,7 +53,7 @@ else:
         "dp_rmt.denoising.gates": ("Kappa", "TracyWidom"),
         "dp_rmt.denoising.gradient": ("denoise_matrices",),
         "dp_rmt.finetuning.door": ("Finetuned", "finetune"),
-        "dp_rmt.mechanism": ("DPSGD",),
+        "dp_rmt.mechanism": ("DPSGD", "Execution"),
         "dp_rmt.noise_addition": ("add_gaussian_noise",),
     }
     _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}

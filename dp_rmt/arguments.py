@@ -1,4 +1,4 @@
-"""What numbers an argument may be: exact integers and real numbers of any library, refused by name otherwise."""
+"""Checks of arguments: exact integers and real numbers of any library pass, anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from jax import dtypes
 
 
 class ArgumentTypeError(TypeError, ValueError):
-    """An argument is no number of the wanted kind; caught as either error, as `numpy.exceptions.AxisError` is."""
+    """An argument is not a number of the wanted kind. Either base class catches it."""
 
 
 def integer(name: str, value: Any, wanted: str, holds: Callable[[int], bool]) -> int:
-    """`value` as a Python int: an int, or an integer scalar of NumPy or JAX; no bool, no float, nothing traced.
+    """Turns an int, or an integer scalar of NumPy or JAX, into a Python int; refuses bools, floats and traced values.
 
     Args:
-      name: of the argument.
+      name: the argument's name.
       value: what was given.
-      wanted: what it must be, after "must".
-      holds: whether an integer is in range.
+      wanted: what the argument must be; it follows the word "must" in the message.
+      holds: tells whether an integer is in range.
 
     Raises:
-      ArgumentTypeError: it is no integer; says what to give.
-      ValueError: it is out of range.
+      ArgumentTypeError: the value is not an integer; the message says what to give.
+      ValueError: the value is out of range.
 
     >>> integer("num_steps", np.int64(5), "be at least 1 and an integer", lambda n: n >= 1)
     5
@@ -44,14 +44,14 @@ def integer(name: str, value: Any, wanted: str, holds: Callable[[int], bool]) ->
 
 
 def real(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> float:
-    """`value` as a Python float: a real number of Python, or a real scalar of NumPy or JAX; no bool, nothing traced.
+    """Turns a real number of Python, NumPy or JAX into a Python float; refuses bools and traced values.
 
     Args:
       name, value, wanted, holds: as in `integer`; nan is never in range.
 
     Raises:
-      ArgumentTypeError: it is no real number; says what to give.
-      ValueError: it is out of range.
+      ArgumentTypeError: the value is not a real number; the message says what to give.
+      ValueError: the value is out of range.
 
     >>> real("delta", np.float32(0.5), "be in (0, 1)", lambda x: 0 < x < 1)
     0.5
@@ -70,10 +70,10 @@ def real(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> 
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """`value`, which must be one of these words.
+    """Returns `value`, which must be one of the given words.
 
     Raises:
-      ValueError: it is none of them; lists them.
+      ValueError: the value is none of them; the message lists them.
     """
     if isinstance(value, str) and value in choices:
         return value

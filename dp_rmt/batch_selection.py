@@ -1,8 +1,8 @@
 """Poisson sampling into batches of a fixed shape (NumPy).
 
-Each step samples every example independently with the same probability, as the accounting says; shuffling and
-cutting into batches is another mechanism with another guarantee. The batch of a step is a pure function of
-(seed, step): nothing is drawn ahead, so a resumed run sees the batches of an uninterrupted one.
+Each step samples every example independently with the same probability, as the accounting says. Shuffling the data and
+cutting it into batches is another mechanism with another guarantee. The batch of a step is a pure function of (seed,
+step). Nothing is drawn ahead, so a resumed run sees the batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dp_rmt.arguments import integer, real
 
 
 def fresh_seed() -> int:
-    """A 128-bit seed from the operating system's entropy. As secret as the data: it tells who was sampled."""
+    """A 128-bit seed from the operating system's entropy. It tells who was sampled, so it is as secret as the data."""
     return secrets.randbits(128)
 
 
@@ -30,7 +30,8 @@ def max_batch_size_for(num_examples: int, sampling_probability: float, *, multip
       multiple_of: round up to a multiple of this, such as a microbatch size or a number of devices.
 
     Returns:
-      batch size in examples, a multiple of `multiple_of`; never more than num_examples, rounded up so.
+      The batch size in examples, a multiple of `multiple_of`. It never exceeds num_examples rounded up to that
+      multiple.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -42,7 +43,7 @@ def max_batch_size_for(num_examples: int, sampling_probability: float, *, multip
     multiple_of = integer("multiple_of", multiple_of, "be at least 1 and an integer", lambda n: n >= 1)
     mean = sampling_probability * num_examples
     std = math.sqrt(mean * (1 - sampling_probability))
-    # Less a rounding error of q * N, which would otherwise cost a whole row or a whole multiple.
+    # The factor takes off a rounding error of q * N, which could otherwise cost a whole row or a whole multiple.
     size = min(num_examples, math.ceil((mean + 5 * std) * (1 - 1e-12)))
     return -(-size // multiple_of) * multiple_of
 
@@ -51,8 +52,8 @@ def max_batch_size_for(num_examples: int, sampling_probability: float, *, multip
 class PoissonSampling:
     """Samples each example with probability `sampling_probability`, independently in each step.
 
-    A sample of more than `max_batch_size` examples keeps a uniformly random subset of that size: tell the
-    accountant (`accounting.Truncation`).
+    Of a sample of more than `max_batch_size` examples, a uniformly random subset of that size is kept. The accountant
+    must be told of it (`accounting.Truncation`).
 
     ====================================  ==================================================
     edge case                             result
@@ -67,7 +68,7 @@ class PoissonSampling:
       num_examples: examples in the data set.
       sampling_probability: in (0, 1].
       max_batch_size: length of every batch, in examples; see `max_batch_size_for`.
-      seed: in [0, 2^128), see `fresh_seed`; not the seed of the noise.
+      seed: in [0, 2^128), see `fresh_seed`. It must not be the seed of the noise.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -92,20 +93,21 @@ class PoissonSampling:
         object.__setattr__(self, "seed", integer("seed", self.seed, wanted, lambda n: 0 <= n < 2**128))
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples of one step.
+        """Returns the examples of one step.
 
         Args:
           step: number of the step, from 0.
 
         Returns:
-          int32 array (max_batch_size,): distinct indices in ascending order, then -1 for padding.
+          An int32 array (max_batch_size,): distinct indices in ascending order, then -1 for padding.
 
         Raises:
           ValueError: the step is negative.
         """
         step = integer("step", step, "not be negative, and an integer", lambda n: n >= 0)
-        # A counter-based generator of its own for each step: steps are independent and need no order. NumPy hashes the
-        # four words of the seed and then those of the step; a seed of more words could begin like another's step.
+        # Each step has a counter-based generator of its own, so steps are independent and need no order. NumPy hashes
+        # the four words of the seed and then those of the step. A seed of more words could collide with the step of
+        # another seed.
         seed_sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=(step,))
         rng = np.random.Generator(np.random.Philox(seed_sequence))
         sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)
@@ -117,18 +119,18 @@ class PoissonSampling:
 
 
 def microbatch_order(batch_size: int, microbatch_size: int) -> np.ndarray:
-    """Where to take each row from so that consecutive rows form a microbatch.
+    """Says where to take each row from, so that consecutive rows form a microbatch.
 
     Microbatch j of M holds the rows j, j + M, j + 2M, ... of a batch (`optax.microbatching`).
-    ``batch[order]`` of a batch whose padding stands at its end has that padding in its last microbatches,
-    where it costs nothing.
+    If the padding of a batch stands at its end, ``batch[order]`` has that padding in its last microbatches, where it
+    costs nothing.
 
     Args:
       batch_size: rows; a multiple of microbatch_size.
       microbatch_size: rows of one microbatch.
 
     Returns:
-      (batch_size,) permutation.
+      A permutation, (batch_size,).
 
     Raises:
       ValueError: microbatch_size does not divide batch_size.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def extra(name: str) -> Iterator[None]:
         raise _not_installed([error.name.partition(".")[0]], name) from error
 
 
-def check_installed(name: str, modules: tuple[str, ...]) -> None:
+def check_installed(name: str, modules: Sequence[str]) -> None:
     """Raises ModuleNotFoundError, with the command that installs them, unless all modules can be found.
 
     Args:

@@ -14,26 +14,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from absl import logging
+
+from dp_rmt.extras import extra
+
+with extra("finetune"):
+    import safetensors
+    import safetensors.numpy
 
 _METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a known "format"
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place at the end; a folder that was written so is replaced.
+    """Makes a new folder that takes the place of `folder` at the end.
+
+    A folder that was written by this function is replaced, and no other.
 
     Args:
         folder: an absolute path.
-        weights_file: the file in it, written by `save_tensors`, by which a folder is known to have been written so.
+        weights_file: the file in the folder that `save_tensors` writes; it marks a folder as written by this function.
 
     Yields:
-        Where to write the files.
+        The folder to write the files into.
 
     Raises:
-        FileExistsError: if the place holds something else.
+        FileExistsError: `folder` holds something else.
     """
     if not _may_replace(folder, weights_file):
         raise FileExistsError(
@@ -51,7 +57,7 @@ def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
 
 
 def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file that everyone may read who may read files that are written here."""
+    """Writes a safetensors file with the usual permissions of a new file."""
     path.touch()
     mode = path.stat().st_mode
     safetensors.numpy.save_file(tensors, path, metadata=_METADATA)  # makes it private to the user
@@ -77,7 +83,7 @@ DIGESTS = "sha256.json"
 
 
 _CHANGES_LATER = "_CHECKPOINT_METADATA"
-"""Orbax writes the time of the commit into it last; nothing is restored from it."""
+"""The file into which Orbax writes the time of the commit last. Nothing is restored from it."""
 
 
 def write_digests(folder: Path) -> None:
@@ -88,14 +94,15 @@ def write_digests(folder: Path) -> None:
 
 
 def damage(folder: Path, pattern: str = "*") -> str | None:
-    """What is wrong with the files of a folder.
+    """Says what is wrong with the files of a folder.
 
     Args:
-      folder: with ``sha256.json``, or without (saved before there were digests), and then taken to be intact.
-      pattern: of the relative paths to look at.
+      folder: the folder to check. One without ``sha256.json`` was saved before there were digests, and is taken to be
+        intact.
+      pattern: which relative paths to look at.
 
     Returns:
-      A file that is missing or not what it was; None if there is none. Further files are no damage.
+      A sentence about a file that is missing or changed; None if there is no such file. Additional files are no damage.
     """
     if not (folder / DIGESTS).exists():
         return None
@@ -144,12 +151,12 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder of mode 0700, whatever the umask; one that is there is closed to others, with a line in the log.
+    """Makes a folder of mode 0700, whatever the umask; an existing folder is closed to others, and the log says so.
 
-    Every process of a run may call it. What lies inside is out of reach, whatever its own mode.
+    Every process of a run may call it. What lies inside is out of reach of others, whatever its own mode.
 
     Args:
-      folder: to be made; its parents are made with the usual mode.
+      folder: the folder to make; its parents are made with the usual mode.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -157,12 +164,12 @@ def make_private_folder(folder: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Takes the rights of group and others from a file or folder; the log says so, and where it cannot be done.
+    """Takes the rights of group and others from a file or folder; the log says so, or that it could not be done.
 
-    Does nothing where there are no such rights, as on Windows.
+    It does nothing on systems without such rights, such as Windows.
 
     Args:
-      path: of a file or folder that exists.
+      path: a file or folder that exists.
     """
     if os.name != "posix" or not (mode := stat.S_IMODE(path.stat().st_mode)) & _OTHERS:
         return
@@ -186,11 +193,11 @@ def close_to_others(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file of mode 0600, whole or not at all: at no moment could others read it.
+    """Writes a file of mode 0600, whole or not at all; others can read it at no moment.
 
     Args:
-      path: its folder must exist; a file there is replaced.
-      text: its content, written as UTF-8.
+      path: the file. Its folder must exist; an existing file is replaced.
+      text: the content, written as UTF-8.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     partial.unlink(missing_ok=True)

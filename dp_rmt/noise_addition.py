@@ -1,4 +1,4 @@
-"""Gaussian noise as an optax transformation: float32, a pure function of (key, step, leaf)."""
+"""Gaussian noise as an optax transformation. The noise is float32 and a pure function of (key, step, leaf)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from dp_rmt.types import Params
 NOISE_SUPPORT = 9.155
 """The noise ends at this many standard deviations on either side, rounded down: ``Phi_c(9.15529) = 2^-65``.
 
-A draw is ``Phi^-1((v + 1/2) / 2^64)`` of a 64-bit integer v, so that the outermost one has ``Phi_c(z) = 2^-65``. What a
-Gaussian has beyond it belongs to delta (`dp_rmt.accounting`)."""
+A draw is ``Phi^-1((v + 1/2) / 2^64)`` of a 64-bit integer v, so that the outermost draw has ``Phi_c(z) = 2^-65``. The
+probability that a Gaussian has beyond it is part of delta (`dp_rmt.accounting`)."""
 
 NOISE_LAW = "64 bits of Threefry an entry, through the inverse of the normal distribution"
-"""What a key and a step are turned into. Whoever repeats a step must repeat its noise, so that checkpoints hold this
-sentence, and one that holds another (an earlier version's) is not resumed: change it with the noise, and never else."""
+"""How a key and a step become noise. A step that is repeated must repeat its noise. Therefore checkpoints hold this
+sentence, and a checkpoint that holds another one, of an earlier version, is not resumed. Change the sentence when the
+noise changes, and at no other time."""
 
 _IMPLEMENTATION = "threefry2x32"
 
@@ -98,11 +99,11 @@ _FAR_TAIL = (
 
 
 class GaussianNoiseState(NamedTuple):
-    """State of `add_gaussian_noise`; whoever holds it can subtract the noise, so it is as secret as the data.
+    """State of `add_gaussian_noise`. Whoever holds it can subtract the noise, so it is as secret as the data.
 
     Attributes:
       step: number of updates so far, int32 scalar.
-      key: data of the key that all noise derives from (uint32), so that a checkpoint carries it.
+      key: data of the key that all noise derives from, uint32; here, so that a checkpoint carries it.
     """
 
     step: jax.Array
@@ -110,14 +111,14 @@ class GaussianNoiseState(NamedTuple):
 
 
 def noise_key(seed: int) -> jax.Array:
-    """The key of a run's noise from a seed in [0, 2^128); two seeds give unrelated keys.
+    """Makes the key of a run's noise from a seed in [0, 2^128); two seeds give unrelated keys.
 
-    `jax.random.key` keeps 32 bits of a seed, which can be searched; this keeps the 64 bits that a Threefry key has.
+    `jax.random.key` keeps 32 bits of a seed, which can be searched. This function keeps the 64 bits of a Threefry key.
 
     >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
     True
     """
-    # A longer one could be a seed and a step of `PoissonSampling`.
+    # A longer seed could be the same words as a seed and a step of `PoissonSampling`.
     wanted = "be in [0, 2^128), an integer; see batch_selection.fresh_seed()"
     seed = integer("seed", seed, wanted, lambda n: 0 <= n < 2**128)
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
@@ -125,27 +126,27 @@ def noise_key(seed: int) -> jax.Array:
 
 
 def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> optax.GradientTransformation:
-    """Adds independent N(0, noise_std^2) to every entry of the updates (the Gaussian mechanism; Dwork & Roth 2014).
+    """Adds independent N(0, noise_std^2) to every entry of the updates: the Gaussian mechanism (Dwork & Roth 2014).
 
-    The noise of leaf number j at step t is drawn from ``fold_in(fold_in(key, t), j)``: a pure function of (key, t, j),
-    identical for any number of devices, and never the same for two steps or two leaves. It is drawn and added in
-    float32 (float64 for float64 updates) whatever dtype comes in: bfloat16 noise has 128 distinct values a binade and
-    no tails. It reaches `NOISE_SUPPORT` standard deviations on both sides (`standard_normal`).
+    The noise of leaf number j at step t is drawn from ``fold_in(fold_in(key, t), j)``. It is a pure function of (key,
+    t, j), so it is identical for any number of devices and never the same for two steps or two leaves. It is drawn and
+    added in float32 (float64 for float64 updates), whatever dtype comes in, because bfloat16 noise has 128 distinct
+    values a binade and no tails. It reaches `NOISE_SUPPORT` standard deviations on both sides (`standard_normal`).
 
-    With ``ClippedGradient g`` the guarantee of noise multiplier z holds for ``noise_std = z * g.sensitivity()``. Place
-    it once in a chain, after every accumulation over microbatches and devices.
+    For a ``ClippedGradient g``, the guarantee of noise multiplier z holds with ``noise_std = z * g.sensitivity()``.
+    Place the noise once in a chain, after every accumulation over microbatches and devices.
 
     Args:
       noise_std: standard deviation of one entry, or a schedule of it by step. It may be traced
-        (`optax.inject_hyperparams`); what is traced or scheduled is not checked.
-      key: a typed Threefry key; for private data ``noise_key(fresh_seed())``, new for every training run.
+        (`optax.inject_hyperparams`). A traced or scheduled value is not checked.
+      key: a typed Threefry key. For private data it is ``noise_key(fresh_seed())``, new for every training run.
 
     Returns:
       An `optax.GradientTransformation` with a `GaussianNoiseState`.
 
     Raises:
-      ValueError: noise_std is negative, not finite or no scalar; the key is not a typed Threefry key; at an update, a
-        leaf is not real and floating.
+      ValueError: noise_std is negative, not finite or not a scalar; the key is not a typed Threefry key; an update has
+        a leaf that is not real and floating.
 
     >>> import jax
     >>> noise = add_gaussian_noise(1.0, jax.random.key(0))
@@ -214,22 +215,22 @@ def _check_key(key: jax.Array) -> None:
 
 
 def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Independent N(0, 1) draws with a Gaussian's tails, up to `NOISE_SUPPORT` standard deviations on both sides.
+    """Draws independent N(0, 1) numbers with a Gaussian's tails, up to `NOISE_SUPPORT` deviations on both sides.
 
     Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011).
-    `jax.random.normal` inverts the same distribution function, but from 23 bits: it never exceeds 5.2201.
+    `jax.random.normal` inverts the same distribution function from 23 bits only, so it never exceeds 5.2201.
 
     Args:
       key: a typed Threefry key.
-      shape: of the result.
-      dtype: float32 or float64; the draws are the same, but for rounding.
+      shape: the shape of the result.
+      dtype: float32 or float64. Both give the same draws, but for rounding.
 
     Returns:
-      An array of that shape and dtype; entry i depends on the key and its position alone, not on how the array is
+      An array of that shape and dtype. Entry i depends on the key and its position alone, not on how the array is
       divided among devices.
 
     Raises:
-      ValueError: the key, the dtype or the shape is none of these; an axis has more than 2^32 entries.
+      ValueError: the key or the dtype is of another kind, or an axis of the shape has more than 2^32 entries.
 
     >>> z = standard_normal(jax.random.key(0), (1000,))
     >>> print(f"{z.std():.1f}")
@@ -242,17 +243,18 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
     return normal_of_words(high, low, dtype)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")  # one piece, so that it rounds alike wherever it is compiled
+@functools.partial(jax.jit, static_argnames="dtype")  # compiled as one piece, so that it rounds alike in every program
 def normal_of_words(high: jax.Array, low: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """``Phi^-1((v + 1/2) / 2^64)`` for ``v = 2^32 high + low``.
 
-    It increases with v, ``z(2^64 - 1 - v) = -z(v)`` exactly, and is never 0. Neither tail nor centre loses digits: from
-    the integers come both the smaller tail's probability p and ``1/2 - p``, each to full relative accuracy.
+    The result z increases with v, is never 0, and satisfies ``z(2^64 - 1 - v) = -z(v)`` exactly. Neither the tails nor
+    the centre lose digits, because both the smaller tail's probability p and ``1/2 - p`` are computed from the
+    integers, each to full relative accuracy.
 
     Args:
-      high: upper 32 bits, uint32.
-      low: lower 32 bits, uint32, of the same shape.
-      dtype: float32 or float64, in which all is computed.
+      high: the upper 32 bits of v, uint32.
+      low: the lower 32 bits of v, uint32, of the same shape.
+      dtype: float32 or float64, the dtype in which everything is computed.
 
     Returns:
       Numbers of magnitude 7e-20 to 9.1553.
@@ -271,7 +273,7 @@ def normal_of_words(high: jax.Array, low: jax.Array, dtype: Any = jnp.float32) -
 
 
 def _fraction(high: jax.Array, low: jax.Array, dtype: Any) -> jax.Array:
-    """``(2^32 high + low + 1/2) / 2^64``; the least is 2^-65, a normal number of float32."""
+    """``(2^32 high + low + 1/2) / 2^64``. The least value is 2^-65, which is a normal number of float32."""
     return high.astype(dtype) * 2.0**-32 + (low.astype(dtype) + 0.5) * 2.0**-64
 
 
@@ -281,14 +283,14 @@ def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: jax.Arr
 
 
 def _words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The 64 bits of every entry, as two uint32: one Threefry hash of its position gives both."""
+    """The 64 bits of every entry as two uint32. One Threefry hash of the entry's position gives both."""
     first, second = jax.random.key_data(key)
     high, low = threefry2x32_p.bind(first, second, *_positions(shape))
     return high, low
 
 
 def _positions(shape: tuple[int, ...], words: int = 2**32) -> tuple[jax.Array, jax.Array]:
-    """A pair of uint32 for each entry, no pair twice: (which block, where in it), blocks of at most `words` entries."""
+    """A pair of uint32 for each entry, no pair twice: the block, of at most `words` entries, and the place in it."""
     split = 0
     while math.prod(shape[split:]) > words:
         split += 1
@@ -301,7 +303,7 @@ def _positions(shape: tuple[int, ...], words: int = 2**32) -> tuple[jax.Array, j
 
 
 def _linear_index(shape: tuple[int, ...], axes: range) -> jax.Array:
-    """Row-major index over some axes, broadcast over the others; iotas, because XLA divides them without sending."""
+    """Row-major index over some axes, broadcast over the others. XLA divides iotas among devices without sending."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in axes:
         stride = math.prod(shape[axis + 1 : axes.stop])

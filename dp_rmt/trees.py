@@ -1,4 +1,4 @@
-"""Leaves of any pytree, be they arrays, numbers or shapes: by path, and in float32 at least."""
+"""Leaves of any pytree, found by path and widened to float32; a leaf is an array, a number or a shape."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dp_rmt.types import Params
 
 
 def leaves_by_path(tree: Params) -> list[tuple[str, Any]]:
-    """All leaves with their paths, such as ``"encoder/layers/query/kernel"``.
+    """Lists all leaves with their paths, such as ``"encoder/layers/query/kernel"``.
 
-    Boxes are left out of the names: the kernel of a Flax nnx layer and a partitioned kernel of Flax linen are
-    ``kernel``, too, and not ``kernel/value``.
+    Boxes are left out of the names: the kernel of a Flax nnx layer is called ``kernel`` and not ``kernel/value``, and
+    so is a partitioned kernel of Flax linen.
 
     Raises:
-      ValueError: two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
+      ValueError: two leaves have the same path, as in ``{"a/b": x, "a": {"b": y}}``.
     """
     found = [(name_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     if len(dict(found)) < len(found):
@@ -30,40 +30,40 @@ def leaves_by_path(tree: Params) -> list[tuple[str, Any]]:
 
 
 def name_of(path: Sequence[Any]) -> str:
-    """A key path of JAX as it is written here.
+    """Writes a key path of JAX as this library does, with slashes.
 
     >>> name_of([jax.tree_util.DictKey("query"), jax.tree_util.DictKey("kernel"), jax.tree_util.GetAttrKey("value")])
     'query/kernel'
     """
-    # An attribute and not a key: attention has a layer of this name.
+    # A box is an attribute called "value". A key called "value" is a layer of attention.
     is_boxed = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
     return jax.tree_util.keystr(tuple(path[:-1] if is_boxed else path), simple=True, separator="/")
 
 
 def shape_and_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Of an array, a number or a shape."""
+    """The shape and dtype of an array, a number or a shape."""
     return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 
 
 def wide(leaf: Any) -> Any:
-    """The leaf as an array, a shape as a shape, of float32 or wider."""
+    """The leaf in float32 or wider: a shape stays a shape, all else becomes an array."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf.update(dtype=wide_dtype(leaf))
     return jnp.asarray(leaf, wide_dtype(leaf))
 
 
 def wide_dtype(leaf: Any) -> jnp.dtype:
-    """float32, or what is wider than it."""
+    """float32, or the dtype of the leaf where that is wider."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
 def wide_zeros_like(tree: Params) -> Params:
-    """Zeros of the tree's shapes and shardings, of float32 or wider, each a buffer of its own (a state is donated)."""
+    """Zeros of the tree's shapes and shardings, float32 or wider; each is a buffer of its own and can be donated."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf)), tree)
 
 
 def is_known(number: Any) -> bool:
-    """Whether a number can be checked now; under `jax.jit` that of `optax.inject_hyperparams` has no value yet."""
+    """Whether a number can be checked now; inside `jax.jit` a number of `optax.inject_hyperparams` has no value yet."""
     return not isinstance(number, jax.core.Tracer)
 
 
@@ -72,7 +72,8 @@ def split_params(params: Mapping[str, Any], trainable: str) -> tuple[dict[str, A
 
     Args:
       params: nested dicts of arrays.
-      trainable: a leaf is trained if this matches somewhere in its path, such as ``encoder/layers/query/kernel``.
+      trainable: a regular expression. A leaf is trained if the expression matches somewhere in its path, such as
+        ``encoder/layers/query/kernel``.
 
     Returns:
       ``(trained, frozen)``, nested dicts that share no leaf and together hold all; see `merge_params`.

@@ -1,4 +1,4 @@
-"""Type aliases that every floor shares, and which numbers they may hold."""
+"""Type aliases that every floor shares, and a check of the numbers that they may hold."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PerExampleLosses = Callable[[Params, Batch], jax.Array]
 """``(params, batch) -> (batch,)``: one loss per example; no example may influence another's loss."""
 
 Metrics = Mapping[str, Any]
-"""Names to scalars or small arrays; whatever was computed from raw private values is named ``nonprivate/...``."""
+"""Scalars or small arrays by name. Whatever was computed from raw private values is named ``nonprivate/...``."""
 
 
 def check_leaves_are_real(tree: Params, name: str) -> None:
     """Raises ValueError, naming the leaf, unless all leaves are real floating point of 16 bits or more.
 
-    A complex leaf has two coordinates an entry, which norms and noise of real numbers count as one; integers have no
-    gradient; arithmetic with 8-bit floats has no rules of promotion in JAX.
+    Norms and noise of real numbers would count the two coordinates of a complex entry as one. Integers have no
+    gradient. JAX has no rules of promotion for arithmetic with 8-bit floats.
 
     Args:
       tree: parameters or updates.
-      name: of the tree, for the message.
+      name: what the message calls the tree.
 
     >>> check_leaves_are_real({"w": jnp.ones(2, jnp.bfloat16)}, "params")
     >>> check_leaves_are_real({"w": jnp.ones(2, jnp.complex64)}, "params")  # doctest: +ELLIPSIS

@@ -21,7 +21,7 @@ case "${1:-}" in
     gcloud compute tpus tpu-vm ssh "$TPU" "${on_all[@]}" --command="
       set -e
       mkdir -p '$directory' && tar -xzf dp_rmt.tar.gz -C '$directory' && cd '$directory'
-      python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'
+      python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[finetune,tpu]'
       .venv/bin/python -c 'import jax; print(jax.__version__)'"
     ;;
   run)

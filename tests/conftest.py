@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
+from pathlib import Path
 
 # Before anything imports jax or a Hugging Face library, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,3 +23,13 @@ for _flag, _value in _QUICK.items():
 from dp_rmt import environment  # noqa: E402
 
 environment.prepare()
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """Of `-n auto`, which pyproject.toml gives: none for one file, which is sooner done without a start of their own.
+
+    More than four do not pay: each imports JAX, and holds what it has compiled.
+    """
+    paths = {Path(argument.partition("::")[0]) for argument in config.args}
+    one_file = len(paths) == 1 and all(path.suffix == ".py" for path in paths)
+    return 0 if one_file else min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)

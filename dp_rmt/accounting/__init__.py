@@ -1,13 +1,13 @@
 """Privacy accounting of DP-SGD: the epsilon of a run, and the noise that a target epsilon needs.
 
-The unit of privacy is one example, neighbours differ by adding or removing one, batches are Poisson samples.
-All bounds come from Google's `dp_accounting`; this package adds Renyi accounting of truncated batches,
-calibration that never ends above its target, and errors that say what to change.
+The unit of privacy is one example. Neighbours differ by adding or removing one. Batches are Poisson samples. All bounds
+come from Google's `dp_accounting`. This package adds Renyi accounting of truncated batches, calibration that never ends
+above its target, and errors that say what to change.
 
-Accountant "pld" composes privacy loss distributions by FFT and is nearly exact; "rdp" bounds Renyi
-divergences, is looser and faster, and serves to compare with older papers.
-Truncation five standard deviations above the mean costs next to nothing under "pld" (SST-2 at epsilon 3:
-noise multiplier .7718 -> .7722), but much under "rdp", whose bound feels the rarest event (.8321 -> 1.0937).
+The accountant "pld" composes privacy loss distributions by FFT and is nearly exact. The accountant "rdp" bounds Renyi
+divergences. It is looser and faster, and serves to compare with older papers. Truncation five standard deviations above
+the mean costs next to nothing under "pld" (SST-2 at epsilon 3: noise multiplier .7718 -> .7722). It costs much under
+"rdp", whose bound feels the rarest event (.8321 -> 1.0937).
 """
 
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier

@@ -14,11 +14,11 @@ from dp_rmt.accounting.noise_support import delta_of_truncation
 from dp_rmt.accounting.step import Accountant, Step, Truncation, validated_delta, validated_num_steps
 from dp_rmt.arguments import real
 
-# Calibration gives up outside: below, the guarantee says nothing; above, bounds are mostly their own slack.
+# Calibration gives up outside of these. Below, the guarantee says nothing; above, bounds are mostly their own slack.
 _MIN_NOISE_MULTIPLIER, _MAX_NOISE_MULTIPLIER = 0.2, 1e4
-# The search has bins so much wider than results: a tenth of the time.
+# The search has bins this many times wider than results have, which takes a tenth of the time.
 _COARSE = 10.0
-# The part of delta that the end of the noise's support may have.
+# The part of delta that the end of the noise's support may take.
 _SHARE_OF_TRUNCATION = 0.01
 
 
@@ -32,14 +32,14 @@ def calibrate_noise_multiplier(
     truncation: Truncation | None = None,
     noise_support: float = math.inf,
 ) -> float:
-    """The smallest noise multiplier whose run is (epsilon, delta)-differentially private.
+    """Finds the smallest noise multiplier whose run is (epsilon, delta)-differentially private.
 
     Args:
-      epsilon: the target, above 0. The others are as in the function `epsilon`.
+      epsilon: the target, above 0. The other arguments are those of the function `epsilon`.
 
     Returns:
-      noise multiplier: std of the noise in the sum of clipped gradients, over the clip norm. Its epsilon is
-      never above the target and at most 1e-4 of it below; lower only where more noise is needed to keep
+      The noise multiplier: std of the noise in the sum of clipped gradients, over the clip norm. Its epsilon is never
+      above the target, and at most 1e-4 of the target below it. It is lower only where more noise is needed to keep
       `delta_of_truncation` below 1% of delta.
 
     Raises:
@@ -58,7 +58,7 @@ def calibrate_noise_multiplier(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """All of a run but its noise."""
+    """Everything about a run but its noise."""
 
     sampling_probability: float
     truncation: Truncation | None
@@ -89,7 +89,7 @@ def _calibrated(run: _Run, target: float) -> float:
 
 
 def _least_for_support(run: _Run) -> float:
-    """The smallest noise multiplier from 0.2 with which the end of the noise's support has its share of delta."""
+    """The smallest noise multiplier from 0.2 on with which the end of the noise's support keeps to its share."""
     share = _SHARE_OF_TRUNCATION * run.delta
     if (missing := run.delta_of_truncation(_MAX_NOISE_MULTIPLIER)) > share:
         raise ValueError(
@@ -114,13 +114,13 @@ def _least_for_support(run: _Run) -> float:
 def _solve(
     epsilon_of: Callable[[float], float], run: _Run, target: float, guess: float, factor: float, unspent: float
 ) -> float:
-    """The noise multiplier that spends from (1 - unspent) to 1 times `target`, bracketed from `guess`."""
+    """Finds a noise multiplier that spends from (1 - unspent) to 1 times `target`; the bracket starts at `guess`."""
 
     @functools.cache
     def gap(log_sigma: float) -> float:  # log epsilon is nearly linear in log sigma
         # The floor and the ceiling keep an epsilon of 0 or infinity from the interpolation.
         log_ratio = min(math.log(max(epsilon_of(math.exp(log_sigma)) / target, 1e-20)), 50.0)
-        # Zero on the whole band of accepted answers: the root finder stops at an exact zero.
+        # The gap is zero on the whole band of accepted answers, because the root finder stops at an exact zero.
         return 0.0 if -unspent <= log_ratio <= 0 else log_ratio + unspent / 2
 
     low = high = math.log(guess)
@@ -135,13 +135,13 @@ def _solve(
             raise ValueError(_too_hard(run, target))
         low, high, stride = high, min(high + stride, most), min(2 * stride, math.log(2))
     log_sigma = float(optimize.brentq(gap, low, high, xtol=1e-9)) if low < high else low
-    while gap(log_sigma) > 0:  # a jump of the discretised bound: step over it, to the private side
+    while gap(log_sigma) > 0:  # the discretised bound jumps here: step over it, to the private side
         log_sigma += 1e-7
     return math.exp(log_sigma)
 
 
 def _too_easy(run: _Run, target: float) -> str:
-    """What to do about a target that next to no noise meets: lower what binds it."""
+    """Says what to do about a target that next to no noise meets: lower what binds it."""
     met = f"calibrate_noise_multiplier: epsilon={target} is met by a noise multiplier below {_MIN_NOISE_MULTIPLIER}"
     smallest = run.epsilon(_MIN_NOISE_MULTIPLIER)
     if smallest > 0:
@@ -155,7 +155,7 @@ def _too_easy(run: _Run, target: float) -> str:
 
 
 def _too_hard(run: _Run, target: float) -> str:
-    """What to do about a target that no noise meets."""
+    """Says what to do about a target that no noise meets."""
     there = run.epsilon(_MAX_NOISE_MULTIPLIER)
     advice = "Raise epsilon or delta, or lower num_steps or sampling_probability."
     if run.accountant == "rdp":

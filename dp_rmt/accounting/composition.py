@@ -1,4 +1,4 @@
-"""The epsilon of a run, one step composed with itself, and of several runs together."""
+"""The epsilon of a run, which is one step composed with itself, and of several runs together."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def epsilon(
     """The epsilon of (epsilon, delta)-differential privacy after `num_steps` steps; an upper bound.
 
     Args:
-      noise_multiplier: std of the noise in the sum of clipped gradients, over the clip norm; 0: no privacy.
-      delta: in (0, 1), the probability with which the guarantee may fail.
+      noise_multiplier: std of the noise in the sum of clipped gradients, over the clip norm; 0 gives no privacy.
+      delta: the probability with which the guarantee may fail, in (0, 1).
       sampling_probability: probability with which a step samples each example, in (0, 1].
       num_steps: number of steps, at least 1.
-      accountant: "pld" for privacy loss distributions, and for the lower one of both bounds where these have too few
-        digits (a delta below 1e-13 or so; see `epsilon_by_accountant`); "rdp" for Renyi divergences alone.
+      accountant: "pld" for privacy loss distributions. Where these have too few digits (a delta below 1e-13 or so, see
+        `epsilon_by_accountant`), "pld" takes the lower one of both bounds. "rdp" takes Renyi divergences alone.
       truncation: the fixed shape of the batch; None if no batch can overflow.
       noise_support: where the noise ends, in standard deviations; infinite for a Gaussian in exact arithmetic. What is
-        missing beyond is part of delta, see `delta_of_truncation`.
+        missing beyond that is part of delta, see `delta_of_truncation`.
 
     Returns:
-      epsilon, in nats; infinite where the accountant knows no finite bound.
+      The epsilon, in nats; infinite where the accountant knows no finite bound.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -79,14 +79,14 @@ def epsilon_curve(
 ) -> np.ndarray:
     """The epsilon after each of several numbers of steps of one run, each exactly what `epsilon` says.
 
-    One step is analysed once and composed with itself; a further point costs 0.2 to 1 seconds ("pld") or 20
-    milliseconds ("rdp"). Nothing is interpolated: between two points, the later one is an upper bound.
+    One step is analysed once and composed with itself. A further point costs 0.2 to 1 seconds ("pld") or 20
+    milliseconds ("rdp"). Nothing is interpolated; between two points, the later one is an upper bound.
 
-    Args, Raises: as in `epsilon`, but
+    Arguments and errors are those of `epsilon`, but for
       steps: numbers of steps, each at least 1, in any order.
 
     Returns:
-      float64 array (len(steps),) of epsilons.
+      A float64 array (len(steps),) of epsilons.
 
     >>> epsilon_curve(noise_multiplier=1.0, delta=1e-5, sampling_probability=0.01, steps=(10, 1000)).round(2)
     array([0.38, 1.83])
@@ -107,13 +107,13 @@ def epsilon_by_accountant(
     truncation: Truncation | None = None,
     noise_support: float = math.inf,
 ) -> dict[str, float]:
-    """The bound of each accountant alone, by its name; each holds, and the lower one is `epsilon`.
+    """The bound of each accountant alone, by its name. Each bound holds, and the lower one is `epsilon`.
 
-    Privacy loss distributions are nearly exact down to a delta of about 1e-12, and say infinity below 2e-16 a step,
-    where the Fourier transform that composes them has no digits left. Renyi divergences are looser, much so for
-    truncated batches, but have no such floor.
+    Privacy loss distributions are nearly exact down to a delta of about 1e-12. Below 2e-16 a step they say infinity,
+    because the Fourier transform that composes them has no digits left. Renyi divergences are looser, and much looser
+    for truncated batches, but have no such floor.
 
-    Args, Raises: as in `epsilon`.
+    Arguments and errors are those of `epsilon`.
 
     >>> bounds = epsilon_by_accountant(noise_multiplier=1.5, delta=1e-5, sampling_probability=0.04, num_steps=2250)
     >>> {name: round(bound, 4) for name, bound in bounds.items()}
@@ -127,17 +127,17 @@ def epsilon_by_accountant(
 
 
 def epsilon_of_composition(steps: Mapping[Step, int], *, delta: float, noise_support: float = math.inf) -> float:
-    """The epsilon of several runs together, all of whose steps are independent; an upper bound.
+    """The epsilon of several runs together, whose steps are all independent; an upper bound.
 
-    The privacy losses of all steps are counted in bins of one width, chosen as for a single run; where these have too
-    few digits, the bound is the lower one of both accountants, as in `epsilon`, to which it is equal for one run.
+    The privacy losses of all steps are counted in bins of one width, which is chosen as for a single run. Where these
+    have too few digits, the bound is the lower one of both accountants. For one run the result is that of `epsilon`.
 
     Args:
       steps: how many steps of each kind the runs have taken, at least one of each.
       delta, noise_support: as in `epsilon`.
 
     Returns:
-      epsilon, in nats; infinite where neither accountant knows a finite bound.
+      The epsilon, in nats; infinite where neither accountant knows a finite bound.
 
     Raises:
       ValueError: there is no step, or an argument is out of its range.
@@ -153,12 +153,12 @@ def epsilon_of_composition(steps: Mapping[Step, int], *, delta: float, noise_sup
 
 
 def validated_accountant(accountant: str) -> Accountant:
-    """One of the names in `Accountant`."""
+    """Returns the accountant's name, which must be one of those in `Accountant`."""
     return cast(Accountant, one_of("accountant", accountant, get_args(Accountant)))
 
 
 def gaussian_delta(steps: Steps, delta: float, noise_support: float) -> float:
-    """What is left of delta for a run's Gaussians, once the end of the noise's support has its part; may be < 0."""
+    """What the end of the noise's support leaves of delta for a run's Gaussians; it may be negative."""
     return delta - math.fsum(
         delta_of_truncation(
             noise_support=noise_support,
@@ -174,7 +174,7 @@ def gaussian_delta(steps: Steps, delta: float, noise_support: float) -> float:
 def composed_epsilon(
     steps: Steps, delta: float, accountant: Accountant, noise_support: float, coarseness: float = 1.0
 ) -> float:
-    """The epsilon of all these steps together, in bins this many times as wide as those of results."""
+    """The epsilon of all these steps together, with bins `coarseness` times as wide as those of results."""
     spent = gaussian_delta(steps, delta, noise_support)
     bound = _bound(steps, spent, accountant, coarseness)
     if accountant == "rdp" or _lacks_noise(steps) or is_nearly_exact(steps, spent):

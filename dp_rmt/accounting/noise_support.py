@@ -1,4 +1,4 @@
-"""What is missing of a Gaussian beyond the end of the noise's support, as a part of delta."""
+"""The part of delta that pays for the noise's support having an end, unlike a Gaussian's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import special
 from dp_rmt.accounting.step import AT_LEAST_1, Step, Truncation, validated_num_steps
 from dp_rmt.arguments import integer, real
 
-# More trainable parameters than any model has (10^12): what is missing grows with the square root of their number.
+# 10^12 is more trainable parameters than any model has. What is missing grows with the square root of their number.
 MAX_PARAMETERS = 2**40
 _CELLS = 4096
 
@@ -24,20 +24,20 @@ def delta_of_truncation(
     truncation: Truncation | None = None,
     num_parameters: int = MAX_PARAMETERS,
 ) -> float:
-    """What noise that ends at a finite number S of standard deviations adds to the delta of a Gaussian's guarantee.
+    """What noise that ends at S standard deviations adds to the delta of a Gaussian's guarantee.
 
     An example's gradient g pushes entry i beyond what noise alone can reach with probability ``h(|g_i| / sigma)``,
-    ``h(x) = Phi_c(S - x) - Phi_c(S)``: whoever sees that knows that the example was there. Over T steps
+    where ``h(x) = Phi_c(S - x) - Phi_c(S)``. Whoever sees such an entry knows that the example was there. Over T steps
 
         delta <= T q k b / (1 - 2 Phi_c(S)),      b = max sum_i h(x_i),  |x|_2 <= 1 / sigma,
         k = 1 / (1 - q (1 - exp(-1 / (2 sigma^2)))),   1 for q = 1,
 
-    with 2 / sigma in the place of 1 / sigma where the batch overflows; derived in docs/math.md.
+    with 2 / sigma in the place of 1 / sigma where the batch overflows. The derivation is in docs/math.md.
 
     Args:
       noise_support: S, above 3; infinite for a Gaussian in exact arithmetic.
       noise_multiplier, sampling_probability, num_steps, truncation: as in `epsilon`.
-      num_parameters: trainable numbers that get noise; left out, more than any model has.
+      num_parameters: how many trainable numbers get noise. The default is more than any model has.
 
     Returns:
       The part of delta, in [0, 1].
@@ -63,7 +63,7 @@ def delta_of_truncation(
     of_step = (1 - overflow) * _of_shift(1 / step.noise_multiplier, support, q, num_parameters)
     if overflow > 0:
         of_step += overflow * _of_shift(2 / step.noise_multiplier, support, q, num_parameters)
-    return min(1.0, num_steps * of_step / (1 - 2 * special.ndtr(-support)))
+    return min(1.0, float(num_steps * of_step / (1 - 2 * special.ndtr(-support))))
 
 
 def _of_shift(shift: float, support: float, sampling_probability: float, num_parameters: int) -> float:
@@ -76,9 +76,9 @@ def _of_shift(shift: float, support: float, sampling_probability: float, num_par
 def _largest_escape(shift: float, support: float, num_parameters: int) -> float:
     """b: the largest ``sum_i h(x_i)`` over vectors of norm `shift`.
 
-    As a function of x^2, h is concave up to x (S - x) = 1 and convex from there to the other root. So in a maximum one
-    entry at most lies in the convex part, and the others share the rest of the norm equally: one number decides, the
-    size of that entry. Each cell of it is bounded by its ends, as h grows.
+    As a function of x^2, h is concave up to x (S - x) = 1 and convex from there to the other root. So in a maximum at
+    most one entry lies in the convex part, and the others share the rest of the norm equally. The size of that entry is
+    the only unknown. Each cell of a grid of sizes is bounded by its ends, because h grows.
     """
     if shift >= (support + math.sqrt(support**2 - 4)) / 2:
         return 1.0
@@ -91,4 +91,5 @@ def _largest_escape(shift: float, support: float, num_parameters: int) -> float:
 def _escape(shift: np.ndarray, support: float) -> np.ndarray:
     """``h(x) = Phi_c(S - x) - Phi_c(S)``, without cancellation at small x."""
     log_tail = special.log_ndtr(shift - support)
-    return np.exp(log_tail) * -np.expm1(special.log_ndtr(-support) - log_tail)
+    escape: np.ndarray = np.exp(log_tail) * -np.expm1(special.log_ndtr(-support) - log_tail)
+    return escape

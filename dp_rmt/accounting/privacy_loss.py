@@ -11,15 +11,15 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from dp_rmt.accounting.step import Step, Steps
 
-# The widest bin, that of dp_accounting, so that numbers agree with those of others.
+# The widest bin is that of dp_accounting, so that numbers agree with those of others.
 _WIDEST_BIN = 1e-4
-# Bins of a step's distribution and of the run's: they hold time and memory to seconds and some hundred megabytes.
+# The most bins of a step's distribution and of the run's. They hold time to seconds, memory to some hundred megabytes.
 _MOST_BINS_OF_STEP, _MOST_BINS_OF_RUN = 2**20, 2**21
-# Standard deviations on either side that dp_accounting keeps: a step to a mass of exp(-50), a run to one of 1e-15.
+# dp_accounting keeps so many standard deviations on either side: a step to a mass of exp(-50), a run to 1e-15.
 _STEP_REACH, _RUN_REACH = 10.0, 8.5
 
 
-@functools.lru_cache(maxsize=2)  # epsilon and the trade-off curve of a run ask for the same one
+@functools.lru_cache(maxsize=2)  # epsilon and the trade-off curve of a run ask for the same distribution
 def composed_privacy_loss(steps: Steps, coarseness: float = 1.0) -> Any:
     """The privacy loss distribution of all these steps together, both for adding and for removing an example."""
     width = bin_width(steps) * coarseness
@@ -28,10 +28,10 @@ def composed_privacy_loss(steps: Steps, coarseness: float = 1.0) -> Any:
 
 
 def rounding_allowance(steps: Steps) -> float:
-    """What float64 may have taken from a delta of the composed distribution: part of every delta read from it.
+    """What float64 may have taken from a delta of the composed distribution; it is part of every delta read from it.
 
-    The FFT that composes has an absolute error; against the closed form for full batches it is below 7e-17 a step at
-    1 to 10^6 steps, alike or of several kinds. Deltas of its size cannot be read from the distribution at all.
+    The FFT that composes has an absolute error. Against the closed form for full batches it is below 7e-17 a step at 1
+    to 10^6 steps, alike or of several kinds. Deltas of that size cannot be read from the distribution at all.
     """
     return sum(count for _, count in steps) * 2.0**-52
 
@@ -46,26 +46,27 @@ def bin_width(steps: Steps) -> float:
     """The width of the bins in which the privacy loss is counted, in nats.
 
     A step's loss has the scale ``w = sqrt(D_2)``, ``D_2 = log(1 + q^2 (e^(1/sigma^2) - 1))`` its Renyi divergence of
-    order 2: 1 / sigma for full batches, q / sigma for large sigma. Bins of width h add about h^2 / 6 to its variance (a
-    loss between two of them counts as either), so h is a small part of w. Not too small: masses of bins are differences
-    of float64 numbers, with errors of 1e-16 / h, and negative ones become 0. That adds 1e-13 w / h^2 of the variance,
-    and 4e-16 w / h^2 to the mass in each of T steps; the best w / h is about (w min(1e12, 4e15 / T))^(1/4) where it is
-    below 30. Variances add up, so that for steps of several kinds w is the root of the mean of w^2 over all steps. Wide
-    distributions have wider bins, so that their number stays bounded.
+    order 2; w is 1 / sigma for full batches and q / sigma for large sigma. Bins of width h add about h^2 / 6 to the
+    variance of the loss (a loss between two bins counts as either), so h is a small part of w. It must not be too
+    small: the masses of bins are differences of float64 numbers, with errors of 1e-16 / h, and negative ones become 0.
+    That adds 1e-13 w / h^2 of the variance, and 4e-16 w / h^2 to the mass in each of T steps. The best w / h is about
+    (w min(1e12, 4e15 / T))^(1/4) where this is below 30. Variances add up, so for steps of several kinds w is the root
+    of the mean of w^2 over all steps. Wide distributions have wider bins, so that the number of bins stays bounded.
     """
     num_steps, scale = sum(count for _, count in steps), _scale_of_run(steps)
     wanted = min(_WIDEST_BIN, scale / min(30.0, (scale * min(1e12, 4e15 / num_steps)) ** 0.25))
     widths = [_width(step) for step, _ in steps]
-    # The composition's Chernoff bounds are taken at moments that see a range 1.75 times that of one step.
+    # The Chernoff bounds of the composition are taken at moments that see a range 1.75 times that of one step.
     width_of_run = math.fsum(
         2 * _RUN_REACH * math.sqrt(count) * _scale(step) + 3.5 * width
         for (step, count), width in zip(steps, widths, strict=True)
     )
-    return max(wanted, max(widths) / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+    width: float = max(wanted, max(widths) / _MOST_BINS_OF_STEP, width_of_run / _MOST_BINS_OF_RUN)
+    return width
 
 
 def _width(step: Step) -> float:
-    """The range of the privacy loss of one step, as far as it is kept."""
+    """The width of the range in which the privacy loss of one step is kept."""
     sigma, q = step.noise_multiplier, step.sampling_probability
     # Overflow doubles the sensitivity and looks both ways.
     sensitivity = 2.0 if step.overflow_probability > 0 else 1.0

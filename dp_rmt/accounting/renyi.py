@@ -1,4 +1,4 @@
-"""The Renyi divergences of one step; with truncation, by a bound derived here."""
+"""The Renyi divergences of one step. For truncated batches they are a bound that is derived here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy import special
 from dp_rmt.accounting.step import Step
 
 
-@functools.lru_cache(maxsize=32)  # a step's are those of every number of its steps
+@functools.lru_cache(maxsize=32)  # any number of equal steps has the divergences of one step
 def renyi_divergences(step: Step) -> np.ndarray:
-    """Renyi divergences of one step at the accountant's orders a; with truncation, a bound derived here.
+    """The Renyi divergences of one step at the accountant's orders a; with truncation, the following bound.
 
-    D has one example x more than D', S is the Poisson sample of the other N-1 examples, M the largest batch.
-    S has the same law under D and D', and the moment exp((a-1) D_a(P||Q)) = E_Q[(P/Q)^a] is jointly convex in
-    (P, Q), so the mean of the moments conditional on S bounds the moment, in both directions.
+    D has one example x more than D'. S is the Poisson sample of the other N-1 examples, and M is the largest batch. S
+    has the same law under D and D', and the moment exp((a-1) D_a(P||Q)) = E_Q[(P/Q)^a] is jointly convex in (P, Q), so
+    the mean of the moments conditional on S bounds the moment, in both directions.
 
     - |S| < M: nothing overflows. D' releases sum(S) plus noise, D adds x with probability q: the subsampled
       Gaussian of sensitivity 1, with moment A_a(q, sigma).
@@ -41,22 +41,24 @@ def renyi_divergences(step: Step) -> np.ndarray:
         gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(step.sampling_probability, gaussian)
         rdp = np.asarray(rdp_privacy_accountant.RdpAccountant().compose(event).rdp)
-        return (orders - 1.0) * rdp + _rounding_of_log_moments(orders)
+        moments: np.ndarray = (orders - 1.0) * rdp + _rounding_of_log_moments(orders)
+        return moments
 
     log_moment = log_moments(step.noise_multiplier)
     if (overflow := step.overflow_probability) > 0.0:
         both = np.stack([log_moment, log_moments(step.noise_multiplier / 2)])
-        # Logarithms of the weights, not `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
+        # The weights enter as logarithms, not as `b=weights`: scipy divides by the smallest, which overflows at 1e-310.
         log_weights = np.array([[special.xlog1py(1.0, -overflow)], [np.log(overflow)]])
         log_moment = np.asarray(special.logsumexp(both + log_weights, axis=0))
-    divergences = log_moment / (orders - 1.0)
+    divergences: np.ndarray = log_moment / (orders - 1.0)
     divergences.flags.writeable = False
     return divergences
 
 
 def composed_divergences(steps: Iterable[tuple[Step, int]]) -> np.ndarray:
     """The Renyi divergences of so many steps of each kind together, at the accountant's orders."""
-    return np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    total: np.ndarray = np.sum([count * renyi_divergences(step) for step, count in steps], axis=0)
+    return total
 
 
 def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:
@@ -66,9 +68,10 @@ def epsilon_of_divergences(divergences: np.ndarray, delta: float) -> float:
 
 
 def _rounding_of_log_moments(orders: np.ndarray) -> np.ndarray:
-    """What dp_accounting's float64 may have taken from a log moment: it matters to steps of next to no divergence.
+    """What dp_accounting's float64 may have taken from a log moment. It matters to steps of next to no divergence.
 
-    The series of a fractional order ends at a term of exp(-30) = 9e-14; the logarithms of binomial coefficients are
+    The series of a fractional order ends at a term of exp(-30) = 9e-14. The logarithms of binomial coefficients are
     differences of log-gammas of size a log(a).
     """
-    return 2.0**-42 + 2.0**-50 * orders * np.log(orders)
+    errors: np.ndarray = 2.0**-42 + 2.0**-50 * orders * np.log(orders)
+    return errors

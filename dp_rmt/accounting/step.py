@@ -17,10 +17,10 @@ AT_LEAST_1 = "be at least 1 and an integer"
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """A Poisson batch that overflows its fixed shape keeps a uniformly random subset.
+    """The fixed shape of a Poisson batch: a sample that overflows it keeps a uniformly random subset.
 
     Args:
-      num_examples: examples in the data set, N (the larger one of two neighbours), at least 1.
+      num_examples: N, the number of examples in the data set (the larger one of two neighbours), at least 1.
       max_batch_size: the largest number of examples that one step may use, at least 1.
     """
 
@@ -33,7 +33,7 @@ class Truncation:
             object.__setattr__(self, name, size)
 
     def overflow_probability(self, sampling_probability: float) -> float:
-        """Probability that the other N-1 examples fill the batch: P[Binomial(N-1, q) >= max_batch_size].
+        """The probability that the other N-1 examples fill the batch: P[Binomial(N-1, q) >= max_batch_size].
 
         >>> Truncation(num_examples=3, max_batch_size=2).overflow_probability(0.5)
         0.25
@@ -43,10 +43,10 @@ class Truncation:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of DP-SGD; the key of every cache here.
+    """One step of DP-SGD. It is the key of every cache here.
 
     Args:
-      noise_multiplier: std of the noise in the sum of clipped gradients, over the clip norm; 0: no privacy.
+      noise_multiplier: std of the noise in the sum of clipped gradients, over the clip norm; 0 gives no privacy.
       sampling_probability: probability with which a step samples each example, in (0, 1].
       truncation: the fixed shape of the batch; None if no batch can overflow.
 
@@ -75,21 +75,21 @@ class Step:
 
     @property
     def overflow_probability(self) -> float:
-        """Probability that the other examples fill the batch; 0 without a fixed shape."""
+        """The probability that the other examples fill the batch; 0 without a fixed shape."""
         return self.truncation.overflow_probability(self.sampling_probability) if self.truncation else 0.0
 
 
 Steps = tuple[tuple[Step, int], ...]
-"""What a run consists of: kinds of steps and how many of each, at least one; a key of caches."""
+"""What a run consists of: the kinds of steps, and how many of each, at least one. It is a key of caches."""
 
 
 def validated_num_steps(num_steps: Any) -> int:
-    """The number of steps as a Python int, at least 1."""
+    """Returns the number of steps as a Python int of at least 1."""
     return integer("num_steps", num_steps, AT_LEAST_1, lambda n: n >= 1)
 
 
 def validated_delta(delta: Any) -> float:
-    """A delta as a Python float, in (0, 1)."""
+    """Returns a delta as a Python float in (0, 1)."""
     return real("delta", delta, "be in (0, 1); usual: less than 1 / (data size)", lambda x: 0 < x < 1)
 
 
@@ -100,9 +100,9 @@ def dp_event(
     num_steps: int,
     truncation: Truncation | None = None,
 ) -> dp_accounting.DpEvent:
-    """The run as an event of `dp_accounting`, to hand to any accountant: num_steps Poisson-sampled Gaussians.
+    """The run as an event of `dp_accounting` for any accountant: num_steps Poisson-sampled Gaussians.
 
-    Args, Raises: as in `epsilon`.
+    Arguments and errors are those of `epsilon`.
 
     >>> dp_event(noise_multiplier=1.5, sampling_probability=0.04, num_steps=2250).count
     2250

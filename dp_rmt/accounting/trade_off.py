@@ -1,4 +1,4 @@
-"""The trade-off curve of a run: what a test between neighbouring data sets can detect at a rate of false alarms."""
+"""The trade-off curve of a run: what a test between neighbouring data sets can detect, at its rate of false alarms."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def largest_true_positive_rate(
     truncation: Truncation | None = None,
     noise_support: float = math.inf,
 ) -> float:
-    """The largest true positive rate, at a false positive rate, of any membership test; an upper bound.
+    """An upper bound of the true positive rate of any membership test with a given false positive rate.
 
-    ``inf over eps >= 0 of min(e^eps a + delta(eps), 1 - e^-eps (1 - delta(eps) - a))`` with the curve delta(eps) of the
-    whole run by its privacy loss distribution, for adding and for removing an example (Wasserman & Zhou 2010; Dong,
-    Roth & Su 2022, proposition 6). One point (epsilon, delta) of that curve says far less: at epsilon 8 and a = 1% it
-    allows a rate of 100%.
+    The bound is ``inf over eps >= 0 of min(e^eps a + delta(eps), 1 - e^-eps (1 - delta(eps) - a))``. The curve
+    delta(eps) is that of the whole run by its privacy loss distribution, for adding and for removing an example
+    (Wasserman & Zhou 2010; Dong, Roth & Su 2022, proposition 6). One point (epsilon, delta) of that curve says far
+    less: at epsilon 8 and a = 1% it allows a rate of 100%.
 
     Args:
-      false_positive_rate: a, in (0, 1): with this probability, at most, the test accuses an absent example.
+      false_positive_rate: a, in (0, 1), the largest probability with which the test accuses an absent example.
       noise_multiplier, sampling_probability, num_steps, truncation, noise_support: as in `epsilon`.
 
     Returns:
@@ -61,13 +61,14 @@ def largest_true_positive_rate(
     def delta(epsilon: float) -> float:
         return float(distribution.get_delta_for_epsilon(epsilon)) + missing
 
-    # Both are convex in e^eps or e^-eps. Above -log a the first exceeds 1; the second is within e^-30 of 1 at 30.
+    # Both bounds are convex in e^eps or e^-eps. Above -log a the first exceeds 1.
+    # The second is within e^-30 of 1 at 30.
     amplified = _least(lambda epsilon: math.exp(epsilon) * alpha + delta(epsilon), -math.log(alpha))
     mirrored = _least(lambda epsilon: 1.0 - math.exp(-epsilon) * (1.0 - delta(epsilon) - alpha), 30.0)
     return float(np.clip(min(amplified, mirrored), alpha, 1.0))
 
 
 def _least(bound: Callable[[float], float], largest: float) -> float:
-    """The smallest value that a search finds on [0, largest]: whatever it finds is a bound."""
+    """The smallest value that a search finds on [0, largest]. Any value that it finds is a bound."""
     found = optimize.minimize_scalar(bound, bounds=(0.0, largest), method="bounded", options={"xatol": 1e-4})
     return min(float(found.fun), bound(0.0))

@@ -1,4 +1,4 @@
-"""Filters over the steps of a run, for noisy updates: what else removes privacy noise, and costs no privacy either."""
+"""Filters of noisy updates over the steps of a run. They remove privacy noise in another way, at no cost of privacy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LowPassState(NamedTuple):
     """State of `low_pass_filter`; K is the larger of the orders of numerator and denominator.
 
     Attributes:
-      delays: K trees like the updates, what past steps contribute to the next K outputs.
-      constant_delays: (K,), the same for an input of constant 1.
+      delays: K trees like the updates; they are what past steps contribute to the next K outputs.
+      constant_delays: (K,), the same for a constant input of 1.
     """
 
     delays: tuple[Params, ...]
@@ -38,18 +38,18 @@ def low_pass_filter(
 
         m_t = -sum_{k>=1} a_k m_{t-k} + sum_{k>=0} b_k g_{t-k},     output  m_t / c_t,
 
-    where c_t is what the same recursion gives for g = 1 from zero initial values, so that the weights of the gradients
-    add up to 1 at every step. The default is the first-order Butterworth filter with cut-off tan(w / 2) = 1 / 10: it
-    leaves 1 / 11 of the variance of white noise. The exponential average with bias correction, ``optax.ema(decay)``,
-    is ``low_pass_filter((1 - decay,), (1, -decay))``.
+    where c_t is what the same recursion gives for g = 1 from zero initial values. The weights of the gradients thus add
+    up to 1 at every step. The default is the first-order Butterworth filter with cut-off tan(w / 2) = 1 / 10, which
+    leaves 1 / 11 of the variance of white noise. The exponential average with bias correction, ``optax.ema(decay)``, is
+    ``low_pass_filter((1 - decay,), (1, -decay))``.
 
-    It keeps max(len(numerator), len(denominator)) - 1 copies of the updates (one by default), in float32 at least.
-    Placed after `add_gaussian_noise` it is post-processing. An adaptive optimizer behind it sees filtered gradients in
-    both moments.
+    The state keeps max(len(numerator), len(denominator)) - 1 copies of the updates (one by default), in float32 at
+    least. Placed after `add_gaussian_noise` it is post-processing. An adaptive optimizer behind it sees filtered
+    gradients in both moments.
 
     Args:
       numerator: ``(b_0, b_1, ...)``, b_0 not 0.
-      denominator: ``(1, a_1, ...)``, as SciPy's filter design returns it; all poles inside the unit circle.
+      denominator: ``(1, a_1, ...)``, as SciPy's filter design returns it, with all poles inside the unit circle.
 
     Returns:
       An `optax.GradientTransformation` with a `LowPassState`.
@@ -91,8 +91,8 @@ class KalmanState(NamedTuple):
     Attributes:
       step: number of updates so far, int32 scalar.
       estimate: g_t, the filtered gradient.
-      look_ahead: how far the parameters of the loop are ahead of the iterate, ``gamma (x_t - x_{t-1})``.
-      optimizer: state of the optimizer inside.
+      look_ahead: ``gamma (x_t - x_{t-1})``, by which the parameters of the loop are ahead of the iterate.
+      optimizer: state of the inner optimizer.
     """
 
     step: jax.Array
@@ -110,22 +110,23 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
         r_t = c grad f(x_t + gamma d_{t-1}) + (1 - c) grad f(x_t) + noise,      c = (1 - kappa) / (kappa gamma),
         g_t = (1 - kappa) g_{t-1} + kappa r_t,      g_0 = r_0,      x_{t+1} = x_t + optimizer(g_t).
 
-    This is its case gamma = (1 - kappa) / kappa, c = 1, which the authors' code treats as well: the only gradient is
-    that at the point ahead. As in Nesterov's method the loop's parameters are kept at that point, ``y_t = x_t +
-    gamma d_{t-1}``, so that the loop differentiates where it always does, and the update returned is ``y_{t+1} - y_t``;
-    `without_look_ahead` gives x_t. Every step is the Gaussian mechanism at a point known from earlier outputs, so the
-    accounting is that of DP-SGD.
+    This function is the case gamma = (1 - kappa) / kappa, c = 1, which the authors' code treats as well. The only
+    gradient is then that at the point ahead. As in Nesterov's method the loop's parameters are kept at that point,
+    ``y_t = x_t + gamma d_{t-1}``, so that the loop differentiates where it always does, and the update returned is
+    ``y_{t+1} - y_t``; `without_look_ahead` gives x_t. Every step is the Gaussian mechanism at a point known from
+    earlier outputs, so the accounting is that of DP-SGD.
 
-    The point ahead is what distinguishes it: with gradients at x_t the recursion is the exponential average of weight
-    kappa, and with the noisy ``r_t - r_{t-1}`` in the place of H d it gives back r_t. It leaves
+    The point ahead is what distinguishes the method. With gradients at x_t the recursion is the exponential average of
+    weight kappa, and with the noisy ``r_t - r_{t-1}`` in the place of H d it gives back r_t. The filter leaves
     ``kappa / (2 - kappa)`` of the variance of white noise, 0.54 by default, and does not lag on a quadratic function.
 
     Args:
-      optimizer: what turns filtered gradients into steps, learning rate and weight decay included.
-      kappa: gain, in (0, 1]; 1 is the optimizer alone. The authors' default is 0.7, with gamma = 0.5 (here 0.43).
+      optimizer: turns filtered gradients into steps; it includes the learning rate and weight decay.
+      kappa: the gain, in (0, 1]; 1 is the optimizer alone. The authors' default is 0.7 with gamma = 0.5 (here 0.43).
 
     Returns:
-      An `optax.GradientTransformation` with a `KalmanState`; two copies of the updates beside the optimizer's state.
+      An `optax.GradientTransformation` with a `KalmanState`, which has two copies of the updates beside the optimizer's
+      state.
 
     Raises:
       ValueError: kappa is not in (0, 1].
@@ -145,7 +146,7 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
             jnp.zeros([], jnp.int32),
             wide_zeros_like(params),
             wide_zeros_like(params),
-            optimizer.init(jax.tree.map(wide, params)),  # what it is given are steps in float32
+            optimizer.init(jax.tree.map(wide, params)),  # the optimizer is given steps in float32
         )
 
     inside = optax.with_extra_args_support(optimizer)
@@ -165,14 +166,14 @@ def kalman_filter(optimizer: optax.GradientTransformation, *, kappa: float = 0.7
 
 
 def without_look_ahead(state: optax.OptState, params: Params) -> Params:
-    """The iterate x_t of `kalman_filter`, to be evaluated and published, from the parameters that the loop holds.
+    """Computes the iterate x_t of `kalman_filter`, to evaluate and publish, from the parameters that the loop holds.
 
     Args:
-      state: a `KalmanState`, or the state of transformations with the filter among them, as of `optax.chain`.
+      state: a `KalmanState`, or the state of several transformations, one of which is the filter (`optax.chain`).
       params: y_t.
 
     Returns:
-      x_t; the parameters themselves where there is no filter in the state.
+      x_t. It is the parameters themselves if the state has no filter.
     """
     is_ahead = lambda node: isinstance(node, KalmanState)  # noqa: E731
     for node in filter(is_ahead, jax.tree.leaves(state, is_leaf=is_ahead)):
@@ -183,14 +184,14 @@ def without_look_ahead(state: optax.OptState, params: Params) -> Params:
 def _filter_step(
     b: np.ndarray, a: np.ndarray, x: jax.Array, delays: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """One output and the next delays of the transposed direct form II, which needs the fewest delays."""
+    """Computes one output and the next delays in the transposed direct form II, which needs the fewest delays."""
     y = float(b[0]) * x + (delays[0] if delays else 0.0)
     rest: tuple[jax.Array | float, ...] = (*delays[1:], 0.0)
     return y, tuple(float(b[k]) * x - float(a[k]) * y + rest[k - 1] for k in range(1, len(b)))
 
 
 def _checked(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Numerator and denominator of one length, or ValueError."""
+    """Returns numerator and denominator with one length, or raises ValueError."""
     b, a = np.array(numerator, np.float64), np.array(denominator, np.float64)
     given = f"numerator {list(numerator)}, denominator {list(denominator)}"
     if b.size == 0 or a.size == 0 or not (np.isfinite(b).all() and np.isfinite(a).all()) or a[0] != 1:

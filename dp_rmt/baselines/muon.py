@@ -1,4 +1,4 @@
-"""Muon for the matrices of a model, another optimizer for its other leaves."""
+"""Muon for the matrices of a model, with another optimizer for its other leaves."""
 
 from __future__ import annotations
 
@@ -26,38 +26,39 @@ def private_muon(
     weight_decay: float = 0.0,
     matrix_rule: matrix_view.MatrixRule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """DP-Muon: the momentum of the noisy gradients, its singular values all set to about 1 (Jordan et al. 2024).
+    """DP-Muon: steps along the momentum of noisy gradients, its singular values all about 1 (Jordan et al. 2024).
 
-    For a matrix with noisy gradients G_t, rows the inputs and columns the outputs of its layer,
+    For a matrix with noisy gradients G_t, whose rows are the inputs and whose columns are the outputs of its layer,
 
         M_t = beta M_{t-1} + (1 - beta) G_t,      X_t = orthogonalize(beta M_t + (1 - beta) G_t),
         W_{t+1} = W_t - learning_rate sqrt(max(1, cols / rows)) X_t,
 
-    both terms bias-corrected as `optax.contrib.scale_by_muon` does it; ``orthogonalize(U diag(y) V^T)`` is about
-    ``U V^T``, by five quintic Newton-Schulz steps. After noise this is post-processing. The defaults are those of
-    DP-Muon in Shanmugam et al. (2026, arXiv 2608.17415), who take learning rate 0.02; Kim & Fan (2026, arXiv
-    2605.12994) use momentum without Nesterov's term (`nesterov=False`).
+    where both terms are bias-corrected as `optax.contrib.scale_by_muon` does it, and ``orthogonalize(U diag(y) V^T)``
+    is about ``U V^T``, computed by five quintic Newton-Schulz steps. After noise this is post-processing. The defaults
+    are those of DP-Muon in Shanmugam et al. (2026, arXiv 2608.17415), who take learning rate 0.02; Kim & Fan (2026,
+    arXiv 2605.12994) use momentum without Nesterov's term (`nesterov=False`).
 
-    Every component gets the same size, those of the noise too: it is meant for large batches. `optax.contrib.muon`
-    itself takes only two-dimensional leaves unless told otherwise, so that it would leave a scanned stack
-    ``(layers, in, out)`` to Adam; here the matrix rule decides, and each matrix of a stack is orthogonalized alone.
+    Every component gets the same size, also those of the noise, so the method is meant for large batches.
+    `optax.contrib.muon` itself takes only two-dimensional leaves unless told otherwise, so it would leave a scanned
+    stack ``(layers, in, out)`` to Adam. Here the matrix rule decides, and each matrix of a stack is orthogonalized
+    alone.
 
     Args:
-      learning_rate: of the matrices, a number or a schedule.
-      others: optimizer of the other leaves, its own learning rate included, such as ``optax.adamw(schedule)``.
+      learning_rate: the learning rate of the matrices, a number or a schedule.
+      others: the optimizer of the other leaves with its own learning rate, such as ``optax.adamw(schedule)``.
       beta: decay of the momentum.
-      nesterov: Nesterov's form of the momentum, as written above; else ``orthogonalize(M_t)``.
-      consistent_rms: where given, the factor is ``consistent_rms sqrt(max(rows, cols))``; 0.2 gives steps as large as
-        Adam's, so that its learning rates fit (Liu et al. 2025, arXiv 2502.16982).
-      weight_decay: of the matrices, times the learning rate.
+      nesterov: True for Nesterov's form of the momentum, as written above; False for ``orthogonalize(M_t)``.
+      consistent_rms: if given, the factor is ``consistent_rms sqrt(max(rows, cols))``. With 0.2 the steps are as large
+        as Adam's, so that its learning rates fit (Liu et al. 2025, arXiv 2502.16982).
+      weight_decay: the weight decay of the matrices, which is multiplied with the learning rate.
       matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`; None for `kernels_are_matrices` there.
 
     Returns:
-      An `optax.GradientTransformation`; the state has one copy of the matrices, in float32 at least, and what `others`
-      keeps of the rest. An entry that is not finite stays in the momentum, as in optax, and makes all of its matrix so.
+      An `optax.GradientTransformation`. Its state has one copy of the matrices, in float32 at least, and what `others`
+      keeps of the rest. An entry that is not finite stays in the momentum, as in optax, and spoils all of its matrix.
 
     Raises:
-      ValueError: by ``init``, there are matrices, and the rule names none of them.
+      ValueError: raised by ``init`` if there are matrices and the rule names none of them.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
@@ -87,7 +88,7 @@ def private_muon(
 
 
 class MomentumState(NamedTuple):
-    """State of the matrices: the number of updates so far, int32 scalar, and their exponential average."""
+    """State of the matrices: the number of updates so far, an int32 scalar, and their exponential average."""
 
     step: jax.Array
     momentum: Params
@@ -96,7 +97,7 @@ class MomentumState(NamedTuple):
 def _orthogonal_momentum(
     beta: float, nesterov: bool, consistent_rms: float | None, matrix_rule: matrix_view.MatrixRule | None
 ) -> optax.GradientTransformation:
-    """``sqrt(max(1, cols / rows)) X_t`` of `private_muon`, for a tree of matrices alone."""
+    """The transformation to ``sqrt(max(1, cols / rows)) X_t`` of `private_muon`, for a tree of matrices alone."""
 
     def init(params: Params) -> MomentumState:
         return MomentumState(jnp.zeros([], jnp.int32), wide_zeros_like(params))
@@ -127,9 +128,9 @@ def _orthogonal_momentum(
 
 
 def _orthogonal(leaf: jax.Array, axes: matrix_view.MatrixAxes, consistent_rms: float | None) -> jax.Array:
-    """Each matrix of a leaf with its singular values set to about the factor of its shape."""
+    """Sets the singular values of each matrix of a leaf to about the factor of its shape."""
     matrices = matrix_view.to_matrices(leaf, axes)
-    # In units of its largest entry: what Newton and Schulz divide by is a norm plus 1e-8, and the norm's square.
+    # The matrix is in units of its largest entry, because Newton-Schulz divides by its norm plus 1e-8, and squares it.
     matrices = matrices * (1 / unit_of(largest_entry(matrices)))[:, None, None]
     newton_schulz = contrib.scale_by_muon(
         beta=0.0, nesterov=False, weight_dimension_numbers=contrib.MuonDimensionNumbers(1, 2)

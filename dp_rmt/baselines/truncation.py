@@ -1,4 +1,4 @@
-"""Low-rank truncation of noisy gradient matrices: a fixed number of components, whatever the noise level is."""
+"""Low-rank truncation of noisy gradient matrices keeps a fixed number of components, whatever the noise level is."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ def truncate_rank(
 ) -> optax.GradientTransformation:
     """Keeps the leading components of every matrix: ``sum_{i <= rank} y_i u_i v_i^T`` of ``sum_i y_i u_i v_i^T``.
 
-    It is the nearest matrix of that rank (Eckart & Young 1936), and what GaLore (Zhao et al. 2024, arXiv 2403.03507)
-    passes to its optimizer where its projection is renewed at every step: ``P P^T Y``, P the leading singular vectors
-    of the shorter side. Its authors take rank 4 to fine-tune RoBERTa-base on GLUE, and do not restore the norm. Of the
-    squared norm of pure noise about ``rank (sqrt(m) + sqrt(n))^2 / (m n)`` stays, rank being small. The hard threshold,
-    which cuts by the noise level instead, is ``denoise_matrices(noise_std, shrinker="hard_threshold", rescale="none",
-    below_edge="drop")``, except that a matrix with nothing above it passes unchanged there.
+    The result is the nearest matrix of that rank (Eckart & Young 1936). It is also what GaLore (Zhao et al. 2024, arXiv
+    2403.03507) passes to its optimizer where its projection is renewed at every step: ``P P^T Y``, P the leading
+    singular vectors of the shorter side. GaLore's authors take rank 4 to fine-tune RoBERTa-base on GLUE, and do not
+    restore the norm. For a small rank, about ``rank (sqrt(m) + sqrt(n))^2 / (m n)`` of the squared norm of pure noise
+    stays. The hard threshold, which cuts by the noise level instead, is ``denoise_matrices(noise_std,
+    shrinker="hard_threshold", rescale="none", below_edge="drop")``, except that a matrix with nothing above it passes
+    unchanged there.
 
-    Placed after `add_gaussian_noise` it is post-processing; on the clean gradient it would not be private. Leaves that
-    the matrix rule does not name, matrices whose shorter side is at most `rank`, and those with an entry that is not
-    finite pass unchanged.
+    Placed after `add_gaussian_noise`, truncation is post-processing; on the clean gradient it would not be private.
+    Leaves that the matrix rule does not name, matrices whose shorter side is at most `rank`, and those with an entry
+    that is not finite pass unchanged.
 
     Args:
-      rank: number of components kept, at least 1.
+      rank: number of components that are kept, at least 1.
       svd: "exact" or "gram", see `dp_rmt.random_matrix.singular_values`.
       matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`; None for `kernels_are_matrices` there.
 
     Returns:
-      An `optax.GradientTransformation` without state; shapes are kept, matrices come out in float32 at least.
+      An `optax.GradientTransformation` without state. Shapes are kept; matrices come out in float32 at least.
 
     Raises:
-      ValueError: rank is below 1, or svd is unknown. By ``init``: there are matrices, and the rule names none of them.
+      ValueError: rank is below 1, or svd is unknown. ``init`` raises it if there are matrices and the rule names none
+        of them.
 
     >>> updates = {"kernel": jnp.diag(jnp.arange(8.0, 0.0, -1.0))}
     >>> truncate = truncate_rank(2)

@@ -1,1 +1,1 @@
-"""Clipped gradients: per example by vmap, and at about the cost of an ordinary gradient."""
+"""Clipped gradients, by vmap over the examples or at about the cost of an ordinary gradient."""

@@ -8,7 +8,8 @@ import functools
 import jax
 from absl import logging
 
-from dp_rmt.clipping.ghost import LeafWithoutRule, ghost_clipped_grad
+from dp_rmt.clipping.ghost import ghost_clipped_grad
+from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, PerExample, clipped_grad
 from dp_rmt.types import Batch, Params, PerExampleLosses
 

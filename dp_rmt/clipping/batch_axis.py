@@ -1,7 +1,8 @@
-"""Where the batch axis of an array is after one operation, and whether its entries still belong to one example each.
+"""Follows the batch axis of arrays through one operation, and checks that each entry still belongs to one example.
 
-The rules that `dp_rmt.clipping.example_mixing` walks a computation with. The batch size is a prime that no other axis
-is a multiple of. Reshaping and concatenating make axes of several batches, hence a `Layout` says whose an entry is.
+`dp_rmt.clipping.example_mixing` walks a computation with these rules. The batch size is a prime that no other axis is a
+multiple of. Reshaping and concatenating make axes that hold several batches, so a `Layout` says to whom an entry
+belongs.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ class Layout(NamedTuple):
 
 
 OF_THE_ITERATION = Layout(-1)
-"""In the body of a loop over the examples: every entry belongs to the example of the iteration."""
+"""The layout in the body of a loop over the examples: every entry belongs to the example of the iteration."""
 
 
 class Value(NamedTuple):
-    """What is known of an array; layout None: the batch has no influence on it."""
+    """What is known of an array. If the layout is None, the batch has no influence on it."""
 
     layout: Layout | None = None
-    counts: int | None = None  # the axis that may hold the batch along which each entry is its own position
+    counts: int | None = None  # the axis, one that may hold the batch, along which each entry is its own position
     never: bool = False  # False everywhere
     columns: tuple[int | None, ...] = ()  # `counts` of each column, in an array of index vectors
 
 
 class MixingError(Exception):
-    """Why the result of an operation does not belong to one example each."""
+    """The entries of an operation's result do not belong to one example each; the message says why."""
 
 
 def batch_axes(shape: Sequence[int], batch: int) -> list[int]:
@@ -53,7 +54,7 @@ def shown(shape: Sequence[int], batch: int) -> str:
 
 
 def only_axis(shape: Sequence[int], batch: int) -> int:
-    """The axis that holds the batch in an array that depends on it; a MixingError where there is none, or another."""
+    """The axis that holds the batch in an array that depends on it; raises MixingError unless there is exactly one."""
     axes = batch_axes(shape, batch)
     if not axes:
         raise MixingError(
@@ -69,18 +70,18 @@ def only_axis(shape: Sequence[int], batch: int) -> int:
 
 
 def after(eqn: Any, values: Sequence[Value], batch: int) -> list[Value]:
-    """What is known of the results of an operation that is neither a call nor a loop.
+    """Says what is known of the results of an operation that is neither a call nor a loop.
 
     Args:
       eqn: the equation of a jaxpr.
-      values: one per operand.
+      values: one value for each operand.
       batch: the batch size.
 
     Returns:
-      One per result.
+      One value for each result.
 
     Raises:
-      MixingError: one example influences what belongs to another, or to none.
+      MixingError: one example influences what belongs to another example, or to none.
     """
     outs = _positions(eqn, values, batch)
     operands = [(atom.aval.shape, v.layout) for atom, v in zip(eqn.invars, values) if v.layout is not None]
@@ -102,9 +103,9 @@ def after(eqn: Any, values: Sequence[Value], batch: int) -> list[Value]:
     return [out._replace(layout=layout) for out, layout in zip(outs, layouts)]
 
 
-def _by_shape(shape: Sequence[int], operands: list, batch: int, inner: int | None) -> Layout | None:
-    """The rule of every operation: exactly one batch axis remains, with the layout of the operands."""
-    if 0 in shape:  # nobody's
+def _by_shape(shape: Sequence[int], operands: list[tuple[Any, Layout]], batch: int, inner: int | None) -> Layout | None:
+    """The rule for all operations: exactly one batch axis remains, with the layout of the operands."""
+    if 0 in shape:  # it belongs to nobody
         return None
     axis = only_axis(shape, batch)
     inners = {layout.inner for old, layout in operands if old[layout.axis] == shape[axis]}
@@ -116,7 +117,7 @@ def _by_shape(shape: Sequence[int], operands: list, batch: int, inner: int | Non
 
 
 # ---- Operations for which the shape of the result does not tell -----------------------------------------------------
-# Each rule raises MixingError or returns the `inner` of the results' layouts; None says that it is that of the operands
+# Each rule raises MixingError or returns the `inner` of the results' layouts. None means the `inner` of the operands
 # whose batch axis has the same size.
 
 _OF_MATRICES = {
@@ -126,7 +127,7 @@ _OF_MATRICES = {
 
 
 def _axes_acted_along(eqn: Any, operand: int) -> set[int]:
-    """Axes of an operand along which entries meet or move although the axis remains."""
+    """The axes of an operand along which entries meet or move although the axis remains."""
     name, params, shapes = eqn.primitive.name, eqn.params, [atom.aval.shape for atom in eqn.invars]
     axes = range(len(shapes[operand]))
     if "window_dimensions" in params:  # pooling
@@ -139,7 +140,7 @@ def _axes_acted_along(eqn: Any, operand: int) -> set[int]:
         return set(params["dimension_numbers"][0][operand])
     if name == "fft":
         return set(axes[len(axes) - len(params["fft_lengths"]) :])
-    if name in _OF_MATRICES:  # all axes but the last two are independent; vectors have one less
+    if name in _OF_MATRICES:  # all axes but the last two are independent; vectors have one axis less
         return set(axes[max(map(len, shapes)) - 2 :])
     if name == "rev":
         return set(params["dimensions"])
@@ -185,7 +186,7 @@ def _reshape(eqn: Any, layout: Layout, batch: int) -> int | None:
 
 
 def _reshaped(old: Sequence[int], new: Sequence[int], layout: Layout, batch: int) -> Layout | None:
-    # In row-major order, `stride` entries in a row belong to one example.
+    # In row-major order, `stride` consecutive entries belong to one example.
     stride = layout.inner * math.prod(old[layout.axis + 1 :])
     for axis in batch_axes(new, batch):
         below = math.prod(new[axis + 1 :])
@@ -250,7 +251,7 @@ def _scatter(eqn: Any, values: Sequence[Value], batch: int) -> int | None:
 
 
 def _own_position(axis: int, size: int, indexed: Sequence[int], shape: Sequence[int], indices: Value) -> bool:
-    """Whether each index vector holds for ``axis``, of that size, its own position along an axis of the indices."""
+    """Tells whether each index vector holds its own position for ``axis``, along an axis of the indices."""
     return any(d == axis and c is not None and shape[c] == size for d, c in zip(indexed, indices.columns))
 
 
@@ -258,7 +259,7 @@ _RULES_OF_ONE: dict[str, Callable[[Any, Layout, int], int | None]] = {
     "random_bits": _random_bits,
     "reshape": _reshape,
     "slice": _slice,
-    # Whole batches, or what their sizes tell.
+    # These are whole batches, or what is known from their sizes.
     "split": lambda eqn, layout, batch: layout.inner,
     "tile": lambda eqn, layout, batch: layout.inner,
 }
@@ -271,7 +272,7 @@ _RULES: dict[str, Callable[[Any, Sequence[Value], int], int | None]] = {
 
 # ---- jnp.arange(batch) as an index ----------------------------------------------------------------------------------
 
-_WIDE_INTEGERS = (np.int32, np.int64, np.uint32)  # in narrower ones positions wrap around
+_WIDE_INTEGERS = (np.int32, np.int64, np.uint32)  # in narrower integers positions wrap around
 
 
 def _positions(eqn: Any, values: Sequence[Value], batch: int) -> list[Value]:

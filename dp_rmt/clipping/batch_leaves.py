@@ -1,7 +1,7 @@
-"""What a clipped gradient is called with: leaves that share their leading axis, and a mask that says what is padding.
+"""Checks what a clipped gradient is called with: leaves that share their leading axis, and a mask of the padding.
 
-An array of another length is broadcast by the loss without a complaint, and one row of it then belongs to all
-examples: no clip norm bounds what it adds. Whatever is wrong here is found before the loss is traced.
+The loss would broadcast an array of another length without a complaint. One row of it would then belong to all
+examples, and no clip norm would bound what it adds. These checks find what is wrong before the loss is traced.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ def num_examples(batch: Batch) -> int:
     """The length of the leading axis that all leaves of a batch share.
 
     Args:
-      batch: a pytree of arrays (batch, ...), typed PRNG keys among them.
+      batch: a pytree of arrays (batch, ...), which may be typed PRNG keys.
 
     Returns:
-      How many examples the batch has, padding included.
+      The number of examples in the batch, padding included.
 
     Raises:
-      ValueError: the batch has no leaves, a leaf is no array or has no axis, or leaves differ in their leading axis.
+      ValueError: the batch has no leaves, a leaf is not an array or has no axis, or leaves differ in their leading
+        axis.
 
     >>> num_examples({"x": jnp.ones((8, 3)), "y": jnp.ones(8)})
     8
@@ -42,8 +43,8 @@ def num_examples(batch: Batch) -> int:
                 f"{name} has {what}, but every leaf of a batch is an array whose first axis is the examples: give each "
                 "example its own (jnp.full(batch_size, value)), or close over what all examples share"
             )
-    # What most leaves agree on is right; of several such lengths the longest.
-    lengths = [leaf.shape[0] for _, leaf in leaves]
+    # The length that most leaves have is taken as the right one; of several such lengths, the longest.
+    lengths: list[int] = [leaf.shape[0] for _, leaf in leaves]
     size = max(lengths, key=lambda length: (lengths.count(length), length))
     agreeing = next(f"{name} of shape {leaf.shape}" for name, leaf in leaves if leaf.shape[0] == size)
     for name, leaf in leaves:
@@ -57,14 +58,14 @@ def num_examples(batch: Batch) -> int:
 
 
 def padding_mask(is_padding_example: Any, batch_size: int) -> jax.Array:
-    """The mask of a batch's padding, checked.
+    """Checks the mask of a batch's padding and returns it.
 
     Args:
-      is_padding_example: boolean (batch,), True for padding; None where no row can be padding.
-      batch_size: how many examples the batch has.
+      is_padding_example: boolean (batch,), True for padding; None if no row can be padding.
+      batch_size: the number of examples in the batch.
 
     Returns:
-      Boolean, (batch,).
+      The mask, boolean (batch,).
 
     Raises:
       ValueError: the mask is not boolean, or has another shape.

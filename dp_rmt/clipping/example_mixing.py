@@ -1,19 +1,21 @@
-"""The law that no operation mixes examples, checked as a data-flow analysis of a traced computation.
+"""Checks the law that no operation mixes examples, by a data-flow analysis of a traced computation.
 
-A clipped gradient bounds what one example adds to the sum only if nothing else of that example gets in: if the loss of
+A clipped gradient bounds what one example adds to the sum only if the example enters nowhere else. If the loss of
 example i also depends on example j, then j adds to the gradient of i, and no norm of j's gradient knows of it. Batch
-normalisation, losses divided by the batch's number of tokens and negatives taken from the batch all do that.
+normalisation, losses that are divided by the batch's number of tokens, and negatives taken from the batch all do that.
 
-The losses are traced with a batch size that no other axis is a multiple of, a prime. Whatever depends on the batch must
-keep exactly one axis that is a multiple of it, and each entry along it must belong to one known example: a sum over the
-batch leaves no such axis, the scores of all pairs leave two. Where that is blind, because an operation keeps the axis
-and mixes along it (a running sum, a sort, a contraction, an index), `dp_rmt.clipping.batch_axis` has a rule for it.
+The losses are traced with a batch size that is a prime, of which no other axis is a multiple. Every array that depends
+on the batch must keep exactly one axis that is a multiple of the prime, and each entry along it must belong to one
+known example. A sum over the batch leaves no such axis; the scores of all pairs leave two. This test is blind to
+operations that keep the axis and mix along it, such as a running sum, a sort, a contraction or an index. For those
+`dp_rmt.clipping.batch_axis` has rules.
 
-What it does not see. An operation without a rule, such as a kernel of one's own or a callback to the host, is judged by
-the shapes of its results alone. A derivative that a user defines by `jax.custom_vjp` is trusted to mix no more than its
-function does. Under `jax.shard_map` the mesh of the trace counts, and with a prime batch it cannot divide the batch.
+The analysis does not see everything. An operation without a rule, such as a kernel of one's own or a callback to the
+host, is judged by the shapes of its results alone. A derivative that a user defines by `jax.custom_vjp` is trusted to
+mix no more than its function does. Under `jax.shard_map` the mesh of the trace counts, and that mesh cannot divide a
+prime batch.
 
-Harmless computations that are reported, and what to write instead:
+These harmless computations are reported; the table says what to write instead:
 
 | reported                                    | instead                                                  |
 |---------------------------------------------|----------------------------------------------------------|
@@ -46,12 +48,12 @@ def mixed_examples(jaxpr: Jaxpr, *, batch_size: int, depends_on_batch: Sequence[
     Args:
       jaxpr: what is computed, ``jax.make_jaxpr(losses)(params, batch).jaxpr``. What its results do not need, such as a
         metric that is thrown away, is ignored.
-      batch_size: of the traced batch: a prime, such as 7919, that no other axis is a multiple of.
+      batch_size: the size of the traced batch, a prime such as 7919 of which no other axis is a multiple.
       depends_on_batch: for each input of the jaxpr, whether it holds the batch (in its first axis).
 
     Returns:
-      None, or one line: the operation, the shapes of its operands, its line in the user's file, what is wrong with it
-      and what to write instead.
+      None, or one line that names the operation, the shapes of its operands, its line in the user's file, what is wrong
+      with it and what to write instead.
 
     >>> import jax, jax.numpy as jnp
     >>> def report(losses):
@@ -79,7 +81,7 @@ def mixed_examples(jaxpr: Jaxpr, *, batch_size: int, depends_on_batch: Sequence[
 
 
 class _Report(Exception):
-    """What `mixed_examples` returns; the line is empty where the operation lies within a library's jitted function."""
+    """What `mixed_examples` returns. The line is empty if the operation lies within a library's jitted function."""
 
     def __init__(self, operation: str, line: str, reason: str) -> None:
         self.operation, self.line, self.reason = operation, line, reason
@@ -87,13 +89,13 @@ class _Report(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Analysis:
-    """Goes through a jaxpr forwards."""
+    """The analysis, which goes through a jaxpr forwards."""
 
     batch: int
-    bound: frozenset[str] = frozenset()  # names of device axes that a shard_map within the losses has introduced
+    bound: frozenset[str] = frozenset()  # the device axes that a shard_map within the losses has introduced
 
     def walk(self, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
-        """What is known of the outputs of a jaxpr, given what is known of its inputs."""
+        """Says what is known of the outputs of a jaxpr, given what is known of its inputs."""
         jaxpr = _opened(jaxpr)
         known = dict(zip(jaxpr.invars, values, strict=True))
 
@@ -117,7 +119,7 @@ class _Analysis:
 
     def equation(self, eqn: Any, values: list[Value]) -> list[Value]:
         name, params = eqn.primitive.name, eqn.params
-        if name in ("optimization_barrier", "device_put"):  # of many arrays at once
+        if name in ("optimization_barrier", "device_put"):  # they take many arrays at once
             return values
         if name == "custom_linear_solve":
             skipped = sum(params["const_lengths"][:2])
@@ -129,7 +131,8 @@ class _Analysis:
             inside = dataclasses.replace(self, bound=self.bound | set(params["mesh"].axis_names))
             return inside.walk(params["jaxpr"], values)
         for body in (_opened(params[key]) for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params):
-            # A body with other inputs is not called with the operands: the combiner of a reduction, a kernel.
+            # A body with other inputs, such as the combiner of a reduction or a kernel, is not called with the
+            # operands.
             if body is not None and [_shape(v) for v in body.invars] == [_shape(v) for v in eqn.invars]:
                 return self.walk(body, values)
         axes = params.get("axes", params.get("axis_name", ()))
@@ -140,7 +143,7 @@ class _Analysis:
 
     def cond(self, eqn: Any, values: list[Value]) -> list[Value]:
         outs = [self.walk(branch, values[1:]) for branch in eqn.params["branches"]]
-        # A predicate that depends on the batch is, being a scalar, that of one iteration of a loop over the examples.
+        # A predicate is a scalar. If it depends on the batch, it is that of one iteration of a loop over the examples.
         return [reduce(_joined, out, values[0]) for out in zip(*outs)]
 
     def while_loop(self, eqn: Any, values: list[Value]) -> list[Value]:
@@ -152,7 +155,7 @@ class _Analysis:
             (runs_on,) = self.walk(eqn.params["cond_jaxpr"], test_consts + carry)
             if runs_on.layout is None or runs_on.layout == OF_THE_ITERATION:
                 return [_joined(out, runs_on) for out in outs]
-            # Under jax.vmap each example has its own predicate, and its entries of the carry stop with it.
+            # Under jax.vmap each example has its own predicate, and the example's entries of the carry stop with it.
             axes = [only_axis(_shape(var), self.batch) for var in eqn.outvars]
             return [_joined(out, Value(runs_on.layout._replace(axis=axis))) for out, axis in zip(outs, axes)]
 
@@ -160,7 +163,8 @@ class _Analysis:
 
     def scan(self, eqn: Any, values: list[Value]) -> list[Value]:
         body = _opened(eqn.params["jaxpr"])
-        # Operands are constants, carry, and what is scanned over; counted by rank, since parameters change with JAX.
+        # The operands are constants, carry, and what is scanned over. They are told apart by rank, since the names of
+        # the parameters change with JAX.
         num_carry = sum(len(_shape(a)) == len(_shape(b)) for a, b in zip(eqn.outvars, body.outvars))
         num_scanned = sum(len(_shape(a)) > len(_shape(b)) for a, b in zip(eqn.invars, body.invars))
         num_consts = len(values) - num_carry - num_scanned
@@ -188,7 +192,7 @@ class _Analysis:
 
 
 def _slice_of(value: Value) -> Value:
-    """One iteration's part of what is scanned over."""
+    """What is known of one iteration's part of what is scanned over."""
     if value.layout is None or value.layout == OF_THE_ITERATION:
         return Value(value.layout)
     axis, inner = value.layout
@@ -196,7 +200,7 @@ def _slice_of(value: Value) -> Value:
 
 
 def _stacked(value: Value, inner: int | None = None) -> Value:
-    """All iterations' results; inner: that of the layout of a loop over the examples."""
+    """What is known of all iterations' results. `inner` is that of the layout of a loop over the examples."""
     if value.layout is None:
         return Value()
     if value.layout == OF_THE_ITERATION:
@@ -205,7 +209,7 @@ def _stacked(value: Value, inner: int | None = None) -> Value:
 
 
 def _fixed_point(step: Callable[[list[Value]], list[Value]], start: list[Value]) -> list[Value]:
-    """What is known of the carry of a loop whatever the number of iterations."""
+    """What is known of the carry of a loop, whatever the number of iterations is."""
     carry = [Value(v.layout) for v in start]
     while (new := [_joined(old, out) for old, out in zip(carry, step(carry))]) != carry:
         carry = new
@@ -213,13 +217,13 @@ def _fixed_point(step: Callable[[list[Value]], list[Value]], start: list[Value])
 
 
 def _joined(a: Value, b: Value) -> Value:
-    """What is known of an array that is one or the other."""
+    """What is known of an array that is one of two."""
     if a.layout is not None and b.layout is not None and a.layout != b.layout:
         raise MixingError("gives an array whose batch axis is here in one place and there in another")
     return Value(b.layout if a.layout is None else a.layout)
 
 
-# Where the path of a frame starts so, the line is not the user's.
+# If the path of a frame starts with one of these, the line is not the user's.
 _LIBRARIES = (
     os.path.dirname(os.path.dirname(__file__)) + os.sep,
     *{sysconfig.get_path(k) for k in ("purelib", "platlib", "stdlib")},

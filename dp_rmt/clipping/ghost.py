@@ -1,8 +1,8 @@
 """Clipped gradients at about the cost of an ordinary gradient, for Flax linen models.
 
-The loss function stays the user's own: the layers inside it are found while it is traced
-(`dp_rmt.clipping.layer_rules`), each is differentiated by its rules (`dp_rmt.clipping.leaf_rules`,
-`dp_rmt.clipping.taps`), and every parameter is followed to the layers that use it (`dp_rmt.clipping.leaf_uses`).
+The loss function stays the user's own. Its layers are found while it is traced (`dp_rmt.clipping.layer_rules`). Each
+layer is differentiated by its rules (`dp_rmt.clipping.leaf_rules`, `dp_rmt.clipping.taps`). Every parameter is followed
+to the layers that use it (`dp_rmt.clipping.leaf_uses`).
 """
 
 from __future__ import annotations
@@ -49,55 +49,55 @@ def ghost_clipped_grad(
     microbatch_size: int | None = None,
     memory_budget: int | None = None,
 ) -> ClippedGradient:
-    """`dp_rmt.clipping.per_example.clipped_grad` without per-example gradients: the same numbers, sooner.
+    """Computes what `dp_rmt.clipping.per_example.clipped_grad` computes, sooner, without per-example gradients.
 
-    A backward pass gives every layer's input ``x`` and output gradient ``g``, from which follow the norms ``||g_i||``
+    A backward pass gives every layer's input ``x`` and output gradient ``g``. From these follow the norms ``||g_i||``
     and, with the clip factors ``c_i``, the sum ``sum_i c_i g_i``. The methods differ in where the sum comes from:
 
-    - "bookkeeping" (Bu et al. 2023): from ``x`` and ``g``, kept for all layers at once. The operations of a plain
-      gradient and the norms; the memory of a plain gradient and ``g``.
-    - "ghost" (Li et al. 2022, section 4): from a second backward pass, the same with other weights in the layers' sums.
-      4/3 of the operations of a plain gradient (3/2 where matrices are frozen) and the norms; its memory.
-    - "auto": book-keeping, unless all ``g`` together are larger than ``memory_budget``.
+    - "bookkeeping" (Bu et al. 2023) takes the sum from ``x`` and ``g``, which are kept for all layers at once. It costs
+      the operations of a plain gradient and of the norms, and the memory of a plain gradient and of ``g``.
+    - "ghost" (Li et al. 2022, section 4) takes it from a second backward pass, which is the same with other weights in
+      the layers' sums. It costs 4/3 of the operations of a plain gradient (3/2 where matrices are frozen) and those of
+      the norms, and the memory of a plain gradient.
+    - "auto" is book-keeping, unless all ``g`` together are larger than ``memory_budget``.
 
-    Under nn.remat both cost 3/2, and little more memory than the plain gradient.
+    Under nn.remat both methods cost 3/2 of the operations, and little more memory than the plain gradient.
 
-    Formal guarantee: that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards, by
-    a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so they
-    may be reported larger than `clipped_grad` has them. It holds for inputs and output gradients of any size
-    (`dp_rmt.clipping.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose tokens'
-    gradients have norms of more than 1.8e19 in sum contributes zero. With "ghost" norms and sums come from two
-    backward passes
-    of the same arithmetic, which a compiler may round differently: where a gradient is nothing but the rounding of
-    the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
+    Formal guarantee: it is that of `clipped_grad`, whose table of edge cases holds here too. Norms are rounded upwards,
+    by a bound of all rounding in them and in the sums (for bfloat16 activations by some percent, else by 1e-5), so the
+    reported norms may be larger than those of `clipped_grad`. The guarantee holds for inputs and output gradients of
+    any size (`dp_rmt.clipping.token_scales`); what a layer sees in float16 is multiplied in float32. An example whose
+    tokens' gradients have norms of more than 1.8e19 in sum contributes zero. With "ghost", norms and sums come from two
+    backward passes of the same arithmetic, which a compiler may round differently. If a gradient is nothing but the
+    rounding of the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
 
     There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
     with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute dtype of
-    16 bits or more; `LAYER_RULES` takes more. Every leaf of ``params`` is counted exactly once: for each new shape of
-    its arguments ``per_example_losses`` is traced, each leaf followed to the layer that uses it, and no operation may
-    mix examples. A tied table is known by itself, so several modules may have one name; its lookup must come before
-    its head, and not inside a jit or a remat of its own.
+    16 bits or more. `LAYER_RULES` takes more rules. Every leaf of ``params`` is counted exactly once: for each new
+    shape of its arguments ``per_example_losses`` is traced, each leaf is followed to the layer that uses it, and no
+    operation may mix examples. A tied table is recognised as an object, so several modules may have one name. Its
+    lookup must come before its head, and not inside a jit or a remat of its own.
 
-    Dropout: `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
+    Dropout must be `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``, float32 or wider, for any number of examples. Frozen
-        parameters are closed over: any layer may use them, in any way.
+        parameters are closed over; any layer may use them, in any way.
       l2_clip_norm: as in `clipped_grad`, like the arguments that follow.
-      normalize_by: divides the sum; the EXPECTED batch size.
+      normalize_by: the EXPECTED batch size, which divides the sum.
       clip: "flat" or "automatic".
       method: "auto", "bookkeeping" or "ghost", as described above.
-      microbatch_size: examples differentiated at once; None for all. Must divide the batch.
-      memory_budget: of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
+      microbatch_size: how many examples are differentiated at once; None for all. It must divide the batch.
+      memory_budget: the budget of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
 
     Returns:
       A `ClippedGradient`.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, an operation mixes examples, or the
-        losses have the wrong shape or dtype.
-      LeafWithoutRule: from the returned function, a leaf has no rule, is used more than once or is narrower than
-        float32. It is a ValueError, too.
+      ValueError: an argument is out of range. The returned function raises it if an operation mixes examples, or if
+        the losses have the wrong shape or dtype.
+      LeafWithoutRule: the returned function raises it, which is a ValueError, too, if a leaf has no rule, is used more
+        than once or is narrower than float32.
 
     >>> import flax.linen as nn
     >>> model = nn.Dense(1, use_bias=False)
@@ -122,7 +122,8 @@ def ghost_clipped_grad(
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
-        # The rounding of a cross term can be negative. One that overflows to -inf is no norm of zero.
+        # The rounding of a cross term can be negative. A cross term that overflows to -inf must not
+        # become a norm of zero.
         norms = jnp.sqrt(jnp.where(jnp.isneginf(squared_norms), jnp.inf, jnp.maximum(squared_norms, 0.0)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
@@ -140,12 +141,12 @@ _Tapped = Callable[[Params, jax.Array], jax.Array]
 _Outcome = tuple[jax.Array, jax.Array, Callable[[jax.Array], Params]]
 
 
-def _run(pull_back: Callable, cotangents: jax.Array) -> Any:
+def _run(pull_back: Callable[[jax.Array], Any], cotangents: jax.Array) -> Any:
     return pull_back(cotangents)
 
 
-def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable = _run) -> _Outcome:
-    """The sums of a backward pass are linear in the weights of the taps; what that linear map needs is the book."""
+def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Callable[..., Any] = _run) -> _Outcome:
+    """Keeps the linear map from the weights of the taps to the sums of a backward pass; that map is the book."""
 
     def backward(weights_B: jax.Array) -> tuple[Params, tuple[jax.Array, jax.Array]]:
         losses, pull_back = jax.vjp(tapped, params, weights_B)
@@ -157,10 +158,10 @@ def _bookkeeping(tapped: _Tapped, params: Params, ones: jax.Array, *, run: Calla
 
 
 def _ghost(tapped: _Tapped, params: Params, ones: jax.Array) -> _Outcome:
-    """The same without the book: the linear map repeats the backward pass, from the same cotangents of the losses.
+    """Repeats the backward pass from the same cotangents of the losses, instead of keeping a book.
 
-    Weighted cotangents would give the same sums in exact arithmetic only: no norm of the first pass bounds what the
-    layers between make of other numbers by rounding, in bfloat16 above all.
+    Weighted cotangents would give the same sums in exact arithmetic only. No norm of the first pass bounds what the
+    layers in between make of other numbers by rounding, above all in bfloat16.
     """
     return _bookkeeping(tapped, params, ones, run=jax.checkpoint(_run))
 
@@ -176,26 +177,26 @@ def _choose(bytes_kept: float, memory_budget: int | None) -> str:
 class _Layers(NamedTuple):
     """What is known of the layers of the losses."""
 
-    names: set[str]  # those whose rules are needed
-    tied: dict[str, str]  # those among them that share a table: lookup -> head
-    ambiguous: set[str]  # heads of which another call, of its lookup or of itself, has the same name
-    bytes_per_example: float  # of all their outputs
+    names: set[str]  # the layers whose rules are needed
+    tied: dict[str, str]  # the layers among them that share a table: lookup -> head
+    ambiguous: set[str]  # heads whose name is also that of another call, of the lookup or of the head
+    bytes_per_example: float  # the size of all their outputs
 
 
 def _tapped_losses(
     per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
 ) -> jax.Array:
-    """The losses; differentiation gives ``weights_B`` squared norms of gradients (see `dp_rmt.clipping.taps`)."""
+    """The losses with taps. Their derivative gives ``weights_B`` squared gradient norms (`dp_rmt.clipping.taps`)."""
     missing = set(layers.names)
-    # From lookup to head. With the table, so that the identity by which it is known stays its own.
+    # What a lookup hands to its head. The table is kept with it, so that the table's identity is not used again.
     tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}
 
     def table_of(head: str, layer: FoundLayer) -> Hashable:
-        # Two modules of one name have tables of their own, and each is the same object in its lookup and its head.
+        # Two modules of one name have tables of their own. Each table is the same object in its lookup and its head.
         return (head, *map(id, layer.held)) if head in layers.ambiguous else head
 
     def on_layer(layer: FoundLayer) -> jax.Array:
-        if layer.name not in layers.names:  # the rules do not hold, and no leaf of `params` needs them
+        if layer.name not in layers.names:  # its rules may not hold, and no leaf of `params` needs them
             return layer.output
         if layer.problem is not None:  # a frozen layer of the same name as one that is trained
             return tap_frozen(layer.leaves, layer.output, f"{layer.name} {layer.problem}: {_NOT_PURE}")
@@ -232,12 +233,12 @@ _NO_TICKET = (
 
 # ---- The laws that every leaf is counted exactly once, and that examples are not mixed ------------------------------
 
-# A batch size that no other axis is likely to have: an axis of that size is the batch axis.
+# No other axis is likely to have this size, so an axis that has it is the batch axis.
 _TRACED_BATCH_SIZE = 7919
 
 
 def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> _Layers:
-    """Raises unless each leaf is unused, or used once by a rule, and the losses keep examples apart."""
+    """Raises unless each leaf is unused or used once by a rule, and the losses keep examples apart."""
     names: set[str] = set()
 
     def on_layer(layer: FoundLayer) -> jax.Array:

@@ -1,6 +1,6 @@
-"""The layers that can be clipped without per-example gradients, and how they are found in a user's losses.
+"""The rules of the layers that can be clipped without per-example gradients, and how a user's losses are searched.
 
-This is the one file outside ``dp_rmt.models`` that imports flax: layers inside a loss function are found by
+Beside ``dp_rmt.models``, only this file imports flax. Layers inside a loss function are found by
 `flax.linen.intercept_methods` while it is traced.
 """
 
@@ -20,12 +20,12 @@ from dp_rmt.types import Batch, Params, PerExampleLosses
 
 
 class LayerRule(NamedTuple):
-    """Rules of a layer's parameters, and where they hold.
+    """The rules of a layer's parameters, and where they hold.
 
     Attributes:
-      leaves: ``(module, input) -> {parameter name: LeafRule}``; raises ValueError, saying why, where there is no rule.
-      settings: attributes that the module must have these values of.
-      rule_input: ``(module, input, output) -> x``, what the rules take as ``x``.
+      leaves: ``(module, input) -> {parameter name: LeafRule}``. It raises ValueError, saying why, if there is no rule.
+      settings: names of attributes, and the values that the module must have there.
+      rule_input: ``(module, input, output) -> x``, which makes what the rules take as ``x``.
     """
 
     leaves: Callable[[Any, jax.Array], Mapping[str, LeafRule]]
@@ -34,7 +34,7 @@ class LayerRule(NamedTuple):
 
 
 def contraction_leaves(x_axes: str, w_axes: str, y_axes: str) -> dict[str, LeafRule]:
-    """Rules of the kernel and the bias of ``y = einsum("x,w->y", x, kernel) + bias``, the batch first in x and y."""
+    """The rules of kernel and bias of ``y = einsum("x,w->y", x, kernel) + bias``, with the batch first in x and y."""
     bias_axes = "".join(a for a in y_axes if a in w_axes)
     return {"kernel": Contraction(x_axes, w_axes, y_axes), "bias": Offset(y_axes, bias_axes)}
 
@@ -47,7 +47,7 @@ def _dense(module: nn.Dense, x: jax.Array) -> Mapping[str, LeafRule]:
 def _dense_general(module: nn.DenseGeneral, x: jax.Array) -> Mapping[str, LeafRule]:
     axis, features = (a if isinstance(a, tuple | list) else (a,) for a in (module.axis, module.features))
     x_axes = string.ascii_letters[: x.ndim]
-    if module.batch_dims:  # axis 0, the examples, would be among them
+    if module.batch_dims:  # axis 0, the examples, would be one of them
         raise ValueError("with batch_dims, which would give every example a kernel of its own; use nn.Einsum")
     inputs = "".join(x_axes[a] for a in axis)
     outputs = string.ascii_letters[x.ndim : x.ndim + len(features)]
@@ -91,11 +91,12 @@ def _normalisation(module: nn.LayerNorm | nn.RMSNorm, x: jax.Array) -> Mapping[s
 def _normalised(module: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     off = {name: False for name in ("use_scale", "use_bias") if hasattr(module, name)}
     plain = module.clone(parent=None, dtype=jnp.promote_types(y.dtype, jnp.float32), **off)
-    return plain.apply({}, x)
+    normalised: jax.Array = plain.apply({}, x)
+    return normalised
 
 
 def _rows(module: nn.Embed, ids: jax.Array, y: jax.Array) -> jax.Array:
-    if module.num_embeddings == 1:  # the one row, whatever the id
+    if module.num_embeddings == 1:  # it returns its one row for any id
         return jnp.zeros_like(ids)
     return jnp.where(ids < 0, ids + module.num_embeddings, ids)
 
@@ -120,23 +121,23 @@ LAYER_RULES: dict[tuple[type[nn.Module], str], LayerRule] = {
     ),
     (nn.Embed, "attend"): LayerRule(_head, _STOCK_TYPES),
 }
-"""Rules by module type and method; subclasses may compute something else and have none. Add your own layers here."""
+"""Rules by module type and method; subclasses have none, as they may compute something else. Add your layers here."""
 
 
 class FoundLayer(NamedTuple):
-    """A call, found while the losses are traced, of a method that has rules."""
+    """A call of a method that has rules, found while the losses are traced."""
 
-    name: str  # type and path of the module, and the method
+    name: str  # the module's type and path, and the method
     leaves: Mapping[str, Any]
-    held: tuple[Any, ...]  # the module's parameters as it holds them: the same objects wherever they are used
+    held: tuple[Any, ...]  # the module's parameters, which are the same objects wherever they are used
     inputs: jax.Array  # what the rules take as x
     output: jax.Array  # computed with the leaves held constant
     rules: Mapping[str, LeafRule]
     problem: str | None  # why the rules do not hold for this call
 
 
-# Part of the key of every jit cache. A jitted function inside the losses that was traced elsewhere, without
-# the interceptor or with other weights, must be traced again.
+# This is part of the key of every jit cache. A jitted function inside the losses must be traced again if it was traced
+# elsewhere, without the interceptor or with other weights.
 _tracing = jax.make_user_context(None)
 
 
@@ -147,30 +148,30 @@ def intercepted(
     batch_size: int,
     on_layer: Callable[[FoundLayer], jax.Array],
 ) -> jax.Array:
-    """The losses, with the output of each layer that has rules replaced by ``on_layer(FoundLayer)``.
+    """Computes the losses with the output of each layer that has rules replaced by ``on_layer(FoundLayer)``.
 
     Args:
       per_example_losses: the user's function.
       params: trainable parameters.
       batch: examples.
-      batch_size: how many.
-      on_layer: gives a layer's output.
+      batch_size: how many examples.
+      on_layer: returns a layer's output.
 
     Returns:
-      ``(batch_size,)``.
+      The losses, ``(batch_size,)``.
 
     Raises:
-      ValueError: the losses are not one per example, or too narrow.
+      ValueError: the losses are not one per example, or are narrower than float32.
     """
     inside_layer = False
 
-    def intercept(next_method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def intercept(next_method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         nonlocal inside_layer
         module: Any = context.module
         rule = LAYER_RULES.get((type(module), context.method_name))
         if inside_layer or rule is None or "params" not in module.variables:
             return next_method(*args, **kwargs)
-        inside_layer = True  # the layer's own computation below is intercepted too
+        inside_layer = True  # the layer's own computation below is intercepted, too
         try:
             return on_layer(_found(rule, module, context.method_name, args, kwargs, batch_size))
         finally:
@@ -187,7 +188,9 @@ def intercepted(
     return losses
 
 
-def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict, batch_size: int) -> FoundLayer:
+def _found(
+    rule: LayerRule, module: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int
+) -> FoundLayer:
     held = module.variables["params"]
     params = nn.meta.unbox(held)
     inputs = next(iter((*args, *kwargs.values())))
@@ -197,7 +200,7 @@ def _found(rule: LayerRule, module: Any, method: str, args: tuple, kwargs: dict,
             rules = {name: leaf_rule for name, leaf_rule in rule.leaves(module, inputs).items() if name in params}
         except ValueError as error:
             problem = str(error)
-    # What has no rule stays as it is: its use in this layer will be found, and refused.
+    # A parameter without a rule stays as it is. Its use in this layer will be found, and refused.
     leaves = params if problem else {name: params[name] for name in rules}
     constants = {**params, **jax.lax.stop_gradient(leaves)}
     output = module.clone(parent=None).apply({"params": constants}, *args, **kwargs, method=method)

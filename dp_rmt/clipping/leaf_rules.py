@@ -2,10 +2,10 @@
 
 A layer that computes ``y`` from ``x`` gives a parameter the gradient ``sum_i sum_t f(x_it, g_it)`` with
 ``g = d loss / d y``, examples i and tokens t. Each example's norm and the sum over the examples follow from ``x`` and
-``g`` (Goodfellow 2015; Li et al. 2022, section 4). Arrays only: which layer has which parameters is
-`dp_rmt.clipping.layer_rules`' business.
+``g`` (Goodfellow 2015; Li et al. 2022, section 4). This module knows arrays only; `dp_rmt.clipping.layer_rules` knows
+which layer has which parameters.
 
-Axes are named by letters, as in einsum; the first of ``x`` and of ``g`` is the batch.
+Axes are named by letters, as in einsum. The first axis of ``x`` and of ``g`` is the batch.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from dp_rmt.clipping.token_scales import are_ordinary, times, token_scales
 
 
 class LeafRule(Protocol):
-    """What clipping without per-example gradients needs to know about one parameter of a layer. Rules are hashable."""
+    """The rule of one parameter of a layer, for clipping without per-example gradients. Rules are hashable."""
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``(batch,)``: the squared l2 norm of each example's gradient, plus a bound of what rounding takes from it.
+        """Returns the squared l2 norm (batch,) of each example's gradient, plus a bound of what rounding takes from it.
 
-        Not finite where the gradient is not. Float32 or wider, whatever ``x`` and ``g`` are.
+        The norm is not finite where the gradient is not. It is float32 or wider, whatever ``x`` and ``g`` are.
         """
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
-        """The gradient summed over the examples, each times its weight; linear in the weights, in the leaf's shape.
+        """Returns the examples' gradients summed, each times its weight, in the leaf's shape; linear in the weights.
 
-        An example of weight zero contributes exactly zero, whatever its ``x`` and ``g`` are. Float32 or wider.
+        An example of weight zero contributes exactly zero, whatever its ``x`` and ``g`` are. The sum is float32 or
+        wider.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """The matrix of ``y = einsum("x,w->y", x, W)``: an example's gradient is ``einsum("x,y->w", x_i, g_i)``.
+    """The rule of the matrix of ``y = einsum("x,w->y", x, W)``; a gradient is ``einsum("x,y->w", x_i, g_i)``.
 
-    Axes of x and y that W lacks are tokens (t), axes that y lacks are inputs (i), axes that x lacks are outputs (o),
-    and axes of all three are shared: a matrix for each of their indices.
+    Axes of x and y that W lacks are tokens (t). Axes that y lacks are inputs (i), and axes that x lacks are outputs
+    (o). Axes of all three are shared: there is a matrix for each of their indices.
 
-    The squared norm is that of the gradient itself, or ``sum_ts (x_it . x_is)(g_it . g_is)`` (Li et al. 2022, equation
-    3). With T tokens the first takes ``T I O`` operations and the second ``T^2 (I + O)``; the first is also most of the
-    weighted sum, if the gradients of the examples are kept. They are kept where that takes at most twice the memory of
-    ``g``, ``I <= 2 T``; elsewhere the form of fewer operations is taken.
+    The squared norm is computed from the gradient itself, or as ``sum_ts (x_it . x_is)(g_it . g_is)`` (Li et al. 2022,
+    equation 3). With T tokens the first form takes ``T I O`` operations and the second ``T^2 (I + O)``. If the
+    gradients of the examples are kept, the first form is also most of the weighted sum. They are kept where that takes
+    at most twice the memory of ``g``, ``I <= 2 T``. Elsewhere the form with fewer operations is taken.
 
     With ``size = sum_t |x_it| |g_it|`` the first form rounds the norm by ``eps sqrt T size``, the second the squared
     norm by ``eps (sqrt I + sqrt O) size^2``. Where gradients are not kept, ``g`` is rounded to its dtype after it
-    is weighted, which can lengthen a weighted gradient by ``u size``, u being that dtype's unit roundoff. All is added,
-    so that what is clipped to C has at most norm C.
+    is weighted, which can lengthen a weighted gradient by ``u size``, where u is that dtype's unit roundoff. All of
+    this is added, so that what is clipped to C has at most norm C.
 
-    ``x . x`` and ``g . g`` of the second form also lose what is below the smallest float: the norm loses at most
-    ``1e-19 (sqrt O sum_t |x_it| + sqrt I sum_t |g_it|)``. Where a token's norm is above 2^14 the size of ``x`` is moved
-    into ``g`` first (`dp_rmt.clipping.token_scales`), for the norm and for the sum; and so this is below 1e-9 as long
-    as ``T sqrt O`` and ``T sqrt I`` are below 5e5.
+    The products ``x . x`` and ``g . g`` of the second form also lose what is below the smallest float. The norm loses
+    at most ``1e-19 (sqrt O sum_t |x_it| + sqrt I sum_t |g_it|)``. Where a token's norm is above 2^14, the size of ``x``
+    is first moved into ``g`` (`dp_rmt.clipping.token_scales`), for the norm and for the sum. Therefore the loss is
+    below 1e-9 as long as ``T sqrt O`` and ``T sqrt I`` are below 5e5.
 
     >>> rule = Contraction("bti", "io", "bto")
     >>> [round(float(v), 3) for v in rule.squared_norm(jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0]]]))]
@@ -77,7 +78,8 @@ class Contraction:
         num_inputs, num_outputs = _count(inputs, self.x_axes, x), _count(outputs, self.y_axes, g)
         by_pairs = num_tokens * (num_inputs + num_outputs) <= num_inputs * num_outputs
         if by_pairs and not self._keeps_gradients(x):
-            # Outside the choice: layers that share their input, such as query, key and value, share these products.
+            # These stand outside the choice, because layers that share their input (query, key and value) share the
+            # products.
             of_x = self._products_of_pairs(self.x_axes, with_range_of_float32(x))
             ordinary = functools.partial(self._norm_by_pairs, of_x=of_x)
             norm, size = self._choose(self._norm_by_pairs, x, g, self._token_norms(x, g), ordinary=ordinary)
@@ -87,7 +89,7 @@ class Contraction:
         return jnp.square(norm + self._roundoff_of_sum(x, g) * size)
 
     def rounding_of_sum(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``(batch,)``: how much longer than its gradient an example's part of the sum can be, at a weight of one."""
+        """How much longer than its gradient an example's part of the sum can be at a weight of one, (batch,)."""
         return self._roundoff_of_sum(x, g) * self._size(x, g)
 
     def _roundoff_of_sum(self, x: jax.Array, g: jax.Array) -> float:
@@ -99,8 +101,9 @@ class Contraction:
         if self._keeps_gradients(x):
             return _weighted_sum(self._gradients(x, g), weights_B)
         residuals = (x, g, self._token_norms(x, g))
-        # Opaque to differentiation in the weights, which would otherwise keep copies of what follows.
-        return linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
+        # This is opaque to differentiation in the weights, which would otherwise keep copies of what follows.
+        total: jax.Array = linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
+        return total
 
     def _weighted_contraction(self, residuals: tuple[Any, ...], weights_B: jax.Array) -> jax.Array:
         x, g, token_norms = residuals
@@ -109,21 +112,23 @@ class Contraction:
         def contracted(x: jax.Array, g: jax.Array, *token_norms: jax.Array) -> jax.Array:
             return _einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
 
-        return self._choose(contracted, x, g, token_norms, finite=True)
+        total: jax.Array = self._choose(contracted, x, g, token_norms, finite=True)
+        return total
 
     def _products_of_pairs(self, axes: str, a: jax.Array) -> jax.Array:
-        """``a_it . a_is``, with the axes of the batch, of shared indices, and of the tokens twice."""
-        # The compiler would take constant factors out of the products, and multiply them with each other to zero.
+        """The products ``a_it . a_is``, with the axes of the batch, of shared indices, and twice of the tokens."""
+        # Otherwise the compiler takes constant factors out of the products, and multiplies them with each other to
+        # zero.
         a = jax.lax.optimization_barrier(a)
         tokens, _, _, shared = self._axes()
-        # A copy of each token axis, named by its capital.
+        # Each token axis gets a copy, which its capital letter names.
         other = axes.translate(str.maketrans(tokens, tokens.upper()))
         return _einsum(f"{axes},{other}->{self.x_axes[0]}{shared}{tokens}{tokens.upper()}", a, a)
 
     def _norm_by_pairs(
         self, x: jax.Array, g: jax.Array, x_norms: jax.Array, g_norms: jax.Array, of_x: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """From ``(x_it . x_is)(g_it . g_is)``, plus a bound of the rounding; and the size."""
+        """Returns the squared norm from ``(x_it . x_is)(g_it . g_is)``, plus a bound of the rounding; and the size."""
         _, inputs, outputs, _ = self._axes()
         of_x = self._products_of_pairs(self.x_axes, x) if of_x is None else of_x
         of_g = self._products_of_pairs(self.y_axes, g)
@@ -134,18 +139,22 @@ class Contraction:
         return jnp.sqrt(squared), size
 
     def _token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """``|x_t|`` and ``|g_t|``, with the axes ``_kept()``."""
+        """The norms ``|x_t|`` and ``|g_t|``, with the axes ``_kept()``."""
         kept = self._kept()
         return jnp.sqrt(_sum_of_squares(self.x_axes, kept, x)), jnp.sqrt(_sum_of_squares(self.y_axes, kept, g))
 
     def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
-        """``sum_t |x_it| |g_it|``; of several matrices the norm of theirs. Shape (batch,)."""
-        return self._choose(lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g))
+        """The size ``sum_t |x_it| |g_it|``, (batch,). For several matrices it is the norm of their sizes."""
+        sizes_B: jax.Array = self._choose(
+            lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g)
+        )
+        return sizes_B
 
     def _sum_of_sizes(self, x_norms: jax.Array, g_norms: jax.Array) -> jax.Array:
         _, _, _, shared = self._axes()
         sizes = jnp.sum(x_norms * g_norms, axis=range(1 + len(shared), x_norms.ndim))
-        return jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
+        sizes_B: jax.Array = jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
+        return sizes_B
 
     def _choose(
         self,
@@ -157,17 +166,17 @@ class Contraction:
         finite: bool = False,
         ordinary: Callable[..., Any] | None = None,
     ) -> Any:
-        """``function(x, g, *token_norms)``, or the same of ``x / s`` and ``s g`` (see `dp_rmt.clipping.token_scales`).
+        """Computes ``function(x, g, *token_norms)``, or that of ``x / s`` and ``s g`` (`dp_rmt.clipping.token_scales`).
 
-        A choice, because the scaling takes a third of the time of a product, and nearly never changes anything.
+        It is a choice because the scaling takes a third of the time of a product, and hardly ever changes anything.
 
         Args:
-          function: of ``x``, ``g`` and their token norms; a function of the products ``x_t g_t``.
+          function: a function of ``x``, ``g`` and their token norms that depends on the products ``x_t g_t`` alone.
           x: the input.
           g: the output gradient.
-          token_norms: of these; not finite where they are not.
+          token_norms: the norms of both; they are not finite where the tokens are not.
           finite: whether what is not finite counts as zero.
-          ordinary: a cheaper form of the function, where nothing is scaled; None for the function itself.
+          ordinary: a cheaper form of the function for the case that nothing is scaled; None for the function itself.
         """
         kept = self._kept()
         x, g = with_range_of_float32(x), with_range_of_float32(g)
@@ -194,7 +203,7 @@ class Contraction:
         return _count(inputs, self.x_axes, x) <= 2 * _count(tokens, self.x_axes, x)
 
     def _axes(self) -> tuple[str, str, str, str]:
-        """Tokens, inputs, outputs, shared."""
+        """The letters of tokens, inputs, outputs and shared axes."""
         x, w, y = self.x_axes[1:], self.w_axes, self.y_axes
         return (
             "".join(a for a in x if a not in w),
@@ -206,11 +215,11 @@ class Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class Offset:
-    """The bias of ``y = ... + b``: an example's gradient is ``sum_t g_it``.
+    """The rule of the bias of ``y = ... + b``. An example's gradient is ``sum_t g_it``.
 
     Attributes:
-      y_axes: of the output.
-      axes: those of them that the bias has.
+      y_axes: the axes of the output.
+      axes: those axes of the output that the bias has.
     """
 
     y_axes: str
@@ -218,7 +227,7 @@ class Offset:
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`; ``x`` plays no part."""
-        tokens = "".join(a for a in self.y_axes if a not in self.axes)  # and the batch, which is first
+        tokens = "".join(a for a in self.y_axes if a not in self.axes)  # this includes the batch, which is first
         norms = jnp.sqrt(_sum_of_squares(self.y_axes, tokens, g))
         return jnp.square(_norm_of_sum(self._gradients(g), _sum_but_first(norms), norms[0].size))
 
@@ -232,8 +241,7 @@ class Offset:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The scale of ``y = s * x`` with ``x`` normalised, s along the last axis: the gradient is ``sum_t g_it *
-    x_it``."""
+    """The rule of the scale s of ``y = s * x``, ``x`` normalised, along the last axis: ``sum_t g_it * x_it``."""
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
@@ -250,7 +258,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """The table of ``y = E[ids]``: ``sum_ts [id_it = id_is] (g_it . g_is)``; equal ids share a row.
+    """The rule of the table of ``y = E[ids]``: ``sum_ts [id_it = id_is] (g_it . g_is)``, as equal ids share a row.
 
     ``x`` holds the ids, which must lie within the table.
     """
@@ -261,7 +269,7 @@ class Lookup:
         """See `LeafRule`."""
         ids_BxT, g_BxTxD = x.reshape(len(x), -1), g.reshape(len(x), -1, g.shape[-1])
         same_row = ids_BxT[:, :, None] == ids_BxT[:, None, :]
-        # A selection, not a product with the mask: two tokens in different rows never meet.
+        # It is a selection and not a product with the mask, so two tokens in different rows never meet.
         products = jnp.where(same_row, _einsum("btd,bsd->bts", g_BxTxD, g_BxTxD), 0.0)
         norms = jnp.sqrt(_sum_of_squares("btd", "bt", g_BxTxD))
         in_rows = _sum_but_first(jnp.where(same_row, norms[:, :, None] * norms[:, None, :], 0.0))
@@ -276,15 +284,15 @@ class Lookup:
 
 
 def tied_product(rows_BxTxD: jax.Array, rounding_BxT: jax.Array, g: jax.Array) -> jax.Array:
-    """``2 <L_i, M_i>``, what a head M with the weights of a `Lookup` L adds to ``||L_i||^2 + ||M_i||^2``.
+    """Returns ``2 <L_i, M_i>``, which a head M with a `Lookup` L's weights adds to ``||L_i||^2 + ||M_i||^2``.
 
     Args:
-      rows_BxTxD: M_i's rows at the ids of L_i.
-      rounding_BxT: what rounding can take from the product with a row, per ``eps |g_it|``.
+      rows_BxTxD: the rows of M_i at the ids of L_i.
+      rounding_BxT: what rounding can take from the product with a row, in units of ``eps |g_it|``.
       g: the gradient with respect to the lookup's output.
 
     Returns:
-      ``(batch,)``, with a bound of the rounding added.
+      The products ``(batch,)``, with a bound of the rounding added.
     """
     g_BxTxD = _wide(g).reshape(rows_BxTxD.shape)
     rounding = rounding_BxT * jnp.sqrt(_sum_of_squares("btd", "bt", g_BxTxD))
@@ -293,10 +301,10 @@ def tied_product(rows_BxTxD: jax.Array, rounding_BxT: jax.Array, g: jax.Array) -
 
 
 def head_rows(ids_BxT: jax.Array, x_BxSxD: jax.Array, g_BxSxV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows ``M_i[id_it] = sum_s g_is[id_it] x_is`` of the gradient of ``y = x E^T``, and their rounding.
+    """Computes rows ``M_i[id_it] = sum_s g_is[id_it] x_is`` of the gradient of ``y = x E^T``, and their rounding.
 
     Args:
-      ids_BxT: the rows wanted of each example.
+      ids_BxT: the wanted rows of each example.
       x_BxSxD: the head's input.
       g_BxSxV: the gradient with respect to its output.
 
@@ -312,14 +320,14 @@ def head_rows(ids_BxT: jax.Array, x_BxSxD: jax.Array, g_BxSxV: jax.Array) -> tup
 
 
 def is_wide_float(dtype: jax.typing.DTypeLike) -> bool:
-    """Whether a dtype is real floating point of 32 bits or more."""
+    """Tells whether a dtype is real floating point of 32 bits or more."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
 
 
 def with_range_of_float32(a: jax.Array) -> jax.Array:
-    """An array as it is, or as float32 where its dtype holds a smaller range.
+    """Returns an array as it is, or as float32 where its dtype has a smaller range.
 
-    In float16 a weighted ``g`` below 6e-8 vanishes or is rounded to twice its size; bfloat16 has float32's range.
+    In float16 a weighted ``g`` below 6e-8 vanishes or is rounded to twice its size. bfloat16 has float32's range.
     """
     return a if jnp.finfo(a.dtype).minexp <= jnp.finfo(jnp.float32).minexp else a.astype(jnp.float32)
 
@@ -334,13 +342,13 @@ def _not_transposable(residuals: tuple[jax.Array, ...], cotangent: jax.Array) ->
     raise NotImplementedError("a clipped gradient cannot be differentiated with respect to its weights in reverse")
 
 
-# Where the tokens of an example cancel, its gradient is small against the `size` of what is added up, the sum of the
-# norms of its tokens' gradients. Its norm may then round to nothing, and an example of any norm would pass unclipped.
-# With a bound of the rounding (Higham & Mary 2019) such an example is clipped harder. Elsewhere the bound is small.
+# If the tokens of an example cancel, its gradient is small against the `size` of what is added up, the sum of the norms
+# of its tokens' gradients. Its norm may then round to nothing, and an example of any norm would pass unclipped. With a
+# bound of the rounding (Higham & Mary 2019) such an example is clipped harder. Elsewhere the bound is small.
 
 
 def _norm_of_sum(gradients: jax.Array, size: jax.Array, terms: int) -> jax.Array:
-    """The norm of each example's gradient, a sum of so many terms, plus ``eps sqrt terms size``."""
+    """The norm of each example's gradient, which is a sum of `terms` terms, plus ``eps sqrt terms size``."""
     norm = jnp.sqrt(_sum_but_first(jnp.square(gradients)))
     return norm + jnp.finfo(norm.dtype).eps * math.sqrt(terms) * size
 
@@ -371,7 +379,7 @@ def _wide(a: jax.Array) -> jax.Array:
 
 
 def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    # Half-precision operands are multiplied exactly and accumulated in float32; float32 ones are not cut to
-    # tensor-float or bfloat16, as accelerators do by default: the norm and the sum are the privacy guarantee.
+    # Half-precision operands are multiplied exactly and accumulated in float32. Float32 operands are not cut to
+    # tensor-float or bfloat16, as accelerators do by default, because the norm and the sum are the privacy guarantee.
     wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     return jnp.einsum(subscripts, a, b, precision="highest", preferred_element_type=wide)

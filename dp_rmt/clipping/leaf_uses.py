@@ -1,4 +1,4 @@
-"""Where the parameters of a model go: what in a jaxpr uses each of them, and how many times.
+"""Finds where the parameters of a model go: what in a jaxpr uses each of them, and how many times.
 
 The law that every trainable parameter is counted exactly once in a per-example norm is checked on the jaxpr of the
 losses, in which `mark` shows where a parameter meets its rule.
@@ -16,8 +16,9 @@ from jax.interpreters import ad, batching
 
 from dp_rmt.clipping.leaf_rules import is_wide_float
 
-# Marks, in a jaxpr that is only looked at, where leaves meet their rules. Under jax.vmap a layer is one
-# equation but many uses of its leaves, hence another name; so also where the losses contain a derivative.
+# This primitive marks where leaves meet their rules, in a jaxpr that is only looked at. Under jax.vmap a layer is one
+# equation but many uses of its leaves, so it gets another name there. The same holds where the losses contain a
+# derivative.
 _mark = Primitive("ghost_clipping_rule")
 _mark.def_abstract_eval(lambda y, *leaves, layer, problem: y)
 batching.primitive_batchers[_mark] = lambda args, axes, *, layer, problem: (
@@ -29,7 +30,7 @@ ad.primitive_jvps[_mark] = lambda primals, tangents, *, layer, problem: (
     tangents[0],
 )
 
-# Operations after which a leaf is still that leaf, each entry once; operations that run a jaxpr.
+# After the first operations a leaf is still that leaf, each entry once. The second ones run a jaxpr.
 _RELABELLING = {"transpose", "reshape", "squeeze", "copy", "sharding_constraint"}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 
@@ -47,19 +48,21 @@ class LeafWithoutRule(ValueError):
 
 
 class Use(NamedTuple):
-    """What uses a leaf, and where."""
+    """A use of a leaf: what uses it, and where."""
 
     by: str  # the layer of a `mark` and its problem, or a description of anything else
-    scope: tuple[int, ...] = ()  # the calls and loops that it is inside, the outermost first
+    scope: tuple[int, ...] = ()  # the calls and loops around it, the outermost first
 
     def is_visible_from(self, other: Use) -> bool:
-        """Whether what is computed here can be handed to the other use, which is in the same scope or inside it."""
+        """Tells whether a value computed here can be handed to the other use, being in the same scope or inside it."""
         return other.scope[: len(self.scope)] == self.scope
 
 
 def mark(layer: str, leaves: Mapping[str, Any], y: jax.Array, *, problem: str | None = None) -> jax.Array:
-    """Returns ``y`` unchanged; tells `uses_of_leaves` that ``layer`` uses ``leaves``, and what is wrong with that."""
-    return _mark.bind(y, *jax.tree.leaves(leaves), layer=layer, problem="" if problem is None else f" {problem}")
+    """Returns ``y`` unchanged, and tells `uses_of_leaves` that ``layer`` uses ``leaves``, and the problem with that."""
+    said = "" if problem is None else f" {problem}"
+    marked: jax.Array = _mark.bind(y, *jax.tree.leaves(leaves), layer=layer, problem=said)
+    return marked
 
 
 def uses_of_leaves(jaxpr: Jaxpr, num_leaves: int) -> list[list[Use]]:
@@ -70,8 +73,8 @@ def uses_of_leaves(jaxpr: Jaxpr, num_leaves: int) -> list[list[Use]]:
       num_leaves: how many of its inputs to follow.
 
     Returns:
-      What uses each of these inputs: the layer of a `mark`, once for every iteration of a loop, or a
-      description of anything else save `jax.lax.stop_gradient`.
+      The uses of each of these inputs. A use is the layer of a `mark`, once for every iteration of a loop, or a
+      description of anything else except `jax.lax.stop_gradient`.
     """
     uses: list[list[Use]] = [[] for _ in range(num_leaves)]
     outs = _follow(jaxpr, [*range(num_leaves), *[None] * (len(jaxpr.invars) - num_leaves)], uses, repeats=1, scope=())
@@ -88,7 +91,7 @@ def bytes_of_marked_outputs(jaxpr: Jaxpr) -> int:
 
 
 def calls_of_layers(jaxpr: Jaxpr) -> Counter[str]:
-    """How often each layer is called, by the name that it is marked with, whatever parameters it is called with."""
+    """How often each layer is called, with whatever parameters, by the name that it is marked with."""
     calls: Counter[str] = Counter()
     for eqn, repeats in _marks(jaxpr, 1):
         calls[eqn.params["layer"]] += repeats
@@ -96,7 +99,7 @@ def calls_of_layers(jaxpr: Jaxpr) -> Counter[str]:
 
 
 def _marks(jaxpr: Jaxpr, repeats: int) -> Iterator[tuple[Any, int]]:
-    """All marks, and how often each is run."""
+    """Goes through all marks, and says how often each is run."""
     for eqn in jaxpr.eqns:
         if eqn.primitive is _mark:
             yield eqn, repeats
@@ -109,14 +112,14 @@ def _marks(jaxpr: Jaxpr, repeats: int) -> Iterator[tuple[Any, int]]:
 def _follow(
     jaxpr: Jaxpr, sources: Sequence[int | None], uses: list[list[Use]], *, repeats: int, scope: tuple[int, ...]
 ) -> list[int | None]:
-    """Records in ``uses`` what each leaf goes into; returns which leaf, if any, each output is.
+    """Records in ``uses`` what each leaf goes into, and returns which leaf, if any, each output is.
 
     Args:
       jaxpr: what is computed.
       sources: for each input, the index of the leaf that it is, or None.
       uses: for each leaf, the layers or the operations that use it.
       repeats: how many times the jaxpr runs with the same leaves.
-      scope: the calls and loops that the jaxpr is inside.
+      scope: the calls and loops around the jaxpr.
     """
     leaf_of = {var: leaf for var, leaf in zip(jaxpr.invars, sources) if leaf is not None}
 
@@ -152,11 +155,12 @@ def _follow_scan(
 ) -> None:
     body = eqn.params["jaxpr"]
     body = body.jaxpr if isinstance(body, ClosedJaxpr) else body
-    # Operands are constants, carry, and what is scanned over; the counts by rank, since their names change with JAX.
+    # The operands are constants, carry, and what is scanned over. They are told apart by rank, since names change with
+    # JAX.
     carry = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, body.outvars))
     scanned = sum(outer.aval.ndim > inner.aval.ndim for outer, inner in zip(eqn.invars, body.invars))
     consts = len(leaves) - carry - scanned
-    # What is scanned over is used once, a slice per iteration; a constant of the loop in every iteration.
+    # What is scanned over is used once, one slice in each iteration. A constant of the loop is used in every iteration.
     shared: list[int | None] = [*leaves[:consts], *[None] * (len(leaves) - consts)]
     sliced: list[int | None] = [*[None] * (consts + carry), *leaves[consts + carry :]]
     inside = (*scope, id(eqn))

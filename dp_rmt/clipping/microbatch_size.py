@@ -1,4 +1,4 @@
-"""How many examples fit into memory at once: compile, ask the compiler what it needs, halve until it fits."""
+"""Finds how many examples fit into memory: compile, ask the compiler what it needs, and halve until it fits."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 import jax
 
 DEVICE_SHARE = 0.9
-"""Of what the device lends out: its allocator cannot use every byte, and the next batch arrives during a step."""
+"""The usable share of what a device lends out: no allocator uses every byte, and a batch arrives during a step."""
 
 HOST_SHARE = 0.5
-"""Of the machine's physical memory where the device is the CPU: the system and the data live there too."""
+"""The usable share of physical memory where the device is the CPU: the system and the data live there, too."""
 
 
 def largest_microbatch_size(
     compile_step: Callable[[int], jax.stages.Compiled], *, batch_size: int, memory_budget: int | None = None
 ) -> int:
-    """The largest of the microbatch sizes B, about B/2, about B/4, ... whose compiled step fits into the budget.
+    """Finds the largest of the sizes B, about B/2, about B/4, ... whose compiled step fits into the budget.
 
-    Sizes are divisors of B: each next one is the largest that is at most half the last. Every try compiles one program,
-    so that a cheap stand-in for the whole step, such as its clipped gradient alone, saves time where it dominates.
+    Sizes are divisors of B; each next one is the largest that is at most half the last. Every try compiles one program.
+    A cheap stand-in for the whole step, such as its clipped gradient alone, saves time if it dominates the memory.
 
     Args:
-      compile_step: microbatch size -> compiled step, as from ``jax.jit(step).lower(...).compile()``. Nothing is run.
-        For examples divided over D devices let it take the size on one device, and give the batch size of one device.
-      batch_size: B, examples in a batch (of fixed shape, padding included).
-      memory_budget: bytes on one device; None for `default_memory_budget`.
+      compile_step: maps a microbatch size to a compiled step, as from ``jax.jit(step).lower(...).compile()``. Nothing
+        is run. If examples are divided over D devices, both it and `batch_size` are about one device.
+      batch_size: B, the number of examples in a batch (of fixed shape, padding included).
+      memory_budget: how many bytes there are on one device; None for `default_memory_budget`.
 
     Returns:
-      The size; B itself means that no microbatches are needed.
+      The size. B itself means that no microbatches are needed.
 
     Raises:
-      ValueError: not even one example at a time fits, or an argument is out of range, or the compiler does not tell
-        what it needs.
+      ValueError: not even one example at a time fits, an argument is out of range, or the compiler does not tell what
+        it needs.
 
     >>> import jax.numpy as jnp
     >>> def compile_step(size):
@@ -58,17 +58,17 @@ def largest_microbatch_size(
 
 
 def bytes_needed(compiled: jax.stages.Compiled) -> int:
-    """Device memory that a compiled program needs while it runs: arguments, results, temporaries, and its own code.
+    """The device memory that a running program needs: arguments, results, temporaries, and its own code.
 
-    ``arguments + results - aliased + temporaries + code``, on one device, as the compiler planned them. Results that
-    take the place of donated arguments are counted once. What is in host memory is not counted, nor are arrays that
-    the program does not use.
+    It is ``arguments + results - aliased + temporaries + code`` on one device, as the compiler planned them. Results
+    that take the place of donated arguments are counted once. Host memory is not counted, nor are arrays that the
+    program does not use.
 
     Args:
       compiled: from ``jax.jit(f).lower(...).compile()``.
 
     Returns:
-      Bytes.
+      The number of bytes.
 
     Raises:
       ValueError: the backend does not tell.
@@ -80,22 +80,23 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         raise ValueError("this backend does not tell how much memory a compiled step needs: give a microbatch size")
-    return (
+    size: int = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
+    return size
 
 
 def default_memory_budget() -> int:
-    """Bytes that a step may use on one device.
+    """The number of bytes that a step may use on one device.
 
     Returns:
-      `DEVICE_SHARE` of what the device says that it lends out (``memory_stats()["bytes_limit"]``), or `HOST_SHARE` of
-      the physical memory over the number of devices where it says nothing, as the CPU. A container's own limit is not
-      seen: give a budget there.
+      `DEVICE_SHARE` of what the device says that it lends out (``memory_stats()["bytes_limit"]``). Where it says
+      nothing, as the CPU, `HOST_SHARE` of the physical memory over the number of devices. A container's own limit is
+      not seen, so give a budget there.
     """
     devices = jax.local_devices()
     reported = (devices[0].memory_stats() or {}).get("bytes_limit")
@@ -105,7 +106,7 @@ def default_memory_budget() -> int:
 
 
 def _bytes_needed(compile_step: Callable[[int], jax.stages.Compiled], size: int) -> int | None:
-    """None where the compiler itself finds that it is too much."""
+    """The bytes that a step of this size needs; None if the compiler itself finds that it is too much."""
     try:
         return bytes_needed(compile_step(size))
     except jax.errors.JaxRuntimeError as error:

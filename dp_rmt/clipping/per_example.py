@@ -18,23 +18,23 @@ from dp_rmt.types import Batch, Params, PerExampleLosses, check_leaves_are_real
 ClippingStyle = Literal["flat", "automatic"]
 
 AUTOMATIC_CLIPPING_STABILITY = 0.01
-"""The gamma of automatic clipping (Bu et al. 2023, section 4); keeps small gradients from being blown up."""
+"""The gamma of automatic clipping (Bu et al. 2023, section 4), which keeps small gradients from being blown up."""
 
 SMALLEST_CLIP_NORM = 1e-6
-"""Squares of entries below 1e-19 vanish in float32. What that takes from a norm is below 1e-9, a thousandth of this:
-here for up to 10^19 entries, in fast clipping as `dp_rmt.clipping.leaf_rules` says."""
+"""Squares of entries below 1e-19 vanish in float32. What that takes from a norm is below 1e-9, a thousandth of this
+number. This holds here for up to 10^19 entries, and in fast clipping as `dp_rmt.clipping.leaf_rules` says."""
 
 LARGEST_AUTOMATIC_CLIP_NORM = 1e30
 """Automatic clipping multiplies a gradient by up to 100 C, which must be a float32."""
 
 
 class PerExample(NamedTuple):
-    """Raw values of each example, shape (batch,). NOT private: report them under ``nonprivate/`` or not at all.
+    """Raw values of each example, shape (batch,). They are NOT private: report them as ``nonprivate/`` or not at all.
 
     Attributes:
-      loss: the loss, zero for padding.
-      grad_norm: the l2 norm before clipping, zero for padding; NaN or infinite where the gradient or the loss was,
-        and such an example contributed zero.
+      loss: the loss; zero for padding.
+      grad_norm: the l2 norm before clipping; zero for padding. It is NaN or infinite where the gradient or the loss
+        was; such an example contributed zero.
     """
 
     loss: jax.Array
@@ -43,7 +43,7 @@ class PerExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClippedGradient:
-    """A clipped gradient that knows its own sensitivity; call it as ``(params, batch, *, is_padding_example)``.
+    """A clipped gradient that knows its own sensitivity. Call it as ``(params, batch, *, is_padding_example)``.
 
     Attributes:
       function: computes ``(gradient, PerExample)`` of parameters, batch and mask, which `__call__` has checked.
@@ -56,22 +56,22 @@ class ClippedGradient:
     def __call__(
         self, params: Params, batch: Batch, *, is_padding_example: jax.Array | None
     ) -> tuple[Params, PerExample]:
-        """The clipped gradient of a batch.
+        """Computes the clipped gradient of a batch.
 
         Args:
           params: a pytree of arrays.
           batch: a pytree of arrays, each with the examples as its first axis.
-          is_padding_example: boolean (batch,), True for rows that are no examples: ``indices < 0`` for the indices of
-            `PoissonSampling`, where -1 is padding and would otherwise count the last example of the data set once for
-            every free row. None says that no row can be padding.
+          is_padding_example: boolean (batch,), True for rows that are not examples. For the indices of
+            `PoissonSampling` it is ``indices < 0``: there -1 is padding, and would otherwise count the last example of
+            the data set once for every free row. None says that no row can be padding.
 
         Returns:
-          The sum of clipped gradients over ``normalize_by``, in the structure of ``params``; zero for a batch of no
-          rows. And what is known of each example, which is not private.
+          The sum of clipped gradients over ``normalize_by``, in the structure of ``params``, which is zero for a batch
+          of no rows; and a `PerExample`, which is not private.
 
         Raises:
-          ValueError: a leaf of the batch has another leading axis, or none; or the mask is not boolean or does not
-            fit. Nothing of the loss has been traced then.
+          ValueError: a leaf of the batch has another leading axis or none, or the mask is not boolean or does not fit.
+            It is raised before the loss is traced.
         """
         batch_size = num_examples(batch)
         is_padding = padding_mask(is_padding_example, batch_size)
@@ -85,7 +85,7 @@ class ClippedGradient:
 
         Args:
           neighboring_relation: what neighbouring means. Adding, removing or zeroing out one example moves the sum by
-            one clipped gradient; replacing one moves it by two.
+            one clipped gradient; replacing one example moves it by two.
 
         Returns:
           ``l2_norm_bound``, or twice that for ``REPLACE_ONE``.
@@ -101,15 +101,15 @@ def clipped_grad(
     clip: ClippingStyle = "flat",
     microbatch_size: int | None = None,
 ) -> ClippedGradient:
-    """The sum of clipped per-example gradients, divided by a constant.
+    """Makes a function for the sum of clipped per-example gradients, divided by a constant.
 
     ``gradient = (1 / normalize_by) sum_i c_i g_i`` with ``c_i = min(1, C / ||g_i||)`` (flat; Abadi et al. 2016) or
     ``c_i = C / (||g_i|| + 0.01)`` (automatic; Bu et al. 2023). The norm is over all leaves of ``params`` together.
 
-    Formal guarantee: for every pair of batches that differ by one added or removed example the gradients differ by
-    at most ``.sensitivity()`` in l2 norm, up to float32 rounding, provided that no example influences the loss of
-    another. Norms and sums are float32 (float64 for float64 parameters) whatever the model's dtype. Squares below 1e-38
-    vanish from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
+    Formal guarantee: for every pair of batches that differ by one added or removed example, the gradients differ by at
+    most ``.sensitivity()`` in l2 norm, up to float32 rounding, provided that no example influences the loss of another.
+    Norms and sums are float32 (float64 for float64 parameters) whatever the model's dtype. Squares below 1e-38 vanish
+    from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
     infinite.
 
     | an example that ...               | contributes                                     |
@@ -120,28 +120,28 @@ def clipped_grad(
     | has a norm above 1.8e19           | exactly zero; its ``grad_norm`` is not finite   |
     | has a zero gradient               | zero                                            |
 
-    Random numbers of the loss must be each example's own. For dropout that is a key for each example as a leaf of the
-    batch and `dp_rmt.models.PerExampleDropout`; one key for all, with `flax.linen.Dropout`, gives all examples the same
-    mask here, and masks that belong to the row of the batch in `dp_rmt.ghost_clipped_grad`.
+    Random numbers of the loss must be each example's own. For dropout, give each example a key as a leaf of the batch
+    and use `dp_rmt.models.PerExampleDropout`. With one key for all and `flax.linen.Dropout`, all examples have the same
+    mask here, and in `dp_rmt.ghost_clipped_grad` a mask belongs to the row of the batch.
 
-    A loss that is not finite is one that has no gradient, whatever its derivative is: the cross-entropy of a label that
-    is no class (-100, or 2 of 2) is NaN, and its derivative finite and wrong.
+    A loss that is not finite is taken as one without a gradient, whatever its derivative is. For example, the
+    cross-entropy of a label that is not a class (-100, or 2 of 2) is NaN, while its derivative is finite and wrong.
 
     Args:
       per_example_losses: ``(params, batch) -> (batch,)``.
-      l2_clip_norm: C, in the units of the gradient; ``inf`` turns flat clipping off (and the guarantee with it).
-      normalize_by: divides the sum: the EXPECTED batch size, a public constant. Dividing by the observed batch size
-        would leak it and void the accounting.
+      l2_clip_norm: C, in the units of the gradient. ``inf`` turns flat clipping off, and the guarantee with it.
+      normalize_by: the EXPECTED batch size, a public constant, which divides the sum. Dividing by the observed batch
+        size would leak it and void the accounting.
       clip: "flat" or "automatic".
-      microbatch_size: examples differentiated at once (memory is proportional to it); None for all. Must divide the
-        batch.
+      microbatch_size: how many examples are differentiated at once (memory is proportional to it); None for all. It
+        must divide the batch.
 
     Returns:
       A `ClippedGradient`; its gradient has the structure of ``params``. The loss is compiled with it, once for each
       shape of its arguments, so it must be a pure function.
 
     Raises:
-      ValueError: an argument is out of range; or, from the returned function, a leaf of ``params`` is complex, an
+      ValueError: an argument is out of range. The returned function raises it if a leaf of ``params`` is complex, an
         integer or a float of 8 bits.
 
     >>> losses = lambda w, batch: 0.5 * (batch @ w) ** 2
@@ -182,13 +182,13 @@ def summed_over_microbatches(
     """Makes a `ClippedGradient` of a function that clips and sums one microbatch.
 
     Microbatches follow `optax.microbatching`: number j of M holds the examples j, j + M, j + 2M, ..., so that each is
-    spread evenly over the devices of a sharded batch. Trailing microbatches of padding alone are skipped
+    spread evenly over the devices of a sharded batch. Trailing microbatches that hold padding alone are skipped
     (`dp_rmt.batch_selection.microbatch_order` lays a batch out so that its padding ends up there).
 
     Args:
       clipped_sum: ``(params, batch, is_padding) -> (sum of clipped gradients, PerExample)``.
-      l2_clip_norm: bound on what one example adds to the sum.
-      normalize_by: divides the sum.
+      l2_clip_norm: a bound on what one example adds to the sum.
+      normalize_by: the number that divides the sum.
       microbatch_size: None for the whole batch at once.
 
     Returns:
@@ -212,7 +212,7 @@ def summed_over_microbatches(
         total, per_example = sum_(params, batch, is_padding)
         return jax.tree.map(lambda g: g / normalize_by, total), per_example
 
-    # Not op by op: loops, and the layers of ghost clipping, would be compiled anew at every call, and never be freed.
+    # The function is jitted: op by op, loops and the layers of ghost clipping would be compiled at every call and kept.
     return ClippedGradient(
         jax.jit(function, inline=True), l2_norm_bound(l2_clip_norm=l2_clip_norm, normalize_by=normalize_by)
     )
@@ -221,7 +221,7 @@ def summed_over_microbatches(
 def l2_norm_bound(*, l2_clip_norm: float, normalize_by: float) -> float:
     """The largest l2 norm that one example can add to a clipped gradient, ``C / normalize_by``, for either clip style.
 
-    It is what adding or removing one example can change, and so the unit of the noise.
+    Adding or removing one example can change the gradient by so much, so it is the unit of the noise.
 
     >>> l2_norm_bound(l2_clip_norm=0.5, normalize_by=100)
     0.005
@@ -230,7 +230,7 @@ def l2_norm_bound(*, l2_clip_norm: float, normalize_by: float) -> float:
 
 
 def clip_factors(norms: jax.Array, *, l2_clip_norm: float, clip: ClippingStyle) -> jax.Array:
-    """What each per-example gradient is multiplied by, shape (batch,); see `clipped_grad` for the equations."""
+    """The factor (batch,) of each per-example gradient; see `clipped_grad` for the equations."""
     if clip == "automatic":
         return l2_clip_norm / (norms + AUTOMATIC_CLIPPING_STABILITY)
     return jnp.minimum(1.0, l2_clip_norm / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
@@ -260,7 +260,7 @@ def _check_divides(microbatch_size: int, batch_size: int) -> None:
 
 
 def check_arguments(l2_clip_norm: float, normalize_by: float, clip: str, microbatch_size: int | None) -> None:
-    """Raises ValueError where an argument of `clipped_grad` is out of range, saying what to give instead."""
+    """Raises ValueError if an argument of `clipped_grad` is out of range, and says what to give instead."""
     if not l2_clip_norm >= SMALLEST_CLIP_NORM:
         raise ValueError(
             f"l2_clip_norm must be at least {SMALLEST_CLIP_NORM}, got {l2_clip_norm}: squares of gradients so small "

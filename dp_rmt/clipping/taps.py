@@ -1,11 +1,11 @@
-"""Taps: identity functions on the outputs of layers, whose derivative gives norms and weighted sums by the leaf rules.
+"""Taps are identity functions on the outputs of layers, whose derivatives are norms and weighted sums by leaf rules.
 
-`tap` is for a layer that uses its parameters alone; `tap_tied_lookup` and `tap_tied_head` are for a table that is
-both an embedding and a head. All take ``weights_B`` and give it the squared norm of each example's gradient as its
-"cotangent". One array of weights that is tapped by many layers receives the sum over the layers, because that is what
-a cotangent does.
+`tap` is for a layer that uses its parameters alone. `tap_tied_lookup` and `tap_tied_head` are for a table that is both
+an embedding and a head. All of them take ``weights_B`` and give it the squared norm of each example's gradient as its
+"cotangent". An array of weights that is tapped by many layers receives the sum over the layers, because cotangents add
+up.
 
-In each the output ``y`` must have been computed with the parameters held constant, by `jax.lax.stop_gradient`.
+In each tap the output ``y`` must have been computed with the parameters held constant, by `jax.lax.stop_gradient`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def tap(
 ) -> jax.Array:
     """Returns ``y`` unchanged, and gives ``leaves`` and ``weights_B`` their cotangents by the rules.
 
-    The cotangent of a leaf is the sum of its per-example gradients, each times its weight; linear in ``weights_B``. The
-    cotangent of ``weights_B`` is the squared norm of each example's gradient over the leaves that are differentiated.
+    The cotangent of a leaf is the sum of its per-example gradients, each times its weight. It is linear in
+    ``weights_B``. The cotangent of ``weights_B`` is the squared norm of each example's gradient over the leaves that
+    are differentiated.
 
-    An example of weight zero contributes exactly zero to the sum; so does one for which ``g`` holds only zeros and NaN.
-    That is every example whose loss got the cotangent zero: finite derivatives keep it zero, infinite ones make it NaN.
+    An example of weight zero contributes exactly zero to the sum. So does an example for which ``g`` holds only zeros
+    and NaN. Those are the examples whose loss got the cotangent zero: finite derivatives keep it zero, and infinite
+    ones make it NaN.
 
     Args:
-      rules: one rule per leaf.
+      rules: one rule for each leaf.
       leaves: the parameters of the layer.
       x: what the rules take as ``x``, (batch, ...).
       y: the output of the layer, (batch, ...).
@@ -50,24 +52,28 @@ def tap(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(static: tuple, leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array) -> jax.Array:
+def _tap(
+    static: tuple[Any, ...], leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array
+) -> jax.Array:
     return y
 
 
-def _tap_forward(static: tuple, leaves: dict[str, Any], x: Any, y: Any, weights_B: Any) -> tuple[jax.Array, Any]:
-    # Residuals are arrays, but their tree is static: () marks a differentiated leaf, None a frozen one.
+def _tap_forward(
+    static: tuple[Any, ...], leaves: dict[str, Any], x: Any, y: Any, weights_B: Any
+) -> tuple[jax.Array, Any]:
+    # Residuals are arrays, but their tree is static: () marks a differentiated leaf, and None marks a frozen one.
     marks = {name: () if leaf.perturbed else None for name, leaf in leaves.items()}
     trained = any(leaf.perturbed for leaf in leaves.values())
     return y.value, (marks, x.value if trained else None, weights_B.value)
 
 
-def _tap_backward(static: tuple, residuals: Any, g: Any) -> tuple:
+def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any, ...]:
     marks, x, weights_B = residuals
     if isinstance(g, SymbolicZero):
         return None, None, None, None
     if x is None:
         return None, None, g, None
-    # See `dp_rmt.clipping.leaf_rules.Contraction`; not x, of which a copy would be kept.
+    # See `dp_rmt.clipping.leaf_rules.Contraction`. This is not done with x, of which a copy would be kept.
     g = jax.lax.optimization_barrier(g)
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)
@@ -85,9 +91,9 @@ def tap_frozen(leaves: Mapping[str, jax.Array], y: jax.Array, refusal: str) -> j
     """Returns ``y`` unchanged, and refuses to be differentiated with respect to ``leaves``.
 
     Args:
-      leaves: the parameters of a layer, all of them frozen.
+      leaves: the parameters of a layer, all of which are frozen.
       y: the output of the layer.
-      refusal: what to say if a leaf is trained after all.
+      refusal: the message if a leaf is trained after all.
 
     Returns:
       ``y``.
@@ -109,7 +115,7 @@ def _tap_frozen_forward(refusal: str, leaves: dict[str, Any], y: Any) -> tuple[j
     return y.value, None
 
 
-def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple:
+def _tap_frozen_backward(refusal: str, residuals: None, g: Any) -> tuple[Any, ...]:
     return None, None if isinstance(g, SymbolicZero) else g
 
 
@@ -118,16 +124,16 @@ _tap_frozen.defvjp(_tap_frozen_forward, _tap_frozen_backward, symbolic_zeros=Tru
 
 # ---- A table that is both an embedding and a head -----------------------------------------------------------------
 
-# ||L + M||^2 = ||L||^2 + ||M||^2 + 2 <L, M>, with the gradients L of the lookup and M of the head. The last needs the
-# rows of M at the ids, which the head can compute and the lookup needs, in a backward pass that comes to the head
-# first. The lookup therefore hands the head a ticket of zeros; the rows are what the head gives back as its
+# ||L + M||^2 = ||L||^2 + ||M||^2 + 2 <L, M>, with the gradients L of the lookup and M of the head. The last term needs
+# the rows of M at the ids. The head can compute them and the lookup needs them, in a backward pass that comes to the
+# head first. The lookup therefore hands the head a ticket of zeros, and the head gives the rows back as the ticket's
 # cotangent.
 
 
 def tap_tied_lookup(
     table: jax.Array, ids: jax.Array, y: jax.Array, weights_B: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """`tap` for the lookup ``y = E[ids]`` of a table that `tap_tied_head` uses as well.
+    """The `tap` of the lookup ``y = E[ids]`` in a table that `tap_tied_head` uses as well.
 
     Args:
       table: E, (rows, D).
@@ -140,7 +146,8 @@ def tap_tied_lookup(
     """
     tokens = ids.reshape(len(ids), -1).shape
     ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
-    return _tied_lookup(table, ids, y, weights_B, ticket)
+    tapped: tuple[jax.Array, tuple[jax.Array, ...]] = _tied_lookup(table, ids, y, weights_B, ticket)
+    return tapped
 
 
 @jax.custom_vjp
@@ -153,7 +160,7 @@ def _tied_lookup_forward(table: Any, ids: Any, y: Any, weights_B: Any, ticket: A
     return (y.value, jax.tree.map(lambda t: t.value, ticket)), (rows_of_table, ids.value, weights_B.value)
 
 
-def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
+def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     rows_of_table, ids, weights_B = residuals
     g, (rows_BxTxD, rounding_BxT, rounding_of_head_B) = cotangents
     if rows_of_table is None or isinstance(g, SymbolicZero):
@@ -161,7 +168,7 @@ def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple:
     rule = Lookup(len(rows_of_table))
     g = jax.lax.optimization_barrier(g)
     squared_norms = rule.squared_norm(ids, g)
-    if not isinstance(rows_BxTxD, SymbolicZero):  # else no head has taken the ticket
+    if not isinstance(rows_BxTxD, SymbolicZero):  # otherwise no head has taken the ticket
         # What rounding adds to the head's part of the sum may point along the lookup's.
         squared_norms += tied_product(rows_BxTxD, rounding_BxT, g) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
     total = rule.weighted_sum(ids, g, weights_B).astype(weights_B.dtype)
@@ -174,12 +181,12 @@ _tied_lookup.defvjp(_tied_lookup_forward, _tied_lookup_backward, symbolic_zeros=
 def tap_tied_head(
     table: jax.Array, ids: jax.Array, ticket: Any, x: jax.Array, y: jax.Array, weights_B: jax.Array
 ) -> jax.Array:
-    """`tap` for the head ``y = x E^T`` of a table that `tap_tied_lookup` uses as well.
+    """The `tap` of the head ``y = x E^T`` with a table that `tap_tied_lookup` uses as well.
 
     Args:
       table: E, (rows, D).
-      ids: those of the lookup.
-      ticket: from the lookup.
+      ids: the ids of the lookup.
+      ticket: the ticket of the lookup.
       x: the input, (batch, ..., D).
       y: the output, (batch, ..., rows).
       weights_B: as in `tap`.
@@ -187,7 +194,8 @@ def tap_tied_head(
     Returns:
       ``y``.
     """
-    return _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+    tapped: jax.Array = _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+    return tapped
 
 
 @jax.custom_vjp
@@ -199,13 +207,13 @@ def _tied_head_forward(table: Any, ids: Any, ticket: Any, x: Any, y: Any, weight
     return y.value, (ids.value, x.value, weights_B.value) if table.perturbed else None
 
 
-def _tied_head_backward(residuals: Any, g: Any) -> tuple:
+def _tied_head_backward(residuals: Any, g: Any) -> tuple[Any, ...]:
     if residuals is None or isinstance(g, SymbolicZero):
         return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals
     g = jax.lax.optimization_barrier(g)
     x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
-    # Logits are wider than what they are computed from; their gradient is taken as narrow as that, here and in the sum.
+    # Logits are wider than what they are computed from. Their gradient is taken as narrow as that, here and in the sum.
     g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
     total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)
     for_lookup = (*head_rows(ids_BxT, x_BxSxD, g_BxSxV), HEAD.rounding_of_sum(x_BxSxD, g_BxSxV))

@@ -1,16 +1,17 @@
-"""Powers of two that move the size of a layer's input into its output gradient, token by token.
+"""Powers of two that move the size of a layer's input into its output gradient, for each token.
 
 The gradient of a matrix is the sum over tokens t of ``x_t g_t``. Where ``x`` is 1e18 and ``g`` is 1e-19 these products
-are of ordinary size, but the products ``g . g`` of the norm are not: in float32 they are zero, and an example whose
+are of ordinary size, but the products ``g . g`` of the norm are not. In float32 they are zero, and an example whose
 norm is zero passes unclipped. With s_t the power of two above the largest entry of ``x_t``,
 
     x_t g_t = (x_t / s_t) (s_t g_t)
 
-holds to the last bit. The entries of ``x_t / s_t`` are below one, so ``s_t g_t`` is as large as the gradient: where
-its square vanishes, the gradient is below 1e-19 and does not matter; where it overflows, so does the gradient's norm.
+holds to the last bit. The entries of ``x_t / s_t`` are below one, so ``s_t g_t`` is as large as the gradient. Where its
+square vanishes, the gradient is below 1e-19 and does not matter. Where its square overflows, so does the gradient's
+norm.
 
-Axes are named by letters as in `dp_rmt.clipping.leaf_rules`. ``kept`` are those of a token: of the batch, of shared
-indices, and of tokens.
+Axes are named by letters as in `dp_rmt.clipping.leaf_rules`. ``kept`` are the axes that tell tokens apart: those of the
+batch, of shared indices, and of tokens.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import jax.numpy as jnp
 from dp_rmt.random_matrix.units import unit_of
 
 LARGEST_ORDINARY_NORM = 2.0**14
-"""Tokens up to this norm need no scaling: activations of transformers have norms of some thousands at most, and 1e-19
-times this does not matter beside any clip norm."""
+"""Tokens up to this norm need no scaling. Activations of transformers have norms of some thousands at most, and 1e-19
+times this number does not matter beside any clip norm."""
 
 
 def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
-    """The power of two s with ``s / 2 <= max |x_t| < s``: one for a token of zeros, NaN where one is not finite.
+    """Returns the power of two s with ``s / 2 <= max |x_t| < s``; 1 for a token of zeros, NaN for one not finite.
 
-    Near the ends of the range of ``x`` s is held back (to 2^125 in float32), so that ``1 / s`` is a normal number, too.
+    Near the ends of the range of ``x``, s is held back (to 2^125 in float32), so that ``1 / s`` is a normal number,
+    too.
 
     >>> token_scales("bti", "bt", jnp.array([[[3.0, -5.0], [0.0, 0.25]]])).tolist()
     [[8.0, 0.5]]
@@ -43,15 +45,15 @@ def token_scales(axes: str, kept: str, x: jax.Array) -> jax.Array:
 
 
 def are_ordinary(*token_norms: jax.Array) -> jax.Array:
-    """Whether all these norms are finite, and small enough that nothing has to be scaled.
+    """Tells whether all these norms are finite, and small enough that nothing has to be scaled.
 
-    Each norm is compared, not the largest: the maximum over the devices of a mesh leaves NaN out (jaxlib 0.10.2, CPU).
+    Each norm is compared, not only the largest: the maximum over a mesh's devices leaves NaN out (jaxlib 0.10.2, CPU).
     """
     return functools.reduce(jnp.logical_and, (jnp.all(norms <= LARGEST_ORDINARY_NORM) for norms in token_norms))
 
 
 def times(axes: str, a: jax.Array, kept: str, factors: jax.Array) -> jax.Array:
-    """An array times one factor for each token, float32 or wider."""
+    """Multiplies an array by one factor for each token, in float32 or wider."""
     factors = jnp.einsum(f"{kept}->{''.join(letter for letter in axes if letter in kept)}", factors)
     factors = jnp.expand_dims(factors, [i for i, letter in enumerate(axes) if letter not in kept])
     return a.astype(jnp.promote_types(a.dtype, factors.dtype)) * factors

@@ -1,4 +1,4 @@
-"""Data: GLUE, table-to-text and synthetic text, tokenised once into arrays, gathered into batches of one shape."""
+"""Data: GLUE, table-to-text and synthetic text is tokenised once into arrays and gathered into batches of one shape."""
 
 from dp_rmt.data.batches import evaluation_batches, gather_batch
 from dp_rmt.data.fingerprint import fingerprint

@@ -1,4 +1,4 @@
-"""Batches of one fixed shape from arrays in memory; missing rows are padding examples."""
+"""Makes batches of one fixed shape from arrays in memory. Missing rows are padding examples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Gathers examples by index; -1 stands for a padding example.
 
-    A padding row is zero everywhere except `attention_mask[0] = 1`: attention over no token at all would be a
-    softmax of nothing (NaN), and NaN times the zero weight of a padding example is still NaN.
+    A padding row is zero everywhere except `attention_mask[0] = 1`. Attention over no token at all would be a softmax
+    of nothing (NaN), and NaN times the zero weight of a padding example is still NaN.
 
     Args:
         arrays: the data set, name -> (N, ...).
@@ -22,7 +22,7 @@ def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple
 
     Raises:
         ValueError: `arrays` is empty or its arrays differ in N, or `indices` is not a vector of integers.
-        IndexError: an index outside [-1, N).
+        IndexError: an index is outside [-1, N).
 
     >>> batch, is_padding_example = gather_batch({"label": np.array([5, 6, 7])}, np.array([2, -1]))
     >>> batch["label"].tolist(), is_padding_example.tolist()
@@ -51,7 +51,7 @@ def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple
 def evaluation_batches(
     arrays: Mapping[str, np.ndarray], batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields the whole data set once, in order, in batches of one shape; the last is filled with padding.
+    """Yields the whole data set once, in order, in batches of one shape; the last batch is filled with padding.
 
     Args:
         arrays: the data set, name -> (N, ...).

@@ -1,4 +1,4 @@
-"""Identity of a tokenised data set."""
+"""The identity of a tokenised data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, dtypes, shapes and contents of all arrays.
+    """Computes the SHA-256 of the names, dtypes, shapes and contents of all arrays.
 
-    A run refuses to resume on other data: the same noise over another batch would let the noise cancel.
+    A run refuses to resume on other data, because with the same noise over another batch the noise would cancel.
 
     Args:
         arrays: a tokenised data set, name -> array; the order of the names does not matter.

@@ -1,4 +1,4 @@
-"""One private batch as a few groups of equal sequence length, so that padding tokens are hardly paid for."""
+"""Splits a private batch into a few groups of equal sequence length, so that padding tokens cost next to nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ Group = tuple[dict[str, np.ndarray], np.ndarray]
 def group_by_length(
     arrays: Mapping[str, np.ndarray], indices: np.ndarray, *, lengths: Sequence[int], microbatch_size: int | None
 ) -> tuple[Group, ...]:
-    """Splits the examples of a batch by length; the sum of their gradients does not notice.
+    """Splits the examples of a batch by length. The sum of their gradients stays the same.
 
-    Every group has room for the whole batch, so nothing is ever dropped and the shapes never change; its padding is
-    laid out so that whole microbatches of it are skipped (`dp_rmt.clipping.per_example.summed_over_microbatches`).
+    Every group has room for the whole batch, so nothing is ever dropped and the shapes never change. The padding of a
+    group is laid out so that whole microbatches of it are skipped
+    (`dp_rmt.clipping.per_example.summed_over_microbatches`).
 
     Args:
-      arrays: the data set with ``attention_mask`` (N, L); every array with L columns is cut to the group's length.
-      indices: (B,) examples of the batch, -1 for padding, from `PoissonSampling.indices`.
-      lengths: ascending lengths of the groups in tokens, the last being L; empty for data of any kind, which then needs
-        no mask and is one group.
+      arrays: the data set with ``attention_mask`` (N, L). Every array with L columns is cut to the group's length.
+      indices: the examples (B,) of the batch, -1 for padding, from `PoissonSampling.indices`.
+      lengths: ascending lengths of the groups in tokens; the last must be L. If it is empty, data of any kind is one
+        group, and needs no mask.
       microbatch_size: None puts everything into the last group.
 
     Returns:
@@ -46,10 +47,11 @@ def group_by_length(
 def rows_of_groups(
     arrays: Mapping[str, np.ndarray], indices: np.ndarray, *, lengths: Sequence[int], microbatch_size: int | None
 ) -> list[tuple[Mapping[str, np.ndarray], np.ndarray]]:
-    """The rows that `group_by_length` gathers, not yet gathered; the arguments are the same.
+    """Returns the rows that `group_by_length` gathers, before they are gathered. The arguments are the same.
 
     Returns:
-      For each length the data set, its arrays cut to it (views), and the examples (B,) of the group, -1 for padding.
+      For each length the data set, with its arrays cut to that length (as views), and the examples (B,) of the group,
+      -1 for padding.
     """
     if microbatch_size is None:
         return [(arrays, indices)]
@@ -68,7 +70,7 @@ def rows_of_groups(
 
 
 def rows_by_length(attention_mask: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
-    """Rows of each length group: every row is in the first that holds its last token.
+    """Finds the rows of each length group. Every row is in the first group that holds its last token.
 
     Args:
       attention_mask: (N, L), zero where there is no token.

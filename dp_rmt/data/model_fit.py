@@ -1,4 +1,4 @@
-"""Whether tokenised data fits the model that learns from it: token ids in the vocabulary, labels among the classes."""
+"""Checks that tokenised data fits the model: token ids are in the vocabulary, and labels are among the classes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def check_fits_model(
 ) -> None:
     """Raises unless every token and every label is one that the model knows.
 
-    Beyond its end an embedding is NaN, and negative numbers count from its end; the cross-entropy of a label that is
-    no class is NaN, with a finite wrong gradient. Clipping leaves such an example out, but nobody would be told which.
+    An embedding is NaN beyond its end, and negative numbers count from its end. The cross-entropy of a label that is
+    not a class is NaN, with a gradient that is finite and wrong. Clipping leaves such an example out, but nobody would
+    be told which one.
 
     Args:
       arrays: the tokenised data, name -> (N, ...): ``input_ids``, and if present ``label`` and ``token_type_ids``.
-      name: of the data, for the message, such as "train".
+      name: the name of the data in the message, such as "train".
       vocab_size: rows of the model's table of tokens.
-      num_labels: classes; None where labels are scores, or there are none.
+      num_labels: the number of classes; None if labels are scores, or there are none.
       type_vocab_size: rows of the model's table of token types; None if it has none.
 
     Raises:

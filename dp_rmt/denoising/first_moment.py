@@ -27,12 +27,12 @@ class DenoisedAdamState(NamedTuple):
 
     Attributes:
       step: number of updates so far, int32 scalar.
-      mu: exponential average of the updates, with the noise still in it.
+      mu: exponential average of the updates; the noise is still in it.
       nu: exponential average of the squares of the updates, or of the denoised moments.
       mu_variance: variance of the noise in one entry of mu, float32 scalar.
       nu_offset: expectation of what the noise adds to one entry of nu, float32 scalar.
-      unit: power of two that all moments are in units of, float32 scalar: 1, unless the noise level of the first step
-        is below 2^-30 or above 2^30.
+      unit: the power of two that is the unit of all moments, float32 scalar. It is 1, unless the noise level of the
+        first step is below 2^-30 or above 2^30.
       denoise: `DenoiseState` of the denoiser, with its diagnostics.
     """
 
@@ -66,45 +66,47 @@ def scale_by_denoised_adam(
     """Adam (Kingma & Ba 2015) with a denoised first moment: ``D(m^) / (sqrt(max(v^, s^2)) + eps)``.
 
     The noise in ``m_t = b1 m_(t-1) + (1 - b1) g_t`` is Gaussian and independent from entry to entry, with the variance
-    ``w_t = b1^2 w_(t-1) + (1 - b1)^2 s_t^2``; so that in ``m^_t = m_t / (1 - b1^t)`` is a matrix with noise of std
-    ``sqrt(w_t) / (1 - b1^t)``, which is ``s sqrt((1 - b1)(1 - b1^(2t)) / (1 + b1)) / (1 - b1^t)`` for a constant s,
+    ``w_t = b1^2 w_(t-1) + (1 - b1)^2 s_t^2``. Therefore ``m^_t = m_t / (1 - b1^t)`` is a matrix with noise of std
+    ``sqrt(w_t) / (1 - b1^t)``. For a constant s this std is ``s sqrt((1 - b1)(1 - b1^(2t)) / (1 + b1)) / (1 - b1^t)``,
     about s / 4.4 for b1 = 0.9. A signal far below the edge in one gradient stands above it in their average. D is
-    `dp_rmt.denoise_matrices` at that level, mu itself keeps its noise.
+    `dp_rmt.denoise_matrices` at that level; mu itself keeps its noise.
 
-    The second moment is held to at least s^2, what noise alone contributes to its expectation (averaged like v where s
-    changes). Adam's own quotient is bounded because m^ and v^ come from the same numbers; D(m^) is not small where v^
-    happens to be, and ``1 / sqrt(v^)`` of the first steps has no finite mean. With ``noise_correction=f`` the second
-    moment loses what noise adds to it, as in DP-AdamBC (Tang et al. 2024): ``max(v^ - s^2, f s^2)`` in its place.
+    The second moment is held to at least s^2, which is what noise alone contributes to its expectation (averaged like v
+    where s changes). Adam's own quotient is bounded because m^ and v^ come from the same numbers. D(m^), however, is
+    not small where v^ happens to be small, and ``1 / sqrt(v^)`` of the first steps has no finite mean. With
+    ``noise_correction=f`` the second moment loses what noise adds to it, as in DP-AdamBC (Tang et al. 2024):
+    ``max(v^ - s^2, f s^2)`` in its place.
 
     With ``second_moment="denoised"`` the matrices' second moment is that of ``D(m^)`` itself, as if Adam without
     momentum followed the denoiser: every entry moves by about the learning rate, and no bound is needed.
 
-    An entry that is not finite stays in its moments, as in `optax.adam`; its matrix passes undenoised, others are not
-    touched by it. `optax.apply_if_finite` around this transformation leaves such an update out.
+    An entry that is not finite stays in its moments, as in `optax.adam`. Its matrix passes undenoised; other matrices
+    are not touched by it. With `optax.apply_if_finite` around this transformation such an update is left out.
 
-    Formal guarantee: post-processing, as for `dp_rmt.denoise_matrices`.
+    Formal guarantee: this is post-processing, as for `dp_rmt.denoise_matrices`.
 
     Args:
       noise_std: standard deviation s of ONE entry of the incoming update, or a schedule of it.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
-      second_moment: "noisy", of the incoming updates, or "denoised"; leaves that are no matrices have the noisy one.
-      noise_correction: least value of the corrected second moment, in units of the noise's variance; None for no
-        correction, but the bound s^2. Small values make large steps where v^ falls short of s^2 by chance, which
-        over t steps has a relative error of sqrt(2 / t).
-      shrinker: this and all that follow as for `dp_rmt.denoise_matrices`.
+      second_moment: "noisy" for that of the incoming updates, or "denoised". Leaves that are not matrices always have
+        the noisy one.
+      noise_correction: least value of the corrected second moment, in units of the noise's variance; None for the bound
+        s^2 without a correction. Small values make large steps where v^ falls short of s^2 by chance; over t steps v^
+        has a relative error of sqrt(2 / t).
+      shrinker: this option and all that follow are those of `dp_rmt.denoise_matrices`.
       gate: decides what is signal.
       rescale: norm correction; the default keeps the size of a step as Adam's, so that its learning rates carry over.
       below_edge: what happens to components that are not kept.
       blend: "stein" for the blend of noisy and denoised matrix.
       svd: "exact", "gram" or "subspace".
       matrix_rule: which leaves are matrices.
-      join: which of them are denoised side by side.
-      sharding: where they are divided among devices.
+      join: which matrices are denoised side by side.
+      sharding: where the matrices are divided among devices.
 
     Returns:
-      An `optax.GradientTransformation` with a `DenoisedAdamState`; a learning rate has yet to be applied.
+      An `optax.GradientTransformation` with a `DenoisedAdamState`. It applies no learning rate.
 
     Raises:
       ValueError: an option is unknown or a number is out of range.
@@ -133,7 +135,9 @@ def scale_by_denoised_adam(
         mu_variance, nu_offset = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
         return DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, unit, denoiser.init(params))
 
-    def update(updates: Params, state: DenoisedAdamState, params: Params | None = None):
+    def update(
+        updates: Params, state: DenoisedAdamState, params: Params | None = None
+    ) -> tuple[Params, DenoisedAdamState]:
         del params
         std = std_of(state.step) * (1 / state.unit)
         step = optax.safe_increment(state.step)
@@ -161,12 +165,12 @@ def scale_by_denoised_adam(
 
 
 def _unit(std: jax.Array) -> jax.Array:
-    """1, or the noise's power of two where squares of such gradients would leave the range of float32."""
+    """The unit of the moments: 1, or the noise's power of two where squares would leave the range of float32."""
     return jnp.where((std > 0) & ((std < _ORDINARY[0]) | (std > _ORDINARY[1])), unit_of(std), 1.0)
 
 
 def _has_own(tree: Params, rule: matrix_view.MatrixRule | None, second_moment: SecondMoment) -> Params:
-    """Which leaves have the second moment of their denoised first moment."""
+    """Tells which leaves have the second moment of their denoised first moment."""
     matrices = matrix_view.matrix_leaves(tree, rule) if second_moment == "denoised" else {}
     flags = [path in matrices for path, _ in leaves_by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), flags)

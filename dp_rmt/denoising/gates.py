@@ -1,7 +1,7 @@
-"""Gates: which components of a noisy matrix count as signal. A gate is a value, so a config is what it says.
+"""Gates decide which components of a noisy matrix count as signal. A gate is a value, so a config is what it says.
 
-Each compares singular values with one threshold and decides ``per="layer"`` (a matrix whose largest value passes is
-denoised, and all its values above the bulk edge are kept) or ``per="component"`` (those values that pass are kept).
+Each gate compares singular values with one threshold. With ``per="layer"`` a matrix is denoised if its largest value
+passes, and all its values above the bulk edge are kept. With ``per="component"`` the values that pass are kept.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dp_rmt.random_matrix import marchenko_pastur, tracy_widom
 
 Per = Literal["layer", "component"]
 
-# Shrinkers give 0 at or below the bulk edge, which the largest noise value exceeds with probability 0.17 in the limit
-# (Tracy-Widom's law at 0), 0.15 for 768 x 768, 0.10 for 8 x 8: a higher rate would not be reached.
+# Shrinkers give 0 at or below the bulk edge. The largest noise value exceeds it with probability 0.17 in the limit
+# (Tracy-Widom's law at 0), 0.15 for 768 x 768 and 0.10 for 8 x 8, so a higher rate would not be reached.
 _MAX_FALSE_ALARM = 0.1
 # The distribution function is exact to about 1e-11.
 _MIN_FALSE_ALARM = 1e-9
 
 
 class _ThresholdGate(abc.ABC):
-    """What gates with a threshold share."""
+    """The part that all gates with a threshold share."""
 
     per: Per
 
@@ -35,10 +35,10 @@ class _ThresholdGate(abc.ABC):
         """The singular value above which a component passes, in the units of `noise_std`."""
 
     def passes(self, values: jax.Array, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
-        """Which components of each matrix pass.
+        """Tells which components of each matrix pass.
 
         Args:
-          values: singular values (..., K), descending; all min(rows, cols) or only the leading K of them.
+          values: singular values (..., K), descending: all min(rows, cols) of them, or only the leading K.
           rows: m, a static integer.
           cols: n, a static integer.
           noise_std: s, the standard deviation of one entry; a number or a traced scalar.
@@ -50,10 +50,10 @@ class _ThresholdGate(abc.ABC):
         return jnp.broadcast_to(above[..., :1], above.shape) if self.per == "layer" else above
 
     def cut(self, *, rows: int, cols: int, noise_std: ArrayLike) -> ArrayLike:
-        """The largest value below which nothing can be kept: whoever looks for components may stop there.
+        """The largest value below which nothing can be kept, so that a search for components may stop there.
 
-        Every shrinker gives 0 at or below the bulk edge e. Per layer all that exceeds e is kept once the largest value
-        passes, so the cut is e; per component it is `max(e, threshold)`.
+        Every shrinker gives 0 at or below the bulk edge e. Per layer, all values above e are kept once the largest one
+        passes, so the cut is e. Per component the cut is `max(e, threshold)`.
 
         Args:
           rows: m, a static integer.
@@ -74,11 +74,11 @@ class _ThresholdGate(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Kappa(_ThresholdGate):
-    """The paper's gate: compare singular values with ``kappa * e``, e the bulk edge (arXiv 2510.01137).
+    """The paper's gate, which compares singular values with ``kappa * e``, e the bulk edge (arXiv 2510.01137).
 
     Attributes:
-      kappa: multiple of the bulk edge; dimensionless, at least 0.
-      per: "layer" denoises a matrix if its largest singular value passes, "component" keeps those values that pass.
+      kappa: the multiple of the bulk edge; dimensionless, at least 0.
+      per: "layer" denoises a matrix if its largest singular value passes; "component" keeps the values that pass.
     """
 
     kappa: float = 1.0
@@ -96,18 +96,18 @@ class Kappa(_ThresholdGate):
 
 @dataclasses.dataclass(frozen=True)
 class TracyWidom(_ThresholdGate):
-    """A gate with a meaning: a matrix of pure noise passes with probability `false_alarm`.
+    """A gate by its false alarms: a matrix of pure noise passes with probability `false_alarm`.
 
-    The threshold is the quantile ``1 - false_alarm`` of the largest singular value of ``s N`` at the matrix's own size,
-    see `dp_rmt.random_matrix.tracy_widom.largest_singular_value_quantile`. Since ``y_(k+1)(G + s N) <= s y_1(N)`` for a
-    signal of rank k (Weyl), with ``per="component"`` the probability that more components are kept than the signal has
-    is at most `false_alarm`. Measured on noise of the shapes of language models and of LoRA factors, the rate is what
-    it says (tests/laws/test_false_alarms.py).
+    The threshold is the quantile ``1 - false_alarm`` of the largest singular value of ``s N`` at the matrix's own size
+    (`dp_rmt.random_matrix.tracy_widom.largest_singular_value_quantile`). With ``per="component"`` the probability that
+    more components are kept than the signal has is at most `false_alarm`, since ``y_(k+1)(G + s N) <= s y_1(N)`` for a
+    signal of rank k (Weyl). The rate was measured on noise of the shapes of language models and of LoRA factors, and is
+    what it says (tests/laws/test_false_alarms.py).
 
     Attributes:
-      false_alarm: the probability, from 1e-9 to 0.1. A higher one is refused because it would not be what it says:
-        shrinkers keep nothing below the bulk edge, which pure noise exceeds with a probability of 0.10 (8 x 8) to 0.17.
-      per: "layer" denoises a matrix if its largest singular value passes, "component" keeps those values that pass.
+      false_alarm: the probability, from 1e-9 to 0.1. A higher one is refused because it would not hold: shrinkers keep
+        nothing below the bulk edge, which pure noise exceeds with a probability of 0.10 (8 x 8) to 0.17.
+      per: "layer" denoises a matrix if its largest singular value passes; "component" keeps the values that pass.
 
     >>> round(TracyWidom(0.01).threshold(rows=768, cols=768, noise_std=1.0) / (2 * 768**0.5), 4)
     1.0072

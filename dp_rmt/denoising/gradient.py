@@ -1,4 +1,4 @@
-"""Denoising of noisy gradient matrices as an optax transformation: post-processing, so it costs no privacy."""
+"""Denoising of noisy gradient matrices as an optax transformation. It is post-processing, so it costs no privacy."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class DenoiseState(NamedTuple):
     Attributes:
       step: number of updates so far, int32 scalar.
       diagnostics: `MatrixDiagnostics` of the last update for every matrix leaf (or joined leaves), by path.
-        `optax.tree_map_params` takes each of the dicts for one field that is no parameter.
-      starts: where the next search for singular vectors begins, by group of equal shapes; None unless
+        `optax.tree_map_params` takes each of the dicts as one field that is not a parameter.
+      starts: the starts of the next search for singular vectors, by group of equal shapes; None unless
         ``svd="subspace"``.
     """
 
@@ -59,45 +59,46 @@ def denoise_matrices(
 ) -> optax.GradientTransformation:
     """Restores the singular-value profile of every noisy gradient matrix (arXiv 2510.01137).
 
-    For ``Y = G + noise_std N = sum_i y_i u_i v_i^T``: if the gate passes, ``D = sum_i w_i y_i u_i v_i^T`` with
-    ``w_i = eta(y_i) / y_i`` for the components kept and 0 (``below_edge="drop"``) or 1 (``"keep"``, partial
-    restoration) for the others. A matrix in which no component is kept passes through unchanged, and so does one with
-    an entry that is not finite, and every leaf that the matrix rule does not name. With ``blend="stein"`` the result is
-    ``(1 - a) Y + a D`` instead, for each matrix with the a in [0, 1] that has the least squared error by Stein's
-    unbiased estimate (docs/math.md); D is then 0 where nothing is kept, and with ``rescale="none"`` such a matrix is
-    shrunken as a whole (James & Stein). Last, the result is rescaled to ``||Y||_F`` ("noisy_norm"), to
-    ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate of ``||G||_F`` ("signal_norm"), or not at all.
+    Let ``Y = G + noise_std N = sum_i y_i u_i v_i^T``. If the gate passes, the result is ``D = sum_i w_i y_i u_i v_i^T``
+    with ``w_i = eta(y_i) / y_i`` for the components that are kept, and with 0 (``below_edge="drop"``) or 1 (``"keep"``,
+    partial restoration) for the others. Three kinds of leaves pass through unchanged: a matrix in which no component is
+    kept, a matrix with an entry that is not finite, and every leaf that the matrix rule does not name. With
+    ``blend="stein"`` the result is ``(1 - a) Y + a D`` instead. Each matrix has its own a in [0, 1], the one with the
+    least squared error by Stein's unbiased estimate (docs/math.md). D is then 0 where nothing is kept, and with
+    ``rescale="none"`` such a matrix is shrunken as a whole (James & Stein). Last, the result is rescaled to ``||Y||_F``
+    ("noisy_norm"), to ``sqrt(max(||Y||_F^2 - m n noise_std^2, 0))``, an estimate of ``||G||_F`` ("signal_norm"), or not
+    at all.
 
-    The scale does not matter: ``2^k Y`` with ``2^k noise_std`` gives 2^k times the result, from 1e-30 to 1e30.
+    The scale does not matter: from 1e-30 to 1e30, ``2^k Y`` with ``2^k noise_std`` gives 2^k times the result.
 
     Formal guarantee: the output is a function of the noisy update and of public constants. Placed after
     `add_gaussian_noise` it is post-processing and leaves epsilon and delta as they are.
 
     Args:
-      noise_std: standard deviation of ONE entry of the incoming update, or a schedule of it; with the wrong unit the
-        method is silently off (`dp_rmt.mechanism.DPSGD` computes it once for noise and denoiser).
+      noise_std: standard deviation of ONE entry of the incoming update, or a schedule of it. With the wrong unit the
+        method is silently off. `dp_rmt.mechanism.DPSGD` computes it once for noise and denoiser.
       shrinker: eta, a function of `dp_rmt.random_matrix.shrinkage`.
-      gate: decides what is signal, see `dp_rmt.denoising.gates`; default ``Kappa(1.0)``, the bulk edge.
+      gate: decides what is signal, see `dp_rmt.denoising.gates`. The default is ``Kappa(1.0)``, the bulk edge.
       rescale: norm correction of a denoised matrix.
       below_edge: what happens to components that are not kept, in a matrix that is denoised.
       blend: "stein" for the blend of noisy and denoised matrix.
-      svd: "exact" (an SVD), "gram" (eigenvectors of ``Y Y^T``) or "subspace" (only what stands above the gate, found
-        from the last step's singular vectors; a certificate sends a matrix where more may stand above it to a full
-        decomposition), see `dp_rmt.random_matrix`.
-      matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`; None for `kernels_are_matrices` there,
+      svd: "exact" (an SVD), "gram" (eigenvectors of ``Y Y^T``) or "subspace", see `dp_rmt.random_matrix`. "subspace"
+        finds only what stands above the gate, from the last step's singular vectors. A matrix is decomposed in full
+        where the certificate cannot exclude that more stands above the gate.
+      matrix_rule: which leaves are matrices, see `dp_rmt.denoising.matrix_view`. None is `kernels_are_matrices` there,
         which knows weights by the names that Flax, Equinox, Haiku and torch give them.
       join: which leaves are denoised side by side as one matrix, such as `dp_rmt.denoising.joins.shared_inputs`.
       sharding: where the batch of equal-shaped matrices is divided among devices, such as
-        ``NamedSharding(mesh, PartitionSpec("data"))``; the results are gathered once for each shape, unless the mesh
-        divides the parameters (axes ``fsdp`` and ``tensor``): then no device ever has them all. None: every device
+        ``NamedSharding(mesh, PartitionSpec("data"))``. The results are gathered once for each shape, unless the mesh
+        divides the parameters (axes ``fsdp`` and ``tensor``): then no device ever has them all. With None every device
         denoises everything.
 
     Returns:
-      An `optax.GradientTransformation` with a `DenoiseState`; shapes are kept, matrices come out in float32 at least.
+      An `optax.GradientTransformation` with a `DenoiseState`. Shapes are kept; matrices come out in float32 at least.
 
     Raises:
-      ValueError: an option is unknown, or noise_std is negative or not finite. By ``init``: there are matrices, and
-        the matrix rule or the join rule names none of them.
+      ValueError: an option is unknown, or noise_std is negative or not finite. ``init`` raises it if there are matrices
+        and the matrix rule or the join rule names none of them.
 
     >>> noise_std = 0.01
     >>> updates = {"layer": {"kernel": jnp.outer(jnp.ones(32), jnp.ones(64))}}
@@ -114,7 +115,7 @@ def denoise_matrices(
         sharding,
     )
 
-    def update(updates: Params, state: DenoiseState, params: Params | None = None):
+    def update(updates: Params, state: DenoiseState, params: Params | None = None) -> tuple[Params, DenoiseState]:
         del params
         return tree_denoiser(updates, state, noise_std(state.step) if callable(noise_std) else noise_std)
 
@@ -122,7 +123,7 @@ def denoise_matrices(
 
 
 class TreeDenoiser(NamedTuple):
-    """`MatrixDenoiser` for the matrices of a tree; the attributes are the options of `denoise_matrices`."""
+    """`MatrixDenoiser` applied to the matrices of a tree. The attributes are the options of `denoise_matrices`."""
 
     matrix_denoiser: MatrixDenoiser
     matrix_rule: matrix_view.MatrixRule | None = None
@@ -147,7 +148,7 @@ class TreeDenoiser(NamedTuple):
     def __call__(
         self, updates: Params, state: DenoiseState, noise_std: float | jax.Array
     ) -> tuple[Params, DenoiseState]:
-        """``(denoised updates, new state)``; noise_std is that of one entry of the updates."""
+        """Returns ``(denoised updates, new state)``; noise_std is that of one entry of the updates."""
         return with_auto_axes(self._denoise, updates, state, noise_std)
 
     def _denoise(
@@ -157,7 +158,7 @@ class TreeDenoiser(NamedTuple):
         starts: dict[str, jax.Array | None] = {}
         denoise = self.matrix_denoiser if self.sharding is None else _divided(self.matrix_denoiser, self.sharding)
 
-        def denoise_group(shape: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array):
+        def denoise_group(shape: str, group: list[matrix_groups.BlockMatrix], noisy: jax.Array) -> jax.Array:
             std = jnp.asarray(noise_std, noisy.dtype)
             denoised, seen, starts[shape] = denoise(noisy, std, state.starts[shape], state.step)
             for matrix, *parts in zip(group, *(matrix_groups.split(group, field) for field in seen), strict=True):
@@ -175,10 +176,10 @@ def check_noise_std(noise_std: float | optax.Schedule) -> None:
 
 
 def _placeholder_of_optax() -> type:
-    """What `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
+    """The type that `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
     seen: list[type] = []
 
-    def init(params: Params) -> tuple:
+    def init(params: Params) -> tuple[()]:
         seen.append(type(params))
         return ()
 
@@ -186,19 +187,21 @@ def _placeholder_of_optax() -> type:
     return seen[0]
 
 
-# It has no paths to name matrices by. Of what `init` returns for it, a leaf stands for whatever the state has there.
+# The placeholder has no paths to name matrices by. Each leaf of what `init` returns for it stands for a part of the
+# state.
 _OPTAX_PLACEHOLDER = _placeholder_of_optax()
 
 
 def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
-    """The same function of whole batches, each device of the sharding's first axis denoising a part."""
+    """The same function of whole batches, in which each device of the sharding's first axis denoises a part."""
     mesh, axes = sharding.mesh, sharding.spec[0]
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     devices = math.prod(mesh.shape[name] for name in names)
     rows, cols = (name if mesh.shape.get(name, 1) > 1 else None for name in ("fsdp", "tensor"))
     whole, by_part = PartitionSpec(), PartitionSpec(None, rows, cols)
-    # From parts of all matrices, as the parameters are divided, to some matrices as a whole, one axis of the mesh after
-    # the other: those are exchanges. What XLA finds for all at once has all matrices on every device in between.
+    # Each device has parts of all matrices, as the parameters are divided, and needs some matrices as a whole. One axis
+    # of the mesh after the other, these are exchanges. If XLA is asked for all axes at once, it puts all matrices on
+    # every device in between.
     by_copy = PartitionSpec(tuple(name for name in names if name not in (rows, cols)), rows, cols)
     without_cols = PartitionSpec(tuple(name for name in names if name != cols), None, cols)
     by_matrix = PartitionSpec(names)
@@ -208,10 +211,10 @@ def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def divided(matrices, noise_std, start, step):
+    def divided(matrices: jax.Array, noise_std: jax.Array, start: Any, step: jax.Array) -> tuple[Any, ...]:
         count = len(matrices)
-        # Whole multiples of the devices: the last matrix is repeated, and its copies are dropped. Each device does so
-        # with its own parts: there are as many copies as devices.
+        # The number of matrices must be a multiple of the number of devices. So the last matrix is repeated, and its
+        # copies are dropped. Each device does so with its own parts, so there are as many copies as devices.
         index = jnp.minimum(jnp.arange(-(-count // devices) * devices), count - 1)
         is_full = count % devices == 0
 

@@ -1,8 +1,8 @@
-"""Whatever reads the residual stream of a transformer, in all layers, as one matrix to denoise.
+"""Joins: leaves that are denoised side by side, such as everything that reads a transformer's residual stream.
 
-The gradient of a kernel that reads the stream is ``X^T D``: X holds the stream's states, rows of X^T are its channels.
-Residual connections carry much the same states through all layers, so these gradients have column spaces in common,
-and side by side they need fewer components than alone (docs/design/0004).
+The gradient of a kernel that reads the stream is ``X^T D``: X holds the stream's states, and the rows of X^T are its
+channels. Residual connections carry much the same states through all layers. These gradients therefore have column
+spaces in common, and need fewer components side by side than alone (docs/design/0004).
 
     dp_rmt.denoise_matrices(noise_std, matrix_rule=layers_side_by_side, join=reads_the_stream)
 """
@@ -17,7 +17,7 @@ import jax
 from dp_rmt.denoising.matrix_view import MatrixAxes, kernels_are_matrices
 
 WEIGHT = r"(_lora/lora_a/kernel|[/.](kernel|weight|w)|[/.]lora_[aA]([/.]default)?([/.]weight)?)"
-"""What follows the name of a layer in the path of its weight, or of the A factor of its LoRA."""
+"""The pattern of what follows the name of a layer in the path of its weight, or of the A factor of its LoRA."""
 
 _READS = re.compile(
     r"(?P<before>(.*[/.])?)(layers?|h|blocks?)([_/.]\d+)?[/.](.*[/.])?"
@@ -26,7 +26,7 @@ _READS = re.compile(
 
 
 def reads_the_stream(path: str) -> str | None:
-    """Join rule: kernels, or A factors of LoRA, whose input is the residual stream, of whichever layer.
+    """Join rule for kernels, or A factors of LoRA, whose input is the residual stream, in any layer.
 
     >>> reads_the_stream("encoder/layers/attention/query/kernel")
     'encoder/residual_stream/kernel'
@@ -42,7 +42,7 @@ def reads_the_stream(path: str) -> str | None:
 
 
 def layers_side_by_side(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
-    """Matrix rule: as `kernels_are_matrices`, with the layers of what reads the stream as columns of one matrix.
+    """Matrix rule like `kernels_are_matrices`, but what reads the stream in all layers is columns of one matrix.
 
     >>> import jax.numpy as jnp
     >>> layers_side_by_side("encoder/layers/attention/query/kernel", jnp.zeros((6, 64, 32)))
@@ -56,14 +56,14 @@ def layers_side_by_side(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | N
 
 
 JoinRule = Callable[[str], str | None]
-"""``path -> name`` of the block matrix that the leaf is a column block of, or None for a matrix of its own."""
+"""A function ``path -> name`` of the block matrix that a leaf is a column block of, None for a matrix of its own."""
 
 
 _SHARED_INPUT = (("qkv", "query|key|value|[qkv](?=_proj)"), ("gate_up", "gate|up"))
 
 
 def shared_inputs(path: str) -> str | None:
-    """Join rule: projections of the same input, (query, key, value) and (gate, up), also the A factors of their LoRA.
+    """Join rule for projections of the same input, (query, key, value) and (gate, up), and the A factors of their LoRA.
 
     Their gradients ``X^T D_q, X^T D_k, X^T D_v`` (X the inputs of the layer, D the gradients of its outputs) have the
     column space of ``X^T`` in common, so one block matrix needs fewer components than three matrices.

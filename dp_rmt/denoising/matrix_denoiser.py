@@ -1,4 +1,4 @@
-"""Denoises one batch of noisy matrices: spectrum, gate, shrinker, blend, norm. Arrays only, no trees."""
+"""Denoises one batch of noisy matrices: spectrum, gate, shrinker, blend, norm. It knows arrays only, no trees."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ AT_THE_EDGE = Kappa(1.0)
 
 
 class MatrixDiagnostics(NamedTuple):
-    """What the denoiser saw in some matrices, functions of the noisy update alone and so safe to publish; each (B,).
+    """What the denoiser saw in B matrices. Each field (B,) is a function of the noisy update alone, safe to publish.
 
     Attributes:
-      kept_rank: number of components kept, int32; 0 where the gate refused, or an entry is not finite.
+      kept_rank: number of components kept, int32; 0 where the gate refused or an entry is not finite.
       top_over_edge: largest singular value over the bulk edge, y_1 / e; NaN where an entry is not finite.
     """
 
     kept_rank: jax.Array
     top_over_edge: jax.Array
+
+
+Restored = tuple[jax.Array, MatrixDiagnostics]
+"""Denoised matrices (B, rows, cols), and what was found in each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ class MatrixDenoiser:
             )
 
     def start(self, count: int, rows: int, cols: int, dtype: jnp.dtype) -> jax.Array | None:
-        """Where the first step's search for singular vectors begins, (count, R, K); None where nothing is searched."""
+        """The start (count, R, K) of the first step's search for singular vectors; None where nothing is searched."""
         return subspace.initial_start(count, rows, cols, dtype=dtype) if self.svd == "subspace" else None
 
     def __call__(
@@ -80,8 +84,8 @@ class MatrixDenoiser:
 
         Args:
           matrices: (B, rows, cols), float32 or wider.
-          noise_std: of one entry, a scalar of the same dtype.
-          start: what the last step returned, or `start`.
+          noise_std: standard deviation of one entry, a scalar of the same dtype.
+          start: what the last step returned, or the result of the method `start`.
           step: int32; the random part of the search is a function of it.
 
         Returns:
@@ -96,35 +100,43 @@ class MatrixDenoiser:
     def _from_leading(
         self, matrices: jax.Array, noise_std: jax.Array, start: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, MatrixDiagnostics, jax.Array]:
-        """From what stands above the gate alone; in full where that cannot be certified."""
+        """Denoises from what stands above the gate alone; decomposes in full where that cannot be certified."""
         rows, cols = matrices.shape[1:]
         cut = self.gate.cut(rows=rows, cols=cols, noise_std=noise_std)
-        key = jax.random.fold_in(jax.random.key(0), step)  # public: it chooses directions, it hides nothing
+        key = jax.random.fold_in(jax.random.key(0), step)  # a public key: it chooses directions and hides nothing
         found = subspace.subspace_svd(matrices, start=start, cut=cut, key=key)
         leading = self._restore(matrices, found.basis, found.values, noise_std)
 
-        def where_incomplete() -> tuple[jax.Array, MatrixDiagnostics]:
-            def one(matrix, is_complete, of_leading):
-                return jax.lax.cond(is_complete, lambda: of_leading, lambda: self._restore_one(matrix, noise_std))
+        def where_incomplete() -> Restored:
+            def one(of_one: tuple[jax.Array, jax.Array, Restored]) -> Restored:
+                matrix, is_complete, of_leading = of_one
+                restored: Restored = jax.lax.cond(
+                    is_complete, lambda: of_leading, lambda: self._restore_one(matrix, noise_std)
+                )
+                return restored
 
-            return jax.lax.map(lambda arguments: one(*arguments), (matrices, found.is_complete, leading))
+            of_all: Restored = jax.lax.map(one, (matrices, found.is_complete, leading))
+            return of_all
 
         denoised, diagnostics = jax.lax.cond(jnp.all(found.is_complete), lambda: leading, where_incomplete)
         return denoised, diagnostics, found.start
 
-    def _restore_one(self, matrix: jax.Array, noise_std: jax.Array) -> tuple[jax.Array, MatrixDiagnostics]:
-        """One matrix by its full decomposition; on an NVIDIA GPU by eigenvectors, which are several times faster."""
+    def _restore_one(self, matrix: jax.Array, noise_std: jax.Array) -> Restored:
+        """Denoises a matrix by its full decomposition, on an NVIDIA GPU by eigenvectors, several times faster."""
         batch = matrix[None]
-        decompose = lambda method: lambda x: tuple(singular_values.short_side_svd(x, method=method))  # noqa: E731
-        basis, values = jax.lax.platform_dependent(batch, cuda=decompose("gram"), default=decompose("exact"))
-        return jax.tree.map(lambda x: x[0], self._restore(batch, basis, values, noise_std))
 
-    def _restore(
-        self, matrices: jax.Array, basis: jax.Array, values: jax.Array, noise_std: jax.Array
-    ) -> tuple[jax.Array, MatrixDiagnostics]:
-        """Weights from the (leading) singular values (B, K), and the matrices that they give."""
+        def decompose(method: Literal["exact", "gram"]) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+            return lambda x: tuple(singular_values.short_side_svd(x, method=method))
+
+        basis, values = jax.lax.platform_dependent(batch, cuda=decompose("gram"), default=decompose("exact"))
+        restored: Restored = jax.tree.map(lambda x: x[0], self._restore(batch, basis, values, noise_std))
+        return restored
+
+    def _restore(self, matrices: jax.Array, basis: jax.Array, values: jax.Array, noise_std: jax.Array) -> Restored:
+        """Computes weights from the (leading) singular values (B, K), and the matrices that they give."""
         rows, cols = matrices.shape[1:]
-        # Each matrix in units of its largest value, a power of two: squares fit, and digits do not depend on the scale.
+        # Each matrix is in units of its largest value, a power of two: squares fit, and digits do not depend on the
+        # scale.
         unit = unit_of(values[:, 0])
         values, noise_std = values * (1 / unit)[:, None], in_units(noise_std, unit)
         shape: Any = {"rows": rows, "cols": cols, "noise_std": noise_std[:, None]}
@@ -137,12 +149,12 @@ class MatrixDenoiser:
         if self.blend == "stein":
             weight = self._blend_weight(values, kept, weights, base, squared_norm, shape)
             weights, base = 1 + weight[:, None] * (weights - 1), 1 + weight * (base - 1)
-            if self.rescale == "none":  # else a multiple of Y comes out as Y, and is better left alone
+            if self.rescale == "none":  # otherwise a multiple of Y would come out as Y, which is better left alone
                 accepted = jnp.isfinite(squared_norm)
         factor = self._norm_correction(values, weights, base, squared_norm, matrices.shape, noise_std)
         weights, base = weights * factor[:, None], base * factor
         denoised = singular_values.scale_spectrum(matrices, basis, weights, complement=base)
-        denoised = jnp.where(accepted[:, None, None], denoised, matrices)  # bit for bit what was refused
+        denoised = jnp.where(accepted[:, None, None], denoised, matrices)  # what was refused stays bit for bit
         edge = jnp.asarray(marchenko_pastur.bulk_edge(**shape))
         top_over_edge = values[:, 0] / jnp.maximum(edge[:, 0], jnp.finfo(values.dtype).tiny)
         return denoised, MatrixDiagnostics(jnp.sum(kept, axis=1, dtype=jnp.int32), top_over_edge.astype(jnp.float32))
@@ -157,7 +169,7 @@ class MatrixDenoiser:
         shape: Any,
     ) -> jax.Array:
         """How far to go from Y to the denoised matrix, (B,) in [0, 1], by Stein's estimate of the risk."""
-        # D = base Y + H with H of the kept components alone, so that div D = base m n + div H.
+        # D is base Y + H, with H made of the kept components alone, so that div D = base m n + div H.
         h = jnp.where(kept, (weights - base[:, None]) * values, 0.0)
         slope = stein.slope_of(SHRINKERS[self.shrinker])(values, **shape)
         h_slope = jnp.where(kept, slope - base[:, None], 0.0)
@@ -186,5 +198,5 @@ class MatrixDenoiser:
 
 
 def _outside(values: jax.Array, squared_norm: jax.Array) -> jax.Array:
-    """Squared norm of what the given singular values (B, K) leave out; nothing where they are all of them."""
+    """Squared norm of what the given singular values (B, K) leave out; 0 where they are all of them."""
     return jnp.maximum(squared_norm - jnp.sum(jnp.square(values), axis=1), 0.0)

@@ -1,4 +1,4 @@
-"""Matrices of a parameter tree as few batches: equal shapes stacked, leaves that share their input side by side."""
+"""The matrices of a parameter tree as few batches. Equal shapes are stacked; joined leaves stand side by side."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Block(NamedTuple):
 
 
 class BlockMatrix(NamedTuple):
-    """``[G_1 G_2 ...]``, leaves of equal batch and rows side by side; mostly one leaf.
+    """A block matrix ``[G_1 G_2 ...]`` of leaves with equal batch and rows, side by side; mostly it is one leaf.
 
     Attributes:
-      name: what diagnostics call it: the leaf's path, or what the join rule says.
-      blocks: from left to right.
-      number: how many matrices, the product of the leaves' batch axes.
-      rows: of each.
+      name: its name in diagnostics, which is the leaf's path or what the join rule says.
+      blocks: the leaves, from left to right.
+      number: how many matrices there are, the product of the leaves' batch axes.
+      rows: the rows of each matrix.
       dtype: float32 or wider.
     """
 
@@ -47,7 +47,7 @@ class BlockMatrix(NamedTuple):
 
 
 def check_names_some(tree: Params, rule: matrix_view.MatrixRule | None, join: JoinRule | None, caller: str) -> None:
-    """As `matrix_view.check_names_some`, and raises where a join rule names none of the matrices that there are.
+    """Checks like `matrix_view.check_names_some`, and also raises if the join rule names none of the matrices.
 
     Raises:
       ValueError: with the paths of what is not named.
@@ -65,12 +65,12 @@ def check_names_some(tree: Params, rule: matrix_view.MatrixRule | None, join: Jo
 def matrix_groups(
     tree: Params, rule: matrix_view.MatrixRule | None = None, join: JoinRule | None = None
 ) -> dict[str, list[BlockMatrix]]:
-    """The matrices of a tree, those of equal shape and dtype together.
+    """Groups the matrices of a tree by equal shape and dtype.
 
     Args:
       tree: parameters, or anything with their shapes.
       rule: which leaves are matrices; None for `dp_rmt.denoising.matrix_view.kernels_are_matrices`.
-      join: which of them are blocks of one matrix; None for none.
+      join: which matrices are blocks of one matrix; None for none.
 
     Returns:
       ``{"768x3072 float32": [...]}``, groups and members in the order of the tree.
@@ -104,8 +104,8 @@ def map_groups(
 ) -> Params:
     """Applies a function to the matrices of a tree, one group after the other.
 
-    One at a time: on the CPU, LAPACK calls of one program that overlap can hang for ever (jaxlib 0.10.2, seen on two
-    cores).
+    The groups run one at a time, because on the CPU LAPACK calls of one program that overlap can hang for ever (jaxlib
+    0.10.2, seen on two cores).
 
     Args:
       function: ``(name of the group, its members, matrices (B, rows, cols)) -> matrices``.
@@ -121,14 +121,14 @@ def map_groups(
     for name, group in matrix_groups(tree, rule, join).items():
         matrices = stack(group, leaves)
         result = function(name, group, matrices + after.astype(matrices.dtype))
-        after = jnp.minimum(jnp.max((result > 0).astype(jnp.int32)), 0)  # always 0, but XLA does not know
+        after = jnp.minimum(jnp.max((result > 0).astype(jnp.int32)), 0)  # always 0, which XLA does not know
         leaves |= unstack(group, result)
     paths = [path for path, _ in leaves_by_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in paths])
 
 
 def stack(group: list[BlockMatrix], leaves: Mapping[str, jax.Array]) -> jax.Array:
-    """All matrices of a group as ``(B, rows, cols)``, member after member."""
+    """Stacks all matrices of a group as ``(B, rows, cols)``, member after member."""
     members = []
     for matrix in group:
         blocks = [matrix_view.to_matrices(leaves[block.path], block.axes) for block in matrix.blocks]
@@ -137,7 +137,7 @@ def stack(group: list[BlockMatrix], leaves: Mapping[str, jax.Array]) -> jax.Arra
 
 
 def unstack(group: list[BlockMatrix], matrices: jax.Array) -> dict[str, jax.Array]:
-    """Inverse of `stack`: ``{path: leaf}``."""
+    """Undoes `stack`; returns ``{path: leaf}``."""
     leaves = {}
     for matrix, part in zip(group, split(group, matrices), strict=True):
         first = 0
@@ -163,6 +163,6 @@ def _single(name: str, path: str, leaf: jax.Array, axes: matrix_view.MatrixAxes)
             f"matrix {path!r} is {leaf.dtype}: the theory here is that of real matrices, whose noise has one standard "
             "deviation for each entry. Split it into real and imaginary part, or leave it out of the matrix rule."
         )
-    shape = shape_and_dtype(leaf)  # without its sharding, by which an explicit mesh has no rule for the reshape
+    shape = shape_and_dtype(leaf)  # without its sharding, for which an explicit mesh has no rule to reshape by
     number, rows, cols = jax.eval_shape(lambda x: matrix_view.to_matrices(x, axes), shape).shape
     return BlockMatrix(name, (Block(path, axes, leaf.shape, cols),), number, rows, wide_dtype(leaf))

@@ -1,4 +1,4 @@
-"""Which leaves of a parameter tree are matrices, and how to see each as a batch ``(B, rows, cols)``."""
+"""Says which leaves of a parameter tree are matrices, and how to see each as a batch ``(B, rows, cols)``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dp_rmt.trees import leaves_by_path, shape_and_dtype
 from dp_rmt.types import Params
 
 SMALLEST_DENOISED_SIDE = 4
-"""Thinner matrices pass through. LoRA factors of rank 4 still gain (docs/design/0004); with two columns, a signal that
+"""Thinner matrices pass through. LoRA factors of rank 4 still gain (docs/design/0004). With two columns, a signal that
 has both of them loses more at the edge than a signal of rank one gains (tests/denoising/test_matrix_view.py)."""
 
 
 class MatrixAxes(NamedTuple):
-    """The axes of a leaf that form the rows and the columns of a matrix; all other axes are batch axes.
+    """The axes of a leaf that form the rows and the columns of a matrix. All other axes are batch axes.
 
-    Rows are the inputs of a layer and columns its outputs, whichever comes first in the leaf: a scanned stack of dense
+    Rows are the inputs of a layer and columns its outputs, whichever comes first in the leaf. A scanned stack of dense
     kernels ``(layers, in, out)`` has the default axes, a weight of torch ``(out, in)`` has `OUT_IN`, and attention
     kernels ``(in, heads, head_dim)`` have ``MatrixAxes(rows=(0,), cols=(1, 2))``. A denoised matrix is the same either
-    way round; joins (`dp_rmt.denoising.matrix_groups`) and Muon's factor need to know.
+    way round, but joins (`dp_rmt.denoising.matrix_groups`) and Muon's factor need to know.
     """
 
     rows: tuple[int, ...] = (-2,)
@@ -38,23 +38,23 @@ OUT_IN = MatrixAxes(rows=(-1,), cols=(-2,))
 """The layout ``(..., out, in)`` of Equinox and torch."""
 
 MatrixRule = Callable[[str, jax.ShapeDtypeStruct], MatrixAxes | None]
-"""``(path, shape and dtype of the leaf) -> MatrixAxes``, or None where the leaf is not a matrix; path is like
-``"encoder/query/kernel"``."""
+"""A function ``(path, shape and dtype of the leaf) -> MatrixAxes``, or None where the leaf is not a matrix. The path is
+like ``"encoder/query/kernel"``."""
 
 _LAYOUTS = {"kernel": IN_OUT, "lora_a": IN_OUT, "lora_b": IN_OUT, "w": IN_OUT, "weight": OUT_IN}
-# Whose weights are no products with an input: tables that are looked up, scales. And what is added.
+# Layers whose weights are not multiplied with an input as a matrix: tables that are looked up, scales, and biases.
 _IS_OTHER = re.compile(
     r"embed|norm|bias|(^|[/._])(wte|wpe|ln(_?\w)?|scale|offset|gamma|beta|b\d*)([/._]|$)", re.IGNORECASE
 )
 
 
 def kernels_are_matrices(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
-    """Default rule: the weights of layers, known by their names, where both sides are at least 4 long.
+    """The default rule: weights of layers, known by their names, with both sides at least 4 long.
 
     Names and layouts: ``kernel`` of Flax linen and nnx, ``w`` of Haiku, and nnx's ``lora_a`` and ``lora_b`` are
-    ``(..., in, out)``; ``weight`` of Equinox and torch is ``(..., out, in)``, with four axes the convolution
+    ``(..., in, out)``. ``weight`` of Equinox and torch is ``(..., out, in)``, and with four axes it is the convolution
     ``(out, in, height, width)``. Leading axes are batch axes, but a kernel ``(in, heads, head_dim)`` of Flax's
-    attention is one matrix. Embeddings, biases and norm scales have other names and so pass through.
+    attention is one matrix. Embeddings, biases and norm scales have other names, so they pass through.
 
     >>> import jax.numpy as jnp
     >>> kernels_are_matrices("layers/query/kernel", jnp.zeros((6, 64, 64)))
@@ -77,7 +77,7 @@ def kernels_are_matrices(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | 
 
 
 def every_matrix(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
-    """Rule for plain trees: every leaf whose last two axes are both at least 4 long, taken as ``(..., in, out)``.
+    """A rule for plain trees: every leaf whose last two axes are both at least 4 long is taken as ``(..., in, out)``.
 
     Leaves with the names of embeddings, biases and norm scales are left out.
 
@@ -90,15 +90,16 @@ def every_matrix(path: str, leaf: jax.ShapeDtypeStruct) -> MatrixAxes | None:
 
 
 def check_names_some(tree: Params, rule: MatrixRule | None, caller: str) -> None:
-    """Raises where a tree has matrices and the rule names none, so that a method would be off without a word.
+    """Raises if a tree has matrices and the rule names none of them, since the method would be off without a word.
 
     Args:
-      tree: parameters, or anything with their shapes; one without matrices (biases alone, say) is no error.
+      tree: parameters, or anything with their shapes. A tree without matrices, such as one of biases alone, is no
+        error.
       rule: the matrix rule; None for `kernels_are_matrices`.
-      caller: whose option `matrix_rule` it is.
+      caller: the function that has the option `matrix_rule`.
 
     Raises:
-      ValueError: with the paths and shapes of what looks like a matrix.
+      ValueError: the rule names none; the message has the paths and shapes of what looks like a matrix.
     """
     if matrix_leaves(tree, rule):
         return
@@ -114,25 +115,25 @@ def check_names_some(tree: Params, rule: MatrixRule | None, caller: str) -> None
 
 
 def to_matrices(leaf: jax.Array, axes: MatrixAxes) -> jax.Array:
-    """View a leaf as ``(B, rows, cols)``; a leaf without batch axes gets ``B = 1``."""
+    """Views a leaf as ``(B, rows, cols)``; a leaf without batch axes gets ``B = 1``."""
     batch_axes, row_axes, col_axes = _split_axes(leaf.ndim, axes)
     rows, cols = (math.prod(leaf.shape[axis] for axis in group) for group in (row_axes, col_axes))
     return leaf.transpose(batch_axes + row_axes + col_axes).reshape(-1, rows, cols)
 
 
 def from_matrices(matrices: jax.Array, axes: MatrixAxes, shape: tuple[int, ...]) -> jax.Array:
-    """Inverse of `to_matrices` for a leaf of the given shape."""
+    """Undoes `to_matrices` for a leaf of the given shape."""
     order = sum(_split_axes(len(shape), axes), ())
     inverse = tuple(order.index(axis) for axis in range(len(shape)))
     return matrices.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
 
 
 def matrix_leaves(tree: Params, rule: MatrixRule | None = None) -> dict[str, MatrixAxes]:
-    """The matrix leaves of a tree by path, in tree order.
+    """Finds the matrix leaves of a tree by path, in tree order.
 
     Args:
       tree: parameters, or anything with their shapes.
-      rule: decides leaf by leaf, those of size 0 aside; None for `kernels_are_matrices`.
+      rule: decides leaf by leaf, except for leaves of size 0; None for `kernels_are_matrices`.
 
     Returns:
       ``{path: axes}`` for the leaves that the rule accepts.
@@ -152,7 +153,7 @@ def _looks_like_a_matrix(path: str, leaf: jax.ShapeDtypeStruct) -> bool:
 
 
 def _attention_axes(layer: str, shape: tuple[int, ...]) -> MatrixAxes | None:
-    """Of the kernels of Flax's attention; no stack of kernels has as many layers as the product of two sides."""
+    """The axes of kernels of Flax's attention. No stack of kernels has as many layers as the product of two sides."""
     if len(shape) >= 3 and layer in ("query", "key", "value") and shape[-3] == shape[-2] * shape[-1]:
         return MatrixAxes(rows=(-3,), cols=(-2, -1))
     if len(shape) >= 3 and layer == "out" and shape[-3] * shape[-2] == shape[-1]:

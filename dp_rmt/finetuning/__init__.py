@@ -1,1 +1,11 @@
 """The program: from settings to a fine-tuned model, its report and its privacy statement."""
+
+from dp_rmt.extras import check_installed
+
+MODULES = (
+    *("datasets", "huggingface_hub", "matplotlib", "ml_collections", "orbax", "sacrebleu", "safetensors"),
+    *("tokenizers", "tqdm", "transformers"),
+)
+"""What the extra "finetune" installs, by the names that Python knows."""
+
+check_installed("finetune", MODULES)

@@ -187,16 +187,21 @@ def _short_settings() -> Settings:
         )
     if values.epsilon is None:
         raise ValueError("give --epsilon=..., the privacy budget; there is no default that is right for everybody")
-    return shorthand.settings_from(values.model, values.train, values.epsilon)
+    return shorthand.started(values.model, values.train, values.epsilon)
 
 
 def _finetune(settings: Settings, rest: list[str]) -> None:
     """Prepares, trains and reports; mistakes in the input end it before training, with one clear line."""
     _refuse(rest)
+    values = flags.FLAGS
+    if values.config is None:
+        settings = shorthand.completed(settings)
+    for name, key in {"model": "model.path", "train": "data.path", "epsilon": "privacy.epsilon"}.items():
+        if values.config is not None and values[name].present:
+            sys.exit(f"--{name} is given in place of --config, not beside it: give --config.{key}=...")
     from dp_rmt.finetuning import arms
     from dp_rmt.training import processes
 
-    values = flags.FLAGS
     workdir = Path(values.workdir or f"runs/{settings.name}")
     with processes.ending_together():
         try:

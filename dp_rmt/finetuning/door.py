@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from dp_rmt import environment
 from dp_rmt.data import tokenize_prompts
 from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.settings import Settings
@@ -156,6 +158,8 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
     """
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
+    if (advice := environment.unprepared()) is not None:
+        logging.warning(advice)
     (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)
     arms.report(workdir)

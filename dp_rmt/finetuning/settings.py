@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 (options and groups are fields: what makes them is meant to be called once)
 """Every option of the program, with its type, its doc and its check. `configs.base` is made from these."""
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 from dp_rmt.finetuning.options import kinds, walk
 from dp_rmt.finetuning.settings import DocumentTaskName, GlueTaskName, Settings, TextTaskName
 
+_CAUSAL = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
 _ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 EPOCHS = 3.0
 """Length of a run whose length is not given."""
@@ -45,14 +46,22 @@ def settings_from(
     >>> settings.data.task, settings.model.path, settings.privacy.epsilon, settings.train.num_steps
     ('sst2', 'roberta-base', 3.0, 100)
     """
-    given = Settings() if model is None else Settings().changed({"model.path": model})
-    if epsilon is not None:
-        given = given.changed({"privacy.epsilon": epsilon})
-    if train is not None:
-        given = given.changed(_data(str(train)))
-    settings = given.changed({_full_name(key): value for key, value in (changes or {}).items()})
-    causal = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
-    if settings.data.task in causal and settings.model.head == given.model.head:
+    return completed(
+        started(model, train, epsilon).changed({_full_name(key): value for key, value in (changes or {}).items()})
+    )
+
+
+def started(model: str | None, train: str | Path | None, epsilon: float | None) -> Settings:
+    """The settings that three words give, before others are changed; arguments and errors as of `settings_from`."""
+    changes: dict[str, Any] = {} if train is None else _data(str(train))
+    changes |= {} if model is None else {"model.path": model}
+    changes |= {} if epsilon is None else {"privacy.epsilon": epsilon}
+    return Settings().changed(changes)
+
+
+def completed(settings: Settings) -> Settings:
+    """The settings with what follows from the others, or has to be said, where nobody has said it."""
+    if settings.data.task in _CAUSAL and settings.model.head == "classification":
         settings = settings.changed({"model.head": "causal_lm"})
     if settings.train.epochs is None and settings.train.num_steps is None:
         settings = settings.changed({"train.epochs": EPOCHS})

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tqdm
 from jax.sharding import Mesh
 
+from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.settings import Generation
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts
 from dp_rmt.scoring import text_scores
 from dp_rmt.types import Params
+
+with extra("finetune"):
+    import tqdm
 
 TEXTS, SCORES = "texts.jsonl", "scores.json"
 

@@ -1,4 +1,4 @@
-"""Text from decoders: greedy, beam search and sampling, on top of ``(params, ids, mask, cache) -> (logits, cache)``."""
+"""Text from decoders by greedy decoding, beam search and sampling, given ``(params, ids, mask, cache)``."""
 
 from dp_rmt.generation.generate import generate
 from dp_rmt.generation.methods import Beam, Generated, Greedy, Method, Sampling

@@ -1,4 +1,4 @@
-"""Beam search as transformers (5.x) has it: the same candidates, the same scores, the same end."""
+"""Beam search as in transformers (5.x), with the same candidates, the same scores and the same end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Open(NamedTuple):
 
     tokens_BxKxT: jax.Array
     scores_BxK: jax.Array
-    """Sums of log-probabilities; -inf where there is none."""
+    """Sums of log-probabilities; -inf where there is no continuation."""
 
 
 class _Ended(NamedTuple):
@@ -27,7 +27,7 @@ class _Ended(NamedTuple):
     tokens_BxKxT: jax.Array
     scores_BxK: jax.Array
     normalised_BxK: jax.Array
-    """-inf where there is none."""
+    """The normalised scores; -inf where there is no continuation."""
     lengths_BxK: jax.Array
 
 
@@ -48,18 +48,19 @@ def beam_search(
     mask_BxL: jax.Array,
     method: Beam,
 ) -> Generated:
-    """Keeps the `num_beams` best continuations of each row, until none that is open could beat those that have ended.
+    """Keeps each row's `num_beams` best continuations, until no open one could beat those that have ended.
 
     Args:
-        step: the model; it reads one token of each of R = B * num_beams beams, those of a row side by side.
-        cache: of all tokens of the prompts but the last, for each beam.
-        reorder: ``(cache, parents_BxK) -> cache``: beam k of row b becomes what beam parents[b, k] of that row was.
+        step: the model, which reads one token of each of R = B * num_beams beams; those of a row stand side by side.
+        cache: the cache of all tokens of the prompts but the last, for each beam.
+        reorder: ``(cache, parents_BxK) -> cache``, after which beam k of row b is what beam parents[b, k] of the row
+          was.
         prompt_BxL: token ids, padded on the left.
-        mask_BxL: 1 for a token, 0 for padding; a row of padding alone is no prompt and gets no token.
-        method: its sizes, its end tokens.
+        mask_BxL: 1 for a token, 0 for padding. A row of padding alone is not a prompt and gets no token.
+        method: gives the sizes and the end tokens.
 
     Returns:
-        The best continuation of each row; one of length 0 and score -inf where `no_repeat_ngram_size` left none.
+        The best continuation of each row. Its length is 0 and its score -inf where `no_repeat_ngram_size` left none.
     """
     rows, beams, length = len(prompt_BxL), method.num_beams, method.max_new_tokens
     prompt_RxL, mask_RxL = (jnp.repeat(x, beams, axis=0) for x in (prompt_BxL, mask_BxL))
@@ -95,7 +96,7 @@ def beam_search(
         _State(
             step=jnp.int32(0),
             last_BxK=prompt_RxL[:, -1].astype(jnp.int32).reshape(rows, beams),
-            # All beams begin alike: only the first counts.
+            # All beams begin alike, so only the first counts.
             open=_Open(empty_BxKxT, nothing_BxK.at[:, 0].set(0.0)),
             ended=_Ended(empty_BxKxT, nothing_BxK, nothing_BxK, jnp.zeros((rows, beams), jnp.int32)),
             is_open_B=jnp.any(mask_BxL != 0, axis=1),
@@ -110,14 +111,14 @@ def beam_search(
 def _best_candidates(
     state: _State, logits_RxV: jax.Array, allowed_RxV: jax.Array, method: Beam
 ) -> tuple[_Open, jax.Array, jax.Array]:
-    """The C best continuations by one token, best first; so many that num_beams of them do not end.
+    """Finds the C best continuations by one token, best first; C is so large that num_beams of them do not end.
 
     Returns:
         The continuations, the beam that each comes from, (B, C), and its last token, (B, C).
     """
     rows, beams = state.last_BxK.shape
     count = max(2, 1 + len(method.end_tokens)) * beams
-    # Those of a row are among the best of each beam; so only their log-probabilities are needed.
+    # The best of a row are among the best of each beam, so only the log-probabilities of those are needed.
     logits_RxN, ids_RxN = jax.lax.top_k(allowed_RxV, min(count, allowed_RxV.shape[1]))
     gained_RxN = jnp.where(logits_RxN > -jnp.inf, log_probabilities(logits_RxV, ids_RxN), -jnp.inf)
     scores_BxKxN = state.open.scores_BxK[:, :, None] + gained_RxN.reshape(rows, beams, -1)
@@ -132,10 +133,10 @@ def _best_candidates(
 
 
 def _end(state: _State, candidates: _Open, is_end_BxC: jax.Array, method: Beam) -> _Ended:
-    """The best of what had ended and what ends now; of the latter only candidates that are among the num_beams best."""
+    """The best of what had ended and of what ends now, if the latter is among the num_beams best candidates."""
     beams = method.num_beams
     scores_BxK, length = candidates.scores_BxK[:, :beams], state.step + 1
-    # A row that is complete takes nothing more, though it is computed while others go on.
+    # A complete row takes nothing more, though it is still computed while others go on.
     ends_BxK = is_end_BxC[:, :beams] & state.is_open_B[:, None]
     normalised_BxK = jnp.where(ends_BxK, scores_BxK / length.astype(jnp.float32) ** method.length_penalty, -jnp.inf)
     new = _Ended(
@@ -147,7 +148,7 @@ def _end(state: _State, candidates: _Open, is_end_BxC: jax.Array, method: Beam) 
 
 
 def _could_improve(still_open: _Open, ended: _Ended, length: jax.Array, method: Beam) -> jax.Array:
-    """Whether the row's best open continuation could replace the worst that has ended, as `early_stopping` judges."""
+    """Tells whether a row's best open continuation could replace its worst ended one, as `early_stopping` judges."""
     if method.early_stopping is True:
         return jnp.any(ended.normalised_BxK == -jnp.inf, axis=1)
     if method.early_stopping == "never" and method.length_penalty > 0:
@@ -157,5 +158,5 @@ def _could_improve(still_open: _Open, ended: _Ended, length: jax.Array, method: 
 
 
 def _take(values_BxKx: jax.Array, chosen_BxC: jax.Array) -> jax.Array:
-    """Some of each row's beams."""
+    """Takes some of each row's beams."""
     return jax.vmap(lambda values, chosen: values[chosen])(values_BxKx, chosen_BxC)

@@ -1,4 +1,4 @@
-"""From a prompt to its continuation: one compiled program for each shape and method."""
+"""From a prompt to its continuation, with one compiled program for each shape and method."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def generate(
     rows_B: np.ndarray | jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> Generated:
-    """Continues prompts until all have ended; no row depends on the others, nor on the padding before it.
+    """Continues prompts until all have ended. No row depends on the others, nor on the padding before it.
 
     Args:
         module: a `CausalLanguageModel`.
         params: its parameters.
         ids_BxL: token ids of the prompts, padded on the left.
-        mask_BxL: 1 for a token, 0 for padding. A row of padding alone fills a batch up: it gets no token.
+        mask_BxL: 1 for a token, 0 for padding. A row of padding alone fills up a batch and gets no token.
         method: `Greedy`, `Beam` or `Sampling`.
-        rows_B: number of each row, which with the seed decides what is sampled; by default 0, 1, ...
-        mesh: divide the rows over its devices, each of which goes on until its own rows have ended; B is a multiple of
-            their number.
+        rows_B: the number of each row, which together with the seed decides what is sampled; by default 0, 1, ...
+        mesh: the rows are divided over its devices, and each device goes on until its own rows have ended. B must be a
+            multiple of the number of devices.
 
     Returns:
-        What was generated, divided over the mesh as the rows are.
+        What was generated. It is divided over the mesh as the rows are.
 
     Raises:
-        ValueError: if a prompt is padded on the right, prompt and new tokens do not fit the model's positions, an end
+        ValueError: a prompt is padded on the right, prompt and new tokens do not fit the model's positions, an end
             token is not in its vocabulary, or the devices do not divide the rows.
     """
     ids, mask = np.asarray(ids_BxL, np.int32), np.asarray(mask_BxL) != 0
@@ -63,8 +63,8 @@ def _compiled(module: Any, method: Method, mesh: Mesh | None) -> Any:
     if mesh is None:
         return jax.jit(program)
     whole, by_row = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    # Without communication, so that no device waits for another's rows. Nothing is differentiated here, which is where
-    # shard_map sums what nobody asked it to (docs/sharp_edges.md).
+    # There is no communication, so that no device waits for another's rows. shard_map adds sums of its own when it is
+    # differentiated (docs/sharp_edges.md), but nothing is differentiated here.
     return jax.jit(
         jax.shard_map(
             program, mesh=mesh, in_specs=(whole, whole, by_row, by_row, by_row), out_specs=by_row, check_vma=False
@@ -81,7 +81,7 @@ def _generate(
     mask_BxL: jax.Array,
     rows_B: jax.Array,
 ) -> Generated:
-    """The program: reads all of the prompt but its last token at once, then one token at a time, that one first."""
+    """The program. It reads all of the prompt but its last token at once, then that token, and so on one at a time."""
     rows, length = ids_BxL.shape
     params = in_compute_dtype(params, module.config.dtype)
     # The last new token is never read.
@@ -105,7 +105,7 @@ def _generate(
 
 
 def in_compute_dtype(params: Params, dtype: Any) -> Params:
-    """Rounds the matrices once, to what the layers would round them to at each token; norms and biases stay float32."""
+    """Rounds the matrices once, as the layers would do at each token. Norms and biases stay float32."""
 
     def rounded(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
@@ -114,7 +114,7 @@ def in_compute_dtype(params: Params, dtype: Any) -> Params:
 
 
 def _repeat_rows(cache: DecoderCache, beams: int) -> DecoderCache:
-    """The beams of a row side by side."""
+    """Repeats each row for its beams, side by side."""
     return cache._replace(
         keys=jnp.repeat(cache.keys, beams, axis=1),
         values=jnp.repeat(cache.values, beams, axis=1),
@@ -123,7 +123,7 @@ def _repeat_rows(cache: DecoderCache, beams: int) -> DecoderCache:
 
 
 def _reorder(cache: DecoderCache, parents_BxK: jax.Array, *, first: int) -> DecoderCache:
-    """Beams take the slots of their parents, from the first new token on: the prompt is the same for all of a row."""
+    """Gives beams the slots of their parents from the first new token on, as all beams of a row share the prompt."""
     rows, beams = parents_BxK.shape
 
     def move(slots: jax.Array) -> jax.Array:

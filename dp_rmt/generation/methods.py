@@ -1,4 +1,4 @@
-"""How the next token is chosen, as values that can be compared, hashed and written into a config."""
+"""Methods to choose the next token, as values that can be compared, hashed and written into a config."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Generated(NamedTuple):
 
     Attributes:
         tokens_BxT: (B, max_new_tokens) token ids, the end token included; then padding.
-        lengths_B: tokens of each row, the end token included.
-        scores_B: sum of their log-probabilities under the model.
+        lengths_B: the number of tokens of each row, the end token included.
+        scores_B: the sum of their log-probabilities under the model.
         normalised_scores_B: the score divided by length^length_penalty, by which beams compete; the same as `scores_B`
             where there are no beams.
     """
@@ -27,16 +27,16 @@ class Generated(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """What all methods share.
+    """The options that all methods share.
 
     Attributes:
-        max_new_tokens: tokens after which a row ends in any case.
+        max_new_tokens: the number of tokens after which a row ends in any case.
         eos_token_id: the token, or each of the tokens, that ends a row; None for rows of full length.
         pad_token_id: what stands after the end of a row; None for the (first) end token, or 0 if there is none.
-        no_repeat_ngram_size: no n tokens in a row come twice in prompt and continuation; 0 for no such rule.
+        no_repeat_ngram_size: no n consecutive tokens come twice in prompt and continuation; 0 for no such rule.
 
     Raises:
-        ValueError: for a size that is out of range.
+        ValueError: a size is out of range.
     """
 
     max_new_tokens: int
@@ -45,7 +45,7 @@ class Method:
     no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.eos_token_id, list):  # as configs have it; a method is hashable
+        if isinstance(self.eos_token_id, list):  # configs have lists, but a method must be hashable
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         self._check(self.max_new_tokens >= 1, "max_new_tokens", "1 or more")
         self._check(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", "0 (off) or more")
@@ -64,7 +64,7 @@ class Method:
 
     @property
     def fill_token(self) -> int:
-        """What stands after the end of a row.
+        """The token that stands after the end of a row.
 
         >>> Greedy(max_new_tokens=3, eos_token_id=(2, 7)).fill_token
         2
@@ -78,19 +78,19 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy(Method):
-    """The most probable token, every time."""
+    """Takes the most probable token every time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Method):
-    """A token by its probability, softmax(logits / temperature), among the most probable ones.
+    """Draws a token by its probability, softmax(logits / temperature), among the most probable ones.
 
     The draw is a function of the seed, the number of the row and the step, so that no row depends on its batch.
 
     Attributes:
-        seed: of the draws, in [0, 2^32), which is what `jax.random.key` keeps of one.
-        temperature: divides the logits; towards 0 it becomes greedy.
-        top_k: only so many of the most probable tokens; 0 for all.
+        seed: the seed of the draws, in [0, 2^32), which is what `jax.random.key` keeps of a seed.
+        temperature: divides the logits; towards 0 the method becomes greedy.
+        top_k: how many of the most probable tokens are allowed; 0 for all.
         top_p: of those, the smallest set of total probability `top_p` or more (Holtzman et al. 2020); 1 for all.
     """
 
@@ -109,14 +109,15 @@ class Sampling(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beam(Method):
-    """The best of `num_beams` continuations, by sum of log-probabilities / length^length_penalty, as in transformers.
+    """Takes the best of `num_beams` continuations by sum of log-probabilities / length^length_penalty (transformers).
 
     Attributes:
         num_beams: continuations that are kept at each step.
         length_penalty: exponent of the length, the end token included; above 0 it favours long rows.
-        early_stopping: when a row ends that has `num_beams` ended continuations. True: at once. False: when the best
-            open one, taken at its present length, does not beat the worst of them. "never": when it could not at any
-            length; it is taken at `max_new_tokens` if length_penalty is above 0.
+        early_stopping: says when a row with `num_beams` ended continuations ends. With True it ends at once. With False
+            it ends when the best open one, taken at its present length, does not beat the worst of them. With "never"
+            it ends when the best open one could not do so at any length; if length_penalty is above 0, its length is
+            taken as `max_new_tokens`.
     """
 
     num_beams: int

@@ -1,4 +1,4 @@
-"""Tokens that would repeat an n-gram."""
+"""Excludes tokens that would repeat an n-gram."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def without_repeats(
     """Sets to -inf the logits of tokens that would complete an n-gram that prompt and continuation have (Fairseq).
 
     Args:
-        logits_RxV: of the next token.
+        logits_RxV: logits of the next token.
         prompt_RxL: token ids, padded on the left.
         mask_RxL: 1 for a token of the prompt, 0 for padding, which is in no n-gram.
-        tokens_RxT: the continuations, of which the first `step` tokens are there.
-        step: tokens generated so far.
+        tokens_RxT: the continuations, of which the first `step` tokens exist.
+        step: how many tokens have been generated so far.
         size: n; 0 for no rule.
 
     Returns:
-        (R, V) logits.
+        Logits, (R, V).
 
     >>> tokens = jnp.array([[3, 1, 0]])
     >>> without_repeats(jnp.zeros((1, 4)), jnp.array([[0, 3, 2, 1]]), jnp.ones((1, 4)), tokens, 1, size=2).tolist()
@@ -35,14 +35,14 @@ def without_repeats(
     if size == 0:
         return logits_RxV
     rows = len(tokens_RxT)
-    # In front, so that the last n - 1 tokens are always there to be taken.
+    # Padding goes in front, so that there always are last n - 1 tokens to take.
     front_RxN = jnp.zeros((rows, size - 1), tokens_RxT.dtype)
     history_RxS = jnp.concatenate([front_RxN, prompt_RxL, tokens_RxT], axis=1)
     is_generated_RxT = jnp.broadcast_to(jnp.arange(tokens_RxT.shape[1]) < step, tokens_RxT.shape)
     is_token_RxS = jnp.concatenate([front_RxN != 0, mask_RxL != 0, is_generated_RxT], axis=1)
-    end = prompt_RxL.shape[1] + step  # of the last n - 1 tokens, where they begin
+    end = prompt_RxL.shape[1] + step  # where the last n - 1 tokens begin
     windows = history_RxS.shape[1] - size + 1
-    repeats_RxW = is_token_RxS[:, :windows] & is_token_RxS[:, size - 1 :]  # and so all between
+    repeats_RxW = is_token_RxS[:, :windows] & is_token_RxS[:, size - 1 :]  # then so are all tokens in between
     for offset in range(size - 1):
         last_Rx1 = jax.lax.dynamic_slice_in_dim(history_RxS, end + offset, 1, axis=1)
         repeats_RxW &= history_RxS[:, offset : offset + windows] == last_Rx1

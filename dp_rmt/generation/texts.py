@@ -1,4 +1,4 @@
-"""Continuations of all the prompts of a data set, in batches of a few fixed shapes."""
+"""Continues all the prompts of a data set, in batches of a few fixed shapes."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ def generate_texts(
     mesh: Mesh | None = None,
     done: Collection[int] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Continues each prompt of a data set; gives the rows as they come, so that they can be kept and resumed from.
+    """Continues each prompt of a data set. The rows come as they are done, so that they can be kept and resumed from.
 
-    A row's continuation depends neither on its batch nor on what is done already, but for the rounding of sums.
+    Apart from the rounding of sums, a row's continuation depends neither on its batch nor on what is done already.
 
     Args:
         module: a `CausalLanguageModel`.
         params: its parameters.
-        tokenizer: of the model, with an end token. Its padding token is not needed: the mask says what is padding.
-        prompts: texts, tokenised as the tokenizer does by itself; or their token ids.
-        method: `Greedy`, `Beam` or `Sampling`; without an eos_token_id it gets the tokenizer's.
-        batch_size: rows of a batch, a multiple of the mesh's devices; the last of each length is filled up.
-        prompt_lengths: lengths to pad to, each prompt to the least that holds it; there is a program for each. The
-            longest prompts have their own length if none of these holds them.
-        mesh: divide batches over its devices.
+        tokenizer: the model's tokenizer, with an end token. It needs no padding token, because the mask says what is
+          padding.
+        prompts: texts, which are tokenised by the tokenizer's own rules; or their token ids.
+        method: `Greedy`, `Beam` or `Sampling`. If it has no eos_token_id, it gets the tokenizer's.
+        batch_size: rows of a batch, a multiple of the mesh's devices. The last batch of each length is filled up.
+        prompt_lengths: lengths to pad to. Each prompt is padded to the least length that holds it, and there is a
+            program for each length. The longest prompts have their own length if none of these holds them.
+        mesh: batches are divided over its devices.
         done: numbers of the rows to leave out.
 
     Returns:
         An iterator of (row number, text), the longest prompts first; text without special tokens.
 
     Raises:
-        ValueError: before anything is generated: a prompt that is empty, or too long for the model with its
-            continuation; a tokenizer without an end token, or of more tokens than the model's; a batch size that does
-            not fit.
+        ValueError: a prompt is empty, or too long for the model together with its continuation; the tokenizer has no
+            end token, or more tokens than the model; the batch size does not fit. It is raised before anything is
+            generated.
     """
     limit = module.config.max_position_embeddings
     method = _with_end_token(method, tokenizer)
@@ -115,7 +116,7 @@ def _check_prompt(row: int, length: int, max_new_tokens: int, limit: int) -> Non
 def _by_length(
     rows: dict[int, Sequence[int]], prompt_lengths: Sequence[int], limit: int
 ) -> list[tuple[int, list[int]]]:
-    """(length to pad to, numbers of the rows) of each group that has rows, the longest first."""
+    """Returns (length to pad to, numbers of the rows) for each group that has rows, the longest first."""
     longest = max((len(ids) for ids in rows.values()), default=0)
     bounds = sorted({min(length, limit) for length in prompt_lengths} | {longest})
     groups: dict[int, list[int]] = {}
@@ -127,7 +128,7 @@ def _by_length(
 def _batch(
     rows: dict[int, Sequence[int]], chosen: Sequence[int], batch_size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids and mask, padded on the left and filled up with rows of padding, and the rows' numbers."""
+    """Makes ids and mask, padded on the left and filled up with rows of padding, and the rows' numbers."""
     ids_BxL, mask_BxL = np.zeros((2, batch_size, length), np.int32)
     rows_B = np.zeros(batch_size, np.int32)
     for place, row in enumerate(chosen):
@@ -138,5 +139,5 @@ def _batch(
 
 
 def _text(tokenizer: Any, tokens: np.ndarray) -> str:
-    # As the model wrote it: no spaces removed before punctuation.
+    # The text is as the model wrote it: no spaces are removed before punctuation.
     return tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,4 +1,4 @@
-"""Decoding with one continuation for each row: greedy, and sampling."""
+"""Decoding with one continuation for each row: greedy decoding and sampling."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dp_rmt.generation.repetition import without_repeats
 
 Cache = Any
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
-"""``(tokens_R, cache) -> (logits_RxV, cache)``: reads one token of each row."""
+"""A function ``(tokens_R, cache) -> (logits_RxV, cache)`` that reads one token of each row."""
 Choose = Callable[[jax.Array, jax.Array], jax.Array]
-"""``(logits_BxV, step) -> tokens_B``."""
+"""A function ``(logits_BxV, step) -> tokens_B`` that chooses the next token of each row."""
 
 
 class _State(NamedTuple):
@@ -31,14 +31,14 @@ class _State(NamedTuple):
 def token_by_token(
     step: Step, cache: Cache, prompt_BxL: jax.Array, mask_BxL: jax.Array, choose: Choose, method: Method
 ) -> Generated:
-    """Appends the token that is chosen, until all rows have ended.
+    """Appends the chosen token to each row, until all rows have ended.
 
     Args:
         step: the model.
-        cache: of all tokens of the prompts but the last.
+        cache: the cache of all tokens of the prompts but the last.
         prompt_BxL: token ids, padded on the left.
         mask_BxL: 1 for a token, 0 for padding; a row of padding alone is no prompt and gets no token.
-        choose: the next token of each row.
+        choose: chooses the next token of each row.
         method: its sizes, its end tokens.
 
     Returns:
@@ -84,7 +84,7 @@ def token_by_token(
 
 
 def most_probable(logits_BxV: jax.Array, step: jax.Array) -> jax.Array:
-    """The greedy choice; the first of equals."""
+    """The greedy choice, which takes the first of equals."""
     del step
     return jnp.argmax(logits_BxV, axis=-1)
 
@@ -93,14 +93,14 @@ def draw(logits_BxV: jax.Array, step: jax.Array, *, method: Sampling, key: jax.A
     """Samples tokens, by the largest of log-probability plus Gumbel noise (Gumbel 1954).
 
     Args:
-        logits_BxV: of the next token; -inf for what may not come.
-        step: tokens generated so far.
+        logits_BxV: logits of the next token; -inf for tokens that may not come.
+        step: how many tokens have been generated so far.
         method: temperature, top_k and top_p; its seed is not used.
-        key: of the seed.
-        rows_B: number of each row, which takes the same draws in any batch.
+        key: the key of the seed.
+        rows_B: the number of each row, which gets the same draws in any batch.
 
     Returns:
-        (B,) token ids.
+        Token ids, (B,).
     """
     scaled, ids = logits_BxV / method.temperature, None
     if method.top_k or method.top_p < 1:
@@ -115,13 +115,13 @@ def draw(logits_BxV: jax.Array, step: jax.Array, *, method: Sampling, key: jax.A
 
 
 def _smallest_set(probabilities_BxK: jax.Array, total: float) -> jax.Array:
-    """Of descending probabilities, the fewest first ones that have the total."""
+    """Marks the fewest first ones of descending probabilities that have the total."""
     before_BxK = jnp.cumsum(probabilities_BxK, axis=-1) - probabilities_BxK
     return before_BxK < total
 
 
 def is_end(tokens: jax.Array, end_tokens: tuple[int, ...]) -> jax.Array:
-    """Whether each token ends its row.
+    """Tells whether each token ends its row.
 
     >>> is_end(jnp.array([5, 2, 7]), (2, 7)).tolist()
     [False, True, True]
@@ -130,7 +130,7 @@ def is_end(tokens: jax.Array, end_tokens: tuple[int, ...]) -> jax.Array:
 
 
 def log_probabilities(logits_RxV: jax.Array, tokens_RxC: jax.Array) -> jax.Array:
-    """log softmax(logits) of some tokens of each row, (R, C), without that of the others."""
+    """Computes log softmax(logits) of some tokens of each row, (R, C), without that of the others."""
     largest_Rx1 = jnp.max(logits_RxV, axis=-1, keepdims=True)
     total_Rx1 = jnp.sum(jnp.exp(logits_RxV - largest_Rx1), axis=-1, keepdims=True)
     return jnp.take_along_axis(logits_RxV, tokens_RxC, axis=1) - largest_Rx1 - jnp.log(total_Rx1)

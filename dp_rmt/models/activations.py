@@ -1,4 +1,4 @@
-"""Where activations lie when parameters are divided among devices."""
+"""Decides where activations lie when parameters are divided among devices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EXAMPLE_AXES = ("data", "fsdp")
 
 
 def divided_by_example(hidden: jax.Array) -> jax.Array:
-    """The residual stream, each device with its own examples and all of their features; the values are what they were.
+    """Places the residual stream so that each device has its own examples with all features; values do not change.
 
-    Without it, XLA may follow the parameters of a mesh with ``fsdp`` and divide the features instead, at the price of
-    communicating activations where parameters would do. Does nothing unless the step is compiled for a mesh
-    (`jax.sharding.use_abstract_mesh`) whose example axes divide the first axis, and inside `jax.shard_map`, where each
-    device has its own examples anyway.
+    Without it, XLA may follow the parameters of a mesh with ``fsdp`` and divide the features instead. It would then
+    communicate activations where parameters would do. The function does nothing unless the step is compiled for a mesh
+    (`jax.sharding.use_abstract_mesh`) whose example axes divide the first axis. It does nothing inside `jax.shard_map`,
+    either, where each device has its own examples anyway.
 
     Args:
         hidden: (B, ...).

@@ -1,4 +1,4 @@
-"""Dropout for per-example gradients: the mask of an example depends on that example's key, and on nothing else."""
+"""Dropout for per-example gradients. The mask of an example depends on that example's key and on nothing else."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 
 
 def example_keys(key: jax.Array, examples: jax.typing.ArrayLike) -> jax.Array:
-    """A key for each example of a batch, to be a leaf of it.
+    """Makes a key for each example of a batch, to be a leaf of the batch.
 
-    ``keys_i = fold_in(key, examples_i)``: an example's key is the same wherever in the batch it stands, so that what
-    another example's presence moves is its place alone, not its mask.
+    The keys are ``keys_i = fold_in(key, examples_i)``. An example's key is the same wherever it stands in the batch.
+    The presence of another example therefore moves its place alone, and not its mask.
 
     Args:
-      key: of one step, such as ``jax.random.fold_in(key, step)``. It may be public: for every choice of masks the
-        clip norm bounds what an example adds.
+      key: the key of one step, such as ``jax.random.fold_in(key, step)``. It may be public, since the clip norm bounds
+        what an example adds for every choice of masks.
       examples: (batch,) integers, the examples' numbers in the data set, such as those of `PoissonSampling.indices`.
 
     Returns:
-      (batch,) typed keys.
+      Typed keys, (batch,).
 
     >>> example_keys(jax.random.key(0), jnp.array([7, 2, -1])).shape
     (3,)
@@ -28,15 +28,15 @@ def example_keys(key: jax.Array, examples: jax.typing.ArrayLike) -> jax.Array:
 
 
 class PerExampleDropout(nn.Module):
-    """`flax.linen.Dropout` with a mask of each example's own, the same by `clipped_grad` and `ghost_clipped_grad`.
+    """`flax.linen.Dropout` with a mask for each example, the same in `clipped_grad` and `ghost_clipped_grad`.
 
     ``y_i = x_i * keep_i / (1 - rate)`` (Srivastava et al. 2014) with ``keep_i ~ Bernoulli(1 - rate)`` drawn from
-    ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. It comes from flax's random numbers
-    for "dropout", as the key of `nn.Dropout` does: give ``rngs={"dropout": key}`` with any key, the same for all
-    examples, and under `nn.scan` split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
+    ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. Like the key of `nn.Dropout`, the
+    place comes from flax's random numbers for "dropout". Give ``rngs={"dropout": key}`` with any key, the same for all
+    examples. Under `nn.scan`, split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
 
     Attributes:
-      rate: the probability of an entry to become zero, in [0, 1).
+      rate: the probability that an entry becomes zero, in [0, 1).
 
     >>> x, keys = jnp.ones((4, 6)), example_keys(jax.random.key(0), jnp.arange(4))
     >>> drop = lambda x, keys: PerExampleDropout(0.5).apply({}, x, keys, rngs={"dropout": jax.random.key(0)})
@@ -52,11 +52,11 @@ class PerExampleDropout(nn.Module):
 
         Args:
           x: (batch, ...).
-          keys: (batch,) typed threefry keys, a leaf of the batch (see `example_keys`); None drops nothing, as in
+          keys: typed threefry keys (batch,), a leaf of the batch (see `example_keys`). None drops nothing, as in
             evaluation.
 
         Returns:
-          As x.
+          An array of the shape of x.
 
         Raises:
           ValueError: the rate is out of range, or there is not one threefry key for each example.

@@ -1,4 +1,4 @@
-"""BERT-type encoders: the configuration and the stack from token ids to hidden states."""
+"""BERT-type encoders: the configuration, and the stack that maps token ids to hidden states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dp_rmt.models.lora import LoRAConfig
 
 ARCHITECTURES = ("bert", "roberta")
 ENCODER_PROJECTIONS = ("query", "key", "value", "output", "intermediate")
-"""The dense layers of an encoder layer, all of which LoRA can target; "output" is that of attention and the other."""
+"""The dense layers of an encoder layer. LoRA can target all; "output" names that of attention and of the other part."""
 
 # EncoderConfig field -> key of a Hugging Face config.json
 _HF_KEYS = {
@@ -31,7 +31,7 @@ _HF_KEYS = {
     "pad_token_id": "pad_token_id",
     "hidden_act": "hidden_act",
 }
-# What transformers assumes where a config.json leaves a key out.
+# These are the values that transformers assumes if a config.json leaves a key out.
 _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "hidden_act": "gelu"},
     "roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "hidden_act": "gelu"},
@@ -40,14 +40,14 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of an encoder and how it computes.
+    """The shape of an encoder and how it computes.
 
     Attributes:
-        architecture: "bert" or "roberta"; they differ in position ids and heads.
+        architecture: "bert" or "roberta", which differ in position ids and heads.
         vocab_size: rows of the word embedding.
         hidden_size: width of the hidden states.
         num_layers: transformer layers, scanned and stacked.
-        num_heads: attention heads; divides `hidden_size`.
+        num_heads: attention heads; the number divides `hidden_size`.
         intermediate_size: width inside the feed-forward part.
         max_position_embeddings: rows of the position embedding (RoBERTa loses `pad_token_id + 1` of them).
         type_vocab_size: rows of the token type embedding.
@@ -59,7 +59,7 @@ class EncoderConfig:
         remat: recompute each layer in the backward pass instead of keeping its activations.
 
     Raises:
-        ValueError: for an unknown architecture, activation or LoRA target, or heads that do not divide the width.
+        ValueError: an architecture, activation or LoRA target is unknown, or the heads do not divide the width.
     """
 
     architecture: str
@@ -104,7 +104,7 @@ class EncoderConfig:
 
     @property
     def max_sequence_length(self) -> int:
-        """Longest sequence in tokens: RoBERTa's positions start at pad_token_id + 1."""
+        """The longest sequence in tokens. RoBERTa's positions start at pad_token_id + 1."""
         offset = self.pad_token_id + 1 if self.architecture == "roberta" else 0
         return self.max_position_embeddings - offset
 
@@ -123,7 +123,7 @@ class EncoderConfig:
             The configuration.
 
         Raises:
-            ValueError: for an unsupported model type or variant, or a missing key.
+            ValueError: the model type or variant is not supported, or a key is missing.
         """
         model_type = hf_config.get("model_type")
         if model_type not in ARCHITECTURES:
@@ -155,17 +155,17 @@ class EncoderConfig:
 
 
 def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
-    """Position ids as Hugging Face computes them.
+    """Computes position ids as Hugging Face does.
 
-    BERT: 0, 1, ..., L-1. RoBERTa: p_i = pad + m_i sum_{j <= i} m_j with m = (input_ids != pad), so tokens
-    count from pad + 1 and padding stays at pad (transformers, `create_position_ids_from_input_ids`).
+    For BERT they are 0, 1, ..., L-1. For RoBERTa they are p_i = pad + m_i sum_{j <= i} m_j with m = (input_ids != pad),
+    so tokens count from pad + 1 and padding stays at pad (transformers, `create_position_ids_from_input_ids`).
 
     Args:
         config: the encoder's configuration.
         input_ids_BxL: token ids.
 
     Returns:
-        (B, L) int array.
+        An int array (B, L).
     """
     if config.architecture == "bert":
         return jnp.broadcast_to(jnp.arange(input_ids_BxL.shape[-1]), input_ids_BxL.shape)
@@ -174,7 +174,7 @@ def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word + position + token type)."""
+    """The embedding LayerNorm(word + position + token type)."""
 
     config: EncoderConfig
 
@@ -200,7 +200,7 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states; the layers are one scanned stack whose leaves are (layers, ...)."""
+    """Maps token ids to hidden states. The layers are one scanned stack whose leaves are (layers, ...)."""
 
     config: EncoderConfig
 
@@ -231,7 +231,7 @@ class Encoder(nn.Module):
             (B, L, D) hidden states in the compute dtype.
 
         Raises:
-            ValueError: if the sequences are longer than the model's positions.
+            ValueError: the sequences are longer than the model's positions.
         """
         length, limit = input_ids_BxL.shape[-1], self.config.max_sequence_length
         if length > limit:
@@ -244,5 +244,5 @@ class Encoder(nn.Module):
         return hidden_BxLxD
 
     def word_logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of every word, h E^T in the compute dtype with the word embedding E: (..., D) to (..., vocab)."""
+        """The score of every word, h E^T in the compute dtype with the word embedding E: (..., D) to (..., vocab)."""
         return self.embeddings.word_embeddings.attend(hidden)

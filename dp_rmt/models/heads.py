@@ -17,10 +17,10 @@ from dp_rmt.models.layers import ACTIVATIONS, dense, layer_norm
 
 
 class SequenceClassifier(nn.Module):
-    """Logits of a whole sequence: W_c tanh(W_p h_0 + b_p) + b_c on the first token's hidden state h_0.
+    """Maps a sequence to the logits W_c tanh(W_p h_0 + b_p) + b_c of its first token's hidden state h_0.
 
-    The parts are called `pooler` and `classifier` for both architectures; RoBERTa's checkpoints call them
-    `classifier.dense` and `classifier.out_proj`. There is no dropout: the loss of an example is a function.
+    The parts are called `pooler` and `classifier` for both architectures. RoBERTa's checkpoints call them
+    `classifier.dense` and `classifier.out_proj`. There is no dropout, so the loss of an example is a function.
 
     Attributes:
         config: the encoder's configuration.
@@ -53,7 +53,7 @@ class SequenceClassifier(nn.Module):
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """LayerNorm(act(W h + b)), and the bias of the word scores."""
+    """The head LayerNorm(act(W h + b)), and the bias of the word scores."""
 
     config: EncoderConfig
 
@@ -65,7 +65,7 @@ class MaskedLanguageModelHead(nn.Module):
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Transforms hidden states (..., D) to (..., D) in the compute dtype."""
-        # transformers' RoBERTa head is exact gelu whatever hidden_act says; BERT's follows hidden_act.
+        # transformers' RoBERTa head is exact gelu, whatever hidden_act says. BERT's head follows hidden_act.
         act = "gelu" if self.config.architecture == "roberta" else self.config.hidden_act
         return self.layer_norm(ACTIVATIONS[act](self.dense(hidden))).astype(self.config.dtype)
 
@@ -83,7 +83,7 @@ LAYER_RULES[MaskedLanguageModelHead, "with_bias"] = LayerRule(_bias_rule)
 
 
 class MaskedLanguageModel(nn.Module):
-    """Logits over the vocabulary, E LayerNorm(act(W h + b)) + c, with the word embedding E tied.
+    """Maps token ids to logits over the vocabulary, E LayerNorm(act(W h + b)) + c, E the tied word embedding.
 
     Attributes:
         config: the encoder's configuration.
@@ -122,15 +122,14 @@ class MaskedLanguageModel(nn.Module):
 def init_params(
     module: SequenceClassifier | MaskedLanguageModel | CausalLanguageModel, key: jax.Array
 ) -> dict[str, Any]:
-    """Random parameters for training from scratch: matrices N(0, 0.02^2), biases 0, normalisation scales 1.
+    """Makes random parameters for training from scratch: matrices N(0, 0.02^2), biases 0, normalisation scales 1.
 
     Args:
         module: the model.
         key: PRNG key.
 
     Returns:
-        Nested dict of float32 arrays; leaves under `encoder/layers` or `decoder/layers` are stacked,
-        (layers, ...).
+        A nested dict of float32 arrays. Leaves under `encoder/layers` or `decoder/layers` are stacked, (layers, ...).
     """
     ids_BxL = jnp.zeros((1, 1), jnp.int32)
     token_type_ids = () if isinstance(module, CausalLanguageModel) else (ids_BxL,)

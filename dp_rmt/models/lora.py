@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 
 SUFFIX = "_lora"
-"""A dense layer `query` keeps its name, and so its pretrained weights; what is added to it is `query_lora`."""
+"""A dense layer `query` keeps its name, and so its pretrained weights. What is added to it is `query_lora`."""
 
-# W[i, j] ~ U(-1/sqrt(in), 1/sqrt(in)): peft's kaiming_uniform_ with a = sqrt(5).
+# This is W[i, j] ~ U(-1/sqrt(in), 1/sqrt(in)), peft's kaiming_uniform_ with a = sqrt(5).
 _INIT_A = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which dense layers of a model get low-rank updates, and how large.
+    """Says which dense layers of a model get low-rank updates, and how large these are.
 
     The parameters are `.../query_lora/lora_a/kernel` and `.../query_lora/lora_b/kernel`, so the regular expression
     `lora_` selects them and nothing else.
@@ -30,7 +30,7 @@ class LoRAConfig:
         targets: names of the dense layers, e.g. ("query", "value").
 
     Raises:
-        ValueError: for a rank below 1, or without targets.
+        ValueError: the rank is below 1, or there are no targets.
     """
 
     rank: int
@@ -53,15 +53,15 @@ class LoRAConfig:
 
 
 class LoRADense(nn.Module):
-    """y = base(x) + (alpha / r) (x A) B with A (in, r) uniform and B (r, out) zero at initialisation.
+    """The layer y = base(x) + (alpha / r) (x A) B, with A (in, r) uniform and B (r, out) zero at initialisation.
 
-    A and B are stock dense layers, so that whatever clips or denoises a dense layer takes them as they are. `base`
-    is made by the caller and keeps its own name next to this module: sharing one scope between the two (flax's
-    `share_scope`) would give the same function but put A and B among the parameters that `base` itself shows.
+    A and B are stock dense layers, so that whatever clips or denoises a dense layer takes them as they are. The caller
+    makes `base`, which keeps its own name next to this module. If the two shared one scope (flax's `share_scope`), the
+    function would be the same, but A and B would be among the parameters that `base` itself shows.
 
     Attributes:
         base: the dense layer.
-        config: rank and scale.
+        config: the rank and the scale.
     """
 
     base: nn.Dense
@@ -86,10 +86,10 @@ class LoRADense(nn.Module):
 
 
 def merge_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
-    """Parameters of the plain model that computes the same function: W + (alpha / r) A B for every target.
+    """Makes parameters of the plain model that computes the same function: W + (alpha / r) A B for every target.
 
     Args:
-        params: nested dicts of arrays; stacked layers, A (layers, in, r), are merged layer by layer.
+        params: nested dicts of arrays. Stacked layers, with A (layers, in, r), are merged layer by layer.
         config: the LoRA configuration of the model that the parameters belong to.
 
     Returns:
@@ -126,5 +126,5 @@ def merge_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
 
 
 def with_config(module: nn.Module, **changes: Any) -> Any:
-    """The same module with fields of its configuration changed, such as `lora=None`."""
+    """Returns the same module with fields of its configuration changed, such as `lora=None`."""
     return module.clone(config=dataclasses.replace(module.config, **changes))

@@ -1,4 +1,4 @@
-"""Which parameters of a model train: all, low-rank updates, or biases; and a model with low-rank updates put in."""
+"""Chooses which parameters train: all, low-rank updates, or biases. It also puts low-rank updates into a model."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ PATTERNS = {
     "ffa_lora": "_lora/lora_b/kernel$",
     "bias": "(^|/)bias$",
 }
-"""By the name of a tuning, what trains besides a fresh head: a regular expression over paths of parameters."""
+"""For each tuning, a regular expression over paths of parameters: what trains besides a fresh head."""
 
 
 def trainable_pattern(tuning: str, module: Model, *, also: str | None = None) -> str:
-    """The regular expression that `dp_rmt.trees.split_params` takes, for a way of tuning.
+    """Makes the regular expression of a way of tuning, for `dp_rmt.trees.split_params`.
 
-    - "full": everything.
-    - "lora": the factors A and B of each low-rank update (Hu et al. 2021).
-    - "ffa_lora": B alone, A stays as it was initialised (Sun et al. 2024). The update is then linear in what trains,
-      so that noise adds noise, where in (A + N_A)(B + N_B) it adds the product N_A N_B of two noises, too.
-    - "bias": the biases, those of layer normalisation included (Zaken et al. 2022; privately Bu et al. 2022).
+    - "full" trains everything.
+    - "lora" trains the factors A and B of each low-rank update (Hu et al. 2021).
+    - "ffa_lora" trains B alone, and A stays as it was initialised (Sun et al. 2024). The update is then linear in what
+      trains, so that noise adds noise only. In (A + N_A)(B + N_B) it would also add the product N_A N_B of two noises.
+    - "bias" trains the biases, those of layer normalisation included (Zaken et al. 2022; privately Bu et al. 2022).
 
-    A classification head starts afresh and trains whatever the tuning; for BERT that is the classifier, for RoBERTa
-    the pooler too (transformers has both in one head).
+    A classification head starts afresh, and trains with every tuning. For BERT that is the classifier; for RoBERTa it
+    is the pooler, too (transformers has both in one head).
 
     Args:
         tuning: "full", "lora", "ffa_lora" or "bias".
-        module: the model; with a LoRA configuration for the two that train low-rank updates, without for the others.
-        also: regular expression of further paths that train, such as those of a fresh language model head.
+        module: the model. It has a LoRA configuration for the two that train low-rank updates, and none for the others.
+        also: a regular expression of further paths that train, such as those of a fresh language model head.
 
     Returns:
         The regular expression.
@@ -82,16 +82,16 @@ def trainable_pattern(tuning: str, module: Model, *, also: str | None = None) ->
 def with_lora(
     module: Model, params: Mapping[str, Any], config: LoRAConfig, key: jax.Array
 ) -> tuple[Model, dict[str, Any]]:
-    """The model with low-rank updates put in: the same function until they train, since B is zero.
+    """Puts low-rank updates into a model. It stays the same function until they train, since B is zero.
 
     Args:
         module: a model without LoRA.
         params: its parameters.
-        config: the updates.
+        config: describes the updates.
         key: PRNG key of the factors A.
 
     Returns:
-        The module with `config.lora` set, and its parameters: those given, as they are, and fresh A and B.
+        The module with `config.lora` set, and its parameters, which are the given ones, as they are, and fresh A and B.
 
     Raises:
         ValueError: the model has LoRA already, or lacks a target.
@@ -103,7 +103,7 @@ def with_lora(
         )
     adapted, base = with_config(module, lora=config), flatten_dict(params)
 
-    @jax.jit  # of which only the leaves that are kept are computed: no second copy of the base model
+    @jax.jit  # only the leaves that are kept are computed, so there is no second copy of the base model
     def fresh(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
         leaves = flatten_dict(init_params(adapted, key))
         return {path: leaf for path, leaf in leaves.items() if path[-2] in ("lora_a", "lora_b")}
@@ -112,7 +112,7 @@ def with_lora(
 
 
 def without_lora(module: Model, params: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """The plain model that computes the same function, by `merge_lora`: what `save_pretrained` takes.
+    """Makes the plain model that computes the same function, by `merge_lora`, as `save_pretrained` takes it.
 
     Args:
         module: a model with or without LoRA.
@@ -127,17 +127,17 @@ def without_lora(module: Model, params: Mapping[str, Any]) -> tuple[Model, dict[
 
 
 def with_leaves(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with some leaves replaced, such as those that `load_adapter` returns.
+    """Returns the parameters with some leaves replaced, such as those that `load_adapter` returns.
 
     Args:
-        params: nested dict of arrays.
-        leaves: nested dict of some of them.
+        params: a nested dict of arrays.
+        leaves: a nested dict of some of them.
 
     Returns:
-        Nested dict.
+        A nested dict.
 
     Raises:
-        ValueError: if a leaf is not among the parameters, or has another shape.
+        ValueError: a leaf is not among the parameters, or has another shape.
 
     >>> with_leaves({"head": {"bias": jnp.zeros(2), "kernel": jnp.ones(1)}}, {"head": {"bias": jnp.ones(2)}})
     {'head': {'bias': Array([1., 1.], dtype=float32), 'kernel': Array([1.], dtype=float32)}}
@@ -158,7 +158,7 @@ def parameter_shapes(module: Model) -> dict[tuple[str, ...], jax.ShapeDtypeStruc
 
 
 def _head_pattern(module: Model) -> str | None:
-    """Paths of the head that is initialised, where a file lacks it, as one with the classifier."""
+    """The paths of the head that is initialised as one with the classifier, if a file lacks it."""
     if not isinstance(module, SequenceClassifier):
         return None
     table = hf_names.leaf_names(with_config(module, lora=None))

@@ -1,7 +1,8 @@
 """The exact distribution of the largest singular value of a thin matrix of pure noise.
 
-The Tracy-Widom law is its limit; of 16 x 1024 noise it is off by 5% of a false-alarm rate of 0.01, of 8 x 4096 noise by
-20%. The cost grows with the cube of the shorter side: 10 ms for 16, half a second for 64.
+The Tracy-Widom law is the limit of this distribution. For noise of 16 x 1024 the law is off by 5% of a false-alarm rate
+of 0.01, for noise of 8 x 4096 by 20%. The cost grows with the cube of the shorter side: it is 10 ms for 16 and half a
+second for 64.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import math
 import numpy as np
 from scipy import optimize
 
-# Beyond the ends of the bulk by this much, in units of the noise, there is nothing: the chance is below exp(-40).
+# Singular values farther from the ends of the bulk than this, in units of the noise, have a chance below exp(-40).
 _MARGIN = 9.0
 
 
 def cdf(value: float, *, rows: int, cols: int) -> float:
-    """Probability that the largest singular value of a matrix of independent standard normals is at most `value`.
+    """The probability that the largest singular value of a matrix of independent standard normals is at most `value`.
 
     With p the shorter and q the longer side, the singular values have the density
     `prod_(i < j) |y_i^2 - y_j^2| prod_i w(y_i)`, `w(y) = y^(q - p) exp(-y^2 / 2)` (James 1964), whose integral over
@@ -25,8 +26,8 @@ def cdf(value: float, *, rows: int, cols: int) -> float:
 
         A_jk(x) = int_[0, x]^2 sgn(v - u) P_j(u^2) w(u) P_k(v^2) w(v) du dv,      F(x) = sqrt(det A(x) / det A(inf)),
 
-    bordered by the single integrals where p is odd. Laguerre's polynomials keep A well conditioned, and Gauss-Legendre
-    quadrature converges exponentially. The absolute error of F is below 1e-10 where F > 0.01.
+    where A is bordered by the single integrals if p is odd. Laguerre's polynomials keep A well conditioned, and
+    Gauss-Legendre quadrature converges exponentially. The absolute error of F is below 1e-10 where F > 0.01.
 
     Args:
       value: x, in units of the noise's standard deviation.
@@ -50,7 +51,7 @@ def cdf(value: float, *, rows: int, cols: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def quantile(probability: float, *, rows: int, cols: int) -> float:
-    """Quantile of the largest singular value of a matrix of independent standard normals: a root of `cdf`.
+    """A quantile of the largest singular value of a matrix of independent standard normals: a root of `cdf`.
 
     Args:
       probability: between 0 and 1, both excluded.
@@ -83,11 +84,11 @@ def _log_determinant(value: float, shorter: int, longer: int) -> float:
         single = half * functions @ weights
         skew = np.block([[skew, single[:, None]], [-single, np.zeros(1)]])
     sign, log_determinant = np.linalg.slogdet(skew)
-    return float(log_determinant) if sign > 0 else -math.inf  # below 0 by rounding only
+    return float(log_determinant) if sign > 0 else -math.inf  # only rounding makes it negative
 
 
 def _orthogonal_functions(y: np.ndarray, shorter: int, longer: int) -> np.ndarray:
-    """`P_k(y^2) w(y)` for k < p, (p, len(y)): Laguerre's, orthogonal with the weight w^2, up to one common factor."""
+    """`P_k(y^2) w(y)` for k < p, (p, len(y)), up to one common factor: Laguerre's polynomials, of the weight w^2."""
     degree_of_weight = longer - shorter
     order = degree_of_weight - 0.5
     centre = max(degree_of_weight, 1)
@@ -104,9 +105,10 @@ def _orthogonal_functions(y: np.ndarray, shorter: int, longer: int) -> np.ndarra
 
 @functools.lru_cache(maxsize=64)
 def _quadrature(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights, and the matrix (node, node) that integrates from -1 up to each node.
+    """Gauss-Legendre nodes and weights, and a matrix (node, node) that integrates from -1 up to each node.
 
-    From the expansion in Legendre's polynomials, `int_(-1)^t P_k = (P_(k+1)(t) - P_(k-1)(t)) / (2 k + 1)`.
+    The matrix comes from the expansion in Legendre's polynomials,
+    `int_(-1)^t P_k = (P_(k+1)(t) - P_(k-1)(t)) / (2 k + 1)`.
     """
     nodes, weights = np.polynomial.legendre.leggauss(count)
     polynomials = np.polynomial.legendre.legvander(nodes, count)

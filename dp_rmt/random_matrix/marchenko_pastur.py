@@ -1,4 +1,4 @@
-"""The bulk of noise singular values, and how a signal singular value moves when noise is added.
+"""The bulk of the singular values of noise, and how a singular value of the signal moves when noise is added.
 
 Everything below rests on two lengths, the ends of the interval that the singular values of pure noise fill,
 
@@ -93,7 +93,7 @@ def observed_singular_value(singular_values: ArrayLike, *, rows: int, cols: int,
     """Where a signal singular value is seen once noise is added: the forward map y(l).
 
     `y(l) = sqrt((l + s^2 m / l)(l + s^2 n / l))` above the detection threshold, the bulk edge at or below it
-    (Benaych-Georges & Nadakuditi 2012). Computed as `y = hypot(l + t^2 / l, c)`, which is the same.
+    (Benaych-Georges & Nadakuditi 2012). It is computed as `y = hypot(l + t^2 / l, c)`, which is equal.
 
     Args:
       singular_values: l >= 0, of any shape, the singular values of the signal.
@@ -120,8 +120,8 @@ def observed_singular_value(singular_values: ArrayLike, *, rows: int, cols: int,
 def signal_singular_value(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
     """The signal singular value behind an observed one: the inverse map l(y), 0 at or below the bulk edge.
 
-    `l(y)^2 = (a + sqrt(a^2 - 4 s^4 m n)) / 2` with `a = y^2 - s^2 (m + n)` (Gavish & Donoho 2017). Computed
-    as `l = (sqrt(y^2 - c^2) + sqrt(y^2 - e^2)) / 2`, which is the same and loses no digits near the edge.
+    `l(y)^2 = (a + sqrt(a^2 - 4 s^4 m n)) / 2` with `a = y^2 - s^2 (m + n)` (Gavish & Donoho 2017). It is computed as
+    `l = (sqrt(y^2 - c^2) + sqrt(y^2 - e^2)) / 2`, which is equal and loses no digits near the edge.
 
     Args:
       singular_values: y >= 0, of any shape, the singular values of the noisy matrix.
@@ -147,10 +147,10 @@ def signal_singular_value(singular_values: ArrayLike, *, rows: int, cols: int, n
 
 
 def singular_value_density(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
-    """Density of the `r = min(m, n)` singular values of pure noise, in the limit of large matrices.
+    """The density of the `r = min(m, n)` singular values of pure noise, in the limit of large matrices.
 
-    `f(y) = sqrt((y^2 - c^2)(e^2 - y^2)) / (pi s^2 r y)` on [c, e], 0 outside (Marchenko & Pastur 1967). For
-    square matrices it is the quarter circle.
+    `f(y) = sqrt((y^2 - c^2)(e^2 - y^2)) / (pi s^2 r y)` on [c, e], and 0 outside (Marchenko & Pastur 1967). For square
+    matrices it is the quarter circle.
 
     Args:
       singular_values: y >= 0, of any shape.
@@ -175,9 +175,9 @@ def singular_value_density(singular_values: ArrayLike, *, rows: int, cols: int, 
 
 
 def median_singular_value(*, rows: int, cols: int, noise_std: ArrayLike) -> ArrayLike:
-    """Median of the singular values of pure noise, in the limit of large matrices.
+    """The median of the singular values of pure noise, in the limit of large matrices.
 
-    The root of the distribution function of `singular_value_density` at 1/2 (Gavish & Donoho 2014).
+    It is the value at which the distribution function of `singular_value_density` is 1/2 (Gavish & Donoho 2014).
 
     Args:
       rows: m, a static integer.
@@ -198,7 +198,7 @@ def median_singular_value(*, rows: int, cols: int, noise_std: ArrayLike) -> Arra
 
 
 def estimate_noise_std(singular_values: ArrayLike, *, rows: int, cols: int) -> jax.Array:
-    """Noise level of a low-rank matrix plus noise, from the median of its singular values.
+    """Estimates the noise level of a low-rank matrix plus noise from the median of its singular values.
 
     `s = median(y) / median_singular_value(s = 1)` (Gavish & Donoho 2014). A signal of rank k shifts the rank
     of the median by k / 2 out of r = min(m, n), so k must be small against r.
@@ -209,7 +209,7 @@ def estimate_noise_std(singular_values: ArrayLike, *, rows: int, cols: int) -> j
       cols: n, a static integer.
 
     Returns:
-      The estimate of the standard deviation of one entry, the batch axes' shape.
+      The estimate of the standard deviation of one entry, of the shape of the batch axes.
 
     Raises:
       ValueError: if the last axis does not have length min(rows, cols), or `rows` or `cols` is not positive.
@@ -220,12 +220,12 @@ def estimate_noise_std(singular_values: ArrayLike, *, rows: int, cols: int) -> j
 
 
 def root_of_difference(larger: ArrayLike, smaller: ArrayLike) -> jax.Array:
-    """`sqrt(a^2 - b^2)` for a >= b >= 0, from the factors: no cancellation at a = b, no squared underflow."""
+    """`sqrt(a^2 - b^2)` for a >= b >= 0. It is computed from the factors, without cancellation and without squares."""
     return jnp.sqrt(jnp.subtract(larger, smaller)) * jnp.sqrt(jnp.add(larger, smaller))
 
 
 def at_least_float32(array: ArrayLike) -> jax.Array:
-    """The array as a float array of at least 32 bits (bfloat16 has no digits left near the edge)."""
+    """The array as a float array of at least 32 bits, because bfloat16 has no digits left near the edge."""
     array = jnp.asarray(array)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
@@ -260,7 +260,7 @@ def _unit_median(aspect_ratio: float) -> float:
         def angle_density(phi: float) -> float:
             return 2 / math.pi * math.sin(phi) ** 2 / squared(phi)
 
-        return integrate.quad(angle_density, 0, angle, epsabs=1e-13, epsrel=1e-13)[0]
+        return float(integrate.quad(angle_density, 0, angle, epsabs=1e-13, epsrel=1e-13)[0])
 
     # The density at pi is 0/0 for square matrices; the median is far from there.
     angle = optimize.brentq(lambda angle: mass_above(angle) - 0.5, 0.1, np.pi - 1e-3, xtol=1e-13)

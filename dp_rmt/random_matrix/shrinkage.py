@@ -1,4 +1,4 @@
-"""Singular-value shrinkers: what each observed singular value y of `Y = G + s N` should be replaced by.
+"""Singular-value shrinkers, which say by what each observed singular value y of `Y = G + s N` should be replaced.
 
 Each function has the signature `(singular_values, *, rows, cols, noise_std)`, returns the same shape, gives
 exactly 0 at or below the bulk edge `e = s (sqrt m + sqrt n)`, and is the identity at `noise_std == 0`. Each
@@ -21,8 +21,8 @@ def frobenius(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Ar
     """The shrinker that minimises the Frobenius norm of the error.
 
     `eta(y) = sqrt(a^2 - 4 s^4 m n) / y` with `a = y^2 - s^2 (m + n)` (Shabalin & Nobel 2013; Gavish &
-    Donoho 2017). Computed as `sqrt(y^2 - e^2) sqrt(y^2 - c^2) / y` with `c = s |sqrt m - sqrt n|`: the same,
-    and accurate near the edge in float32.
+    Donoho 2017). It is computed as `sqrt(y^2 - e^2) sqrt(y^2 - c^2) / y` with `c = s |sqrt m - sqrt n|`, which is
+    equal, and accurate near the edge in float32.
 
     Args:
       singular_values: y >= 0, of any shape.
@@ -51,7 +51,7 @@ def operator(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Arr
     """The original singular value: the inverse map, the operator-norm shrinker of Gavish & Donoho.
 
     `eta(y) = l(y) = (sqrt(y^2 - c^2) + sqrt(y^2 - e^2)) / 2` with `c = s |sqrt m - sqrt n|` (Gavish & Donoho
-    2017). It minimises the operator norm of the error for square matrices; else see `operator_rectangular`.
+    2017). It minimises the operator norm of the error for square matrices. For others see `operator_rectangular`.
 
     Args:
       singular_values: y >= 0, of any shape.
@@ -75,7 +75,7 @@ def operator_rectangular(singular_values: ArrayLike, *, rows: int, cols: int, no
     """The shrinker that minimises the operator norm of the error at any aspect ratio.
 
     `eta(y) = l sqrt((l^2 + s^2 min(m, n)) / (l^2 + s^2 max(m, n)))` with `l = l(y)` the original singular
-    value (Leeb 2022). Equal to `operator` for square matrices, smaller for others.
+    value (Leeb 2022). It equals `operator` for square matrices and is smaller for others.
 
     Args:
       singular_values: y >= 0, of any shape.
@@ -99,7 +99,8 @@ def nuclear(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Arra
     """The shrinker that minimises the nuclear norm of the error.
 
     `eta(y) = max(0, l^4 - s^4 m n - s^2 sqrt(m n) l y) / (l^2 y)` with `l = l(y)` the original singular value
-    (Gavish & Donoho 2017). Computed as `max(0, frobenius(y) - t^2 / l)`, t the detection threshold: the same.
+    (Gavish & Donoho 2017). It is computed as `max(0, frobenius(y) - t^2 / l)` with t the detection threshold, which is
+    equal.
 
     Args:
       singular_values: y >= 0, of any shape.
@@ -123,7 +124,7 @@ def nuclear(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Arra
 
 
 def hard_threshold(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
-    """Keep or drop: the cut that minimises the Frobenius norm of the error among all cuts.
+    """The cut that minimises the Frobenius norm of the error among all cuts; a value is kept as it is or dropped.
 
     `eta(y) = y if y > tau else 0`, `tau^2 = s^2 (2 (m + n) + 8 m n / (m + n + sqrt(m^2 + 14 m n + n^2)))`
     (Gavish & Donoho 2014), which is `4 / sqrt(3) sqrt(n) s` for square matrices.
@@ -135,7 +136,7 @@ def hard_threshold(singular_values: ArrayLike, *, rows: int, cols: int, noise_st
       noise_std: s, the standard deviation of one entry; a number or a traced scalar.
 
     Returns:
-      The kept singular values, 0 elsewhere, the shape of `singular_values`, at least float32.
+      The kept singular values, and 0 for the others, the shape of `singular_values`, at least float32.
 
     Raises:
       ValueError: if `rows` or `cols` is not positive.
@@ -150,12 +151,12 @@ def hard_threshold(singular_values: ArrayLike, *, rows: int, cols: int, noise_st
 
 
 def optshrink(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: ArrayLike) -> jax.Array:
-    """The Frobenius-optimal weights read from the noise tail of the spectrum instead of from a noise model.
+    """The Frobenius-optimal weights, read from the noise in the spectrum instead of from a noise model.
 
     `eta(y) = -2 D(y) / D'(y)`, `D(z) = f_1(z) f_2(z)`, where f_1 and f_2 are the means of `z / (z^2 - x^2)`
-    over the singular values x of the noise, one for each row and one for each column, so the longer side has
-    |m - n| zeros more (Nadakuditi 2014; Benaych-Georges & Nadakuditi 2012). The noise is the singular values
-    at or below the bulk edge; `noise_std` serves only to place the edge. A matrix with none there has no tail
+    over the singular values x of the noise, one for each row and one for each column. The longer side therefore has
+    |m - n| zeros more (Nadakuditi 2014; Benaych-Georges & Nadakuditi 2012). The singular values at or below the bulk
+    edge are taken as the noise; `noise_std` serves only to place the edge. A matrix without any such value has no noise
     to read, and gets `frobenius`.
 
     Args:
@@ -175,7 +176,7 @@ def optshrink(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Ar
     is_signal = observed > marchenko_pastur.bulk_edge(rows=rows, cols=cols, noise_std=noise_std)
     has_tail = jnp.any(~is_signal, axis=-1, keepdims=True)
 
-    # In units of the largest value, so that fourth powers neither underflow nor overflow.
+    # Values are in units of the largest one, so that fourth powers neither underflow nor overflow.
     unit = _nonzero(jnp.max(observed, axis=-1, keepdims=True))
     z = jnp.where(is_signal, observed / unit, 2.0)[..., :, None]
     x = jnp.where(is_signal, 0.0, observed / unit)[..., None, :]
@@ -194,5 +195,5 @@ def optshrink(singular_values: ArrayLike, *, rows: int, cols: int, noise_std: Ar
 
 
 def _nonzero(array: jax.Array) -> jax.Array:
-    """1 in the place of 0: a denominator whose quotient is 0 or discarded there."""
+    """The array with 1 in the place of 0, as a denominator whose quotient is 0 or discarded there."""
     return jnp.where(array == 0, 1.0, array)

@@ -1,7 +1,6 @@
 """Singular values and the singular basis of the shorter side, batched over matrices of one shape.
 
-Every denoiser here is a spectral multiplier `U diag(w) U^T Y`, so the basis of the shorter side is all it
-needs.
+Every denoiser here is a spectral multiplier `U diag(w) U^T Y`. It needs nothing but the basis of the shorter side.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class ShortSideSVD(NamedTuple):
-    """Singular vectors of the shorter side, and the singular values, R = min(rows, cols).
+    """The singular vectors of the shorter side, and the singular values; R = min(rows, cols).
 
     Attributes:
       basis: (..., R, R), the left singular vectors as columns if rows <= cols, else the right ones.
@@ -31,23 +30,23 @@ class ShortSideSVD(NamedTuple):
 
 
 def short_side_svd(matrices: jax.Array, *, method: Literal["exact", "gram"] = "exact") -> ShortSideSVD:
-    """Singular values and the singular basis of the shorter side of each matrix.
+    """Computes the singular values and the singular basis of the shorter side of each matrix.
 
-    `"exact"`: the SVD `Y = U diag(y) V^T`. `"gram"`: the eigenvectors of `Y Y^T = U diag(y^2) U^T`, several
-    times faster. Squaring costs digits: in float32 a value is accurate to about `1e-7 y_1^2 / y`, which at
-    the bulk edge is nothing unless a signal stands orders of magnitude above it.
+    `"exact"` computes the SVD `Y = U diag(y) V^T`. `"gram"` computes the eigenvectors of `Y Y^T = U diag(y^2) U^T`,
+    which is several times faster. Squaring costs digits: in float32 a value is accurate to about `1e-7 y_1^2 / y`. At
+    the bulk edge this error is nothing, unless a signal stands orders of magnitude above the edge.
 
     Each matrix is decomposed in units of its largest entry, a power of two, so that the digits do not depend on its
     scale. LAPACK's SVD never returns for some matrices with an infinite entry, and its eigenvectors of matrices with a
-    NaN can look like numbers: neither sees a matrix with an entry that is not finite.
+    NaN can look like numbers. Therefore neither is given a matrix with an entry that is not finite.
 
     Args:
       matrices: (..., rows, cols), computed in at least float32.
       method: `"exact"` or `"gram"`.
 
     Returns:
-      A `ShortSideSVD` of `basis` (..., R, R) and `values` (..., R), R = min(rows, cols); NaN, all of both, for a
-      matrix with an entry that is not finite.
+      A `ShortSideSVD` of `basis` (..., R, R) and `values` (..., R), R = min(rows, cols). Both are all NaN for a matrix
+      with an entry that is not finite.
 
     Raises:
       ValueError: if `matrices` has fewer than two axes, or `method` is unknown.
@@ -78,14 +77,14 @@ def scale_spectrum(
 ) -> jax.Array:
     """Multiplies each singular component of each matrix by its weight.
 
-    `c Y + U diag(w - c) U^T Y` if rows <= cols, else `c Y + Y V diag(w - c) V^T`, where c is the weight of everything
-    that the basis leaves out; the weight `eta(y) / y` puts the singular value eta(y) in the place of y.
+    The result is `c Y + U diag(w - c) U^T Y` if rows <= cols, else `c Y + Y V diag(w - c) V^T`, where c is the weight
+    of everything that the basis leaves out. The weight `eta(y) / y` puts the singular value eta(y) in the place of y.
 
     Args:
       matrices: (..., rows, cols).
-      basis: (..., R, K), orthonormal columns, all or the leading ones of `short_side_svd`, R = min(rows, cols).
+      basis: (..., R, K), orthonormal columns: all columns of `short_side_svd` or the leading ones, R = min(rows, cols).
       weights: (..., K), one weight for each column of `basis`.
-      complement: c, (...) or a number. Where all weights are 1 and c is 1, the matrix comes out bit for bit.
+      complement: c, (...) or a number. Where c and all weights are 1, the matrix comes out bit for bit.
 
     Returns:
       (..., rows, cols), at least float32.
@@ -103,7 +102,7 @@ def scale_spectrum(
         )
 
     def product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-        # Of a tall matrix in the other order of its axes: to transpose it and the result takes longer than products.
+        # A tall matrix is multiplied in the other order of its axes: to transpose it and the result would take longer.
         if matrices.shape[-2] > matrices.shape[-1]:
             equation = equation.replace("rl", "lr").replace("sl", "ls").replace("kl", "lk")
         return jnp.einsum(equation, left, right, precision=_HIGHEST)

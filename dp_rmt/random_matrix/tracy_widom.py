@@ -1,6 +1,7 @@
 """The fluctuation of the largest noise singular value: how far above the bulk edge chance alone can reach.
 
-Plain Python numbers in double precision: probabilities are static, and a quantile is computed once.
+Everything here is a plain Python number in double precision, because probabilities are static and a quantile is
+computed once.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from scipy import optimize, special
 
 from dp_rmt.random_matrix import largest_noise_value
 
-# Ai(16) is about 1e-20: the kernel is nil beyond.
+# Ai(16) is about 1e-20, so the kernel is nil beyond.
 _AIRY_END = 16.0
 _NUM_NODES = 64
 # Beyond these, 1 - probability or probability drowns in the rounding of the determinant.
 _SMALLEST_TAIL = 1e-12
-# Up to this shorter side the exact quantile takes a fraction of a second; above it the law is right to 2% of a
-# false-alarm rate of 0.1, 3% of 0.01, 12% of 0.001, and better the larger the matrix.
+# Up to this shorter side the exact quantile takes a fraction of a second. Above it the law is right to 2% of a
+# false-alarm rate of 0.1, 3% of 0.01 and 12% of 0.001, and the larger the matrix, the better.
 _EXACT_UP_TO = 64
 
 
 def cdf(x: float) -> float:
-    """Distribution function of the Tracy-Widom law of real matrices (beta = 1).
+    """The distribution function of the Tracy-Widom law of real matrices (beta = 1).
 
     `F_1(x) = det(I - K)` on `L^2(0, inf)` with the kernel `K(u, v) = Ai((u + v) / 2 + x) / 2` (Ferrari &
     Spohn 2005), by Gauss-Legendre quadrature (Bornemann 2010). The absolute error is below 1e-13.
@@ -54,7 +55,7 @@ def cdf(x: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def quantile(probability: float) -> float:
-    """Quantile of the Tracy-Widom law of real matrices (beta = 1): the root of `cdf(x) = probability`.
+    """A quantile of the Tracy-Widom law of real matrices (beta = 1): the root of `cdf(x) = probability`.
 
     Args:
       probability: between 1e-12 and 1 - 1e-12.
@@ -73,15 +74,16 @@ def quantile(probability: float) -> float:
 
 
 def largest_singular_value_quantile(probability: float, *, rows: int, cols: int, noise_std: ArrayLike) -> ArrayLike:
-    """Quantile of the largest singular value of a matrix of pure noise, at finite size.
+    """A quantile of the largest singular value of a matrix of pure noise, at finite size.
 
-    `s sqrt(mu + sigma q)` with q the Tracy-Widom quantile, `mu = (sqrt(m - 1/2) + sqrt(n - 1/2))^2` and
-    `sigma = sqrt(mu) (1 / sqrt(m - 1/2) + 1 / sqrt(n - 1/2))^(1/3)` (Johnstone 2001; with the halves of
-    Ma 2012, whose error is of the order min(m, n)^(-2/3) and which treat rows and columns alike). Where the
-    shorter side is 64 or less, the exact one, see `dp_rmt.random_matrix.largest_noise_value`.
+    It is `s sqrt(mu + sigma q)` with q the Tracy-Widom quantile, `mu = (sqrt(m - 1/2) + sqrt(n - 1/2))^2` and `sigma =
+    sqrt(mu) (1 / sqrt(m - 1/2) + 1 / sqrt(n - 1/2))^(1/3)` (Johnstone 2001). The halves are those of Ma (2012): with
+    them the error is of the order min(m, n)^(-2/3), and rows and columns are treated alike. Where the shorter side is
+    64 or less, the quantile is the exact one of `dp_rmt.random_matrix.largest_noise_value`.
 
     Args:
-      probability: the chance that noise alone stays below; a static number, 1 - (the rate of false alarms).
+      probability: the chance that noise alone stays below the quantile; a static number, 1 - (the rate of false
+        alarms).
       rows: m, a static integer.
       cols: n, a static integer.
       noise_std: s, the standard deviation of one entry; a number or a traced scalar.

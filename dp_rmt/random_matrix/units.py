@@ -1,7 +1,7 @@
-"""Powers of two as units: in units of its own largest entry no square of a matrix underflows or overflows.
+"""Powers of two as units. In units of a matrix's own largest entry, no square underflows or overflows.
 
-A product with a power of two is exact, so whatever is homogeneous gives the same digits at every scale. That is why
-`Y 2^k` with noise `s 2^k` has the singular values, gates and blends of `Y` with `s`, from the smallest to the largest
+A product with a power of two is exact, so a homogeneous function gives the same digits at every scale. Therefore `Y
+2^k` with noise `s 2^k` has the singular values, gates and blends of `Y` with `s`, from the smallest to the largest
 numbers that a dtype has.
 """
 
@@ -15,9 +15,10 @@ _LARGEST_RATIO = 2.0**40
 
 
 def unit_of(magnitudes: ArrayLike) -> jax.Array:
-    """The power of two u with `1 <= x / u < 2` for each x; 1 where x is 0 or not finite.
+    """Returns the power of two u with `1 <= x / u < 2` for each x; u is 1 where x is 0 or not finite.
 
-    Both u and 1 / u are normal numbers: near the ends of the dtype's range x / u is a little smaller or larger.
+    Both u and 1 / u are normal numbers. Therefore x / u is a little smaller or larger near the ends of the dtype's
+    range.
 
     Args:
       magnitudes: x >= 0, of any shape, floating.
@@ -30,7 +31,7 @@ def unit_of(magnitudes: ArrayLike) -> jax.Array:
     """
     magnitudes = jnp.asarray(magnitudes)
     info = jnp.finfo(magnitudes.dtype)
-    # The bits of the exponent alone: functions such as exp2 are rounded on some devices.
+    # Only the bits of the exponent are used, because functions such as exp2 are rounded on some devices.
     integer = jnp.dtype(f"uint{info.bits}")
     exponent_bits = integer.type(((1 << info.nexp) - 1) << info.nmant)
     bits = jax.lax.bitcast_convert_type(magnitudes, integer) & exponent_bits
@@ -40,15 +41,15 @@ def unit_of(magnitudes: ArrayLike) -> jax.Array:
 
 
 def largest_entry(matrices: jax.Array) -> jax.Array:
-    """The largest absolute value in each matrix (..., rows, cols), infinite where an entry is not finite; (...)."""
+    """The largest absolute value (...) in each matrix (..., rows, cols); infinite where an entry is not finite."""
     magnitudes = jnp.where(jnp.isfinite(matrices), jnp.abs(matrices), jnp.inf)
     return jnp.max(magnitudes, axis=(-2, -1), initial=0.0)
 
 
 def in_units(length: ArrayLike, unit: jax.Array) -> jax.Array:
-    """A length beside matrices, such as a noise level or a cut, in their units: at most 2^40.
+    """Expresses a length that goes with matrices, such as a noise level or a cut, in their units, at most 2^40.
 
-    Of so many units, what is compared with entries of about 1 is larger than the whole matrix, and more would overflow.
+    A length of 2^40 units is larger than a whole matrix with entries of about 1, and a larger one would overflow.
 
     Args:
       length: not negative, any shape that goes with `unit`.

@@ -7,16 +7,19 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from dp_rmt.extras import extra
 from dp_rmt.reporting.palette import COLORS
 from dp_rmt.reporting.series import Series
+
+with extra("report"):
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.colors import CenteredNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _GRID = "#24292f", "#e4e7eb"

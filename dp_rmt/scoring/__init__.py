@@ -1,4 +1,4 @@
-"""Scores of generated text by the definitions of the E2E challenge's official script."""
+"""Scores of classifiers by GLUE's definitions, and of generated text by those of the E2E challenge's script."""
 
 from dp_rmt.scoring.texts import text_scores
 

@@ -1,4 +1,4 @@
-"""Words as ROUGE-L, CIDEr and METEOR of the official E2E script count them: Penn Treebank's, without punctuation."""
+"""Words as ROUGE-L, CIDEr and METEOR of the official E2E script count them: the Penn Treebank's without punctuation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dp_rmt.scoring.java import CaptionJars
 
-# What COCO's script takes out; brackets come out of the tokenizer in lower case ("-lrb-"), so that they stay.
+# COCO's script takes these out. Brackets come out of the tokenizer in lower case ("-lrb-"), so they stay.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."])
 _TIMEOUT_S = 600
 
@@ -29,7 +29,7 @@ _TOKEN = re.compile(
 
 
 def official_caption_words(texts: Sequence[str], jars: CaptionJars) -> list[list[str]]:
-    """Words of the Stanford tokenizer, in lower case and without punctuation, as COCO's script has them.
+    """Splits texts by the Stanford tokenizer, in lower case and without punctuation, as COCO's script does.
 
     Args:
         texts: N texts.
@@ -43,7 +43,7 @@ def official_caption_words(texts: Sequence[str], jars: CaptionJars) -> list[list
     """
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jars.tokenizer)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    # One text per line: line breaks of any kind within a text become spaces.
+    # There is one text in each line, so line breaks of any kind within a text become spaces.
     lines = "\n".join(" ".join(text.split()) for text in texts)
     try:
         done = subprocess.run(command, input=lines.encode(), capture_output=True, check=True, timeout=_TIMEOUT_S)
@@ -56,11 +56,12 @@ def official_caption_words(texts: Sequence[str], jars: CaptionJars) -> list[list
 
 
 def approximate_caption_words(texts: Sequence[str]) -> list[list[str]]:
-    """Words by regular expressions: the official ones without Java, where the text is simple.
+    """Splits texts by regular expressions, without Java; for simple texts the words are the official ones.
 
-    As the Stanford tokenizer: lower case; words with hyphens stay whole; "don't" is "do", "n't"; "it's" is "it", "'s";
-    numbers keep their points; percent and currency signs are words (a pound is "#"); brackets are "-lrb-"; quotes and
-    other punctuation are left out. It differs on web addresses, rare abbreviations and unusual signs.
+    As with the Stanford tokenizer, words are in lower case, and words with hyphens stay whole. "don't" is "do", "n't",
+    and "it's" is "it", "'s". Numbers keep their points. Percent and currency signs are words (a pound is "#"), and
+    brackets are "-lrb-". Quotes and other punctuation are left out. The two differ on web addresses, rare abbreviations
+    and unusual signs.
 
     >>> approximate_caption_words(["It isn't cheap (more than £20)."])
     [['it', 'is', "n't", 'cheap', '-lrb-', 'more', 'than', '#', '20', '-rrb-']]

@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726), "CIDEr" in COCO's caption evaluation and the official E2E script."""
+"""CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726), which COCO's caption evaluation and the E2E script call "CIDEr"."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 _MAX_ORDER = 4
-_SIGMA = 6.0  # of the penalty on a difference in length, in words
+_SIGMA = 6.0  # width of the penalty on a difference in length, in words
 
 Words = Sequence[str]
 Ngram = tuple[str, ...]
 
 
 def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean similarity of the tf-idf vectors of n-grams, n = 1 to 4, of a text and its references, times 10.
+    """Ten times the mean similarity of the tf-idf vectors of n-grams, n = 1 to 4, of a text and its references.
 
     For each order n and each reference,  sum_w min(h_w, r_w) r_w / (|h| |r|) * exp(-(l_h - l_r)^2 / (2 sigma^2)),
     sigma = 6, with  h_w = count(w) log(N / df(w))  and df the number of the N reference sets with w (at least 1);
-    then the mean over orders, references and hypotheses. As in COCO's script, l is the number of 2-grams.
-    It depends on the whole set: with N = 1 every weight is log 1 = 0.
+    then comes the mean over orders, references and hypotheses. As in COCO's script, l is the number of 2-grams. The
+    score depends on the whole set: with N = 1 every weight is log 1 = 0.
 
     Args:
         hypotheses: N tokenised texts.
@@ -56,7 +56,7 @@ class _Vector:
         self.length = max(len(words) - 1, 0)
 
     def similarity(self, reference: _Vector) -> float:
-        """To one reference, the mean over the orders."""
+        """The similarity to one reference, a mean over the orders."""
         products = [0.0] * (_MAX_ORDER + 1)
         for ngram, weight in self.weights.items():
             other = reference.weights.get(ngram, 0.0)

@@ -9,7 +9,7 @@ import scipy.stats
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of predictions that equal the label.
+    """The fraction of predictions that equal the label.
 
     >>> accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
     0.75
@@ -18,7 +18,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Harmonic mean of precision and recall of class 1: 2 TP / (2 TP + FP + FN).
+    """The harmonic mean of precision and recall of class 1: 2 TP / (2 TP + FP + FN).
 
     >>> f1(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
     0.8
@@ -29,7 +29,7 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation of two binary vectors, (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)).
+    """Matthews' correlation of two binary vectors, (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)).
 
     It is Pearson's correlation of the two 0/1 vectors (Matthews 1975).
 
@@ -52,7 +52,7 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's rank correlation: Pearson's correlation of the ranks, ties sharing their mean rank.
+    """Spearman's rank correlation: Pearson's correlation of the ranks, where ties share their mean rank.
 
     >>> spearman(np.array([1.0, 5.0, 30.0]), np.array([2.0, 4.0, 6.0]))
     1.0
@@ -70,18 +70,18 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def glue_scores(metrics: Sequence[str], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The named scores of one evaluation.
+    """Computes the named scores of one evaluation.
 
     Args:
         metrics: names in `SCORES`, as `GlueTask.metrics` holds them.
-        predictions: (N,) class numbers, or scores for a regression task.
-        labels: (N,) of the same kind.
+        predictions: class numbers (N,), or scores for a regression task.
+        labels: the labels (N,), of the same kind.
 
     Returns:
-        name -> score, in the order of `metrics`.
+        A dict name -> score, in the order of `metrics`.
 
     Raises:
-        ValueError: unknown name, shapes that differ, no examples, or predictions that are not finite.
+        ValueError: a name is unknown, the shapes differ, there are no examples, or predictions are not finite.
 
     >>> glue_scores(("f1", "accuracy"), np.array([1, 0]), np.array([1, 1]))
     {'f1': 0.6666666666666666, 'accuracy': 0.5}
@@ -103,6 +103,6 @@ def glue_scores(metrics: Sequence[str], predictions: np.ndarray, labels: np.ndar
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-    """Minus the mean, and scaled so that sums of squares neither underflow nor overflow."""
+    """Subtracts the mean, and scales so that sums of squares neither underflow nor overflow."""
     centred = values.astype(np.float64) - np.mean(values, dtype=np.float64)
     return centred / np.max(np.abs(centred))

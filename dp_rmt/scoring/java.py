@@ -1,4 +1,4 @@
-"""The Java archives of the official E2E script, where the package `pycocoevalcap` and Java are installed."""
+"""Finds the Java archives of the official E2E script, if the package `pycocoevalcap` and Java are installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 
 @dataclasses.dataclass(frozen=True)
 class CaptionJars:
-    """Paths of the archives that `pycocoevalcap` brings along.
+    """The paths of the archives that `pycocoevalcap` brings along.
 
     Attributes:
         tokenizer: Stanford CoreNLP 3.4.1, for its Penn Treebank tokenizer.
@@ -22,7 +22,7 @@ class CaptionJars:
 
 
 def find_caption_jars() -> CaptionJars | None:
-    """The archives, or None where Java or `pycocoevalcap` is missing."""
+    """Returns the archives, or None if Java or `pycocoevalcap` is missing."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if shutil.which("java") is None or spec is None or not spec.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski & Lavie 2014), by its own Java program: an imitation would be another score."""
+"""METEOR 1.5 (Denkowski & Lavie 2014), by its own Java program, because an imitation would be another score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Words = Sequence[str]
 
 
 def meteor(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], jars: CaptionJars) -> float:
-    """METEOR of the whole set, for English, as COCO's script calls the program.
+    """Computes METEOR of the whole set, for English, as COCO's script calls the program.
 
     Args:
         hypotheses: N tokenised texts.
@@ -28,7 +28,7 @@ def meteor(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], j
     """
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-Duser.language=en", "-jar", str(jars.meteor)]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it while the program runs
+    with tempfile.TemporaryFile() as errors:  # a pipe would not do: nobody reads it while the program runs
         try:
             with subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"

@@ -10,7 +10,7 @@ Words = Sequence[str]
 
 
 def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean over the hypotheses of F_beta, beta = 1.2, from the longest common subsequence (LCS).
+    """The mean over the hypotheses of F_beta, beta = 1.2, from the longest common subsequence (LCS).
 
     F = (1 + beta^2) P R / (R + beta^2 P), where P = max over references of LCS / len(hypothesis) and
     R = max over references of LCS / len(reference), each maximum by itself (COCO's choice).
@@ -28,7 +28,7 @@ def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) 
     scores = []
     for hypothesis, texts in zip(hypotheses, references, strict=True):
         common = [_longest_common_subsequence(hypothesis, words) for words in texts]
-        # A text without words has length 1 in COCO's script; its score is 0 either way.
+        # A text without words has length 1 in COCO's script. Its score is 0 either way.
         precision = max(common) / max(len(hypothesis), 1)
         recall = max(length / max(len(words), 1) for length, words in zip(common, texts, strict=True))
         total = recall + _BETA**2 * precision
@@ -37,7 +37,7 @@ def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) 
 
 
 def _longest_common_subsequence(a: Words, b: Words) -> int:
-    """Its length, with one bit per word of `a` (Hyyrö 2004): a zero bit in `row` marks a step of the LCS's length."""
+    """The length, with one bit for each word of `a` (Hyyrö 2004). A zero bit in `row` marks a step of the length."""
     positions: dict[str, int] = {}
     for place, word in enumerate(a):
         positions[word] = positions.get(word, 0) | 1 << place

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import logging
 
+from dp_rmt.extras import extra
 from dp_rmt.scoring.caption_tokens import approximate_caption_words, official_caption_words
 from dp_rmt.scoring.cider import cider
 from dp_rmt.scoring.java import CaptionJars, find_caption_jars
@@ -20,25 +21,25 @@ Words = list[str]
 def text_scores(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, use_java: bool | None = None
 ) -> dict[str, float | str]:
-    """The scores of the E2E challenge's official script (tuetschek/e2e-metrics), in its units.
+    """Computes the scores of the E2E challenge's official script (tuetschek/e2e-metrics), in its units.
 
-    BLEU is sacrebleu's: mteval-v13a's tokens, lower case, all references, closest length. NIST has the same tokens.
-    ROUGE-L, CIDEr and METEOR have the Penn Treebank's tokens without punctuation, in lower case: the official tokenizer
-    where Java and `pycocoevalcap` (the extra `meteor`) are installed, else an approximation by regular expressions.
-    METEOR is there only with them.
+    BLEU is sacrebleu's, with mteval-v13a's tokens, lower case, all references and the closest length. NIST has the same
+    tokens. ROUGE-L, CIDEr and METEOR have the Penn Treebank's tokens without punctuation, in lower case. They come from
+    the official tokenizer if Java and `pycocoevalcap` (the extra `meteor`) are installed, else from an approximation by
+    regular expressions. METEOR itself needs both.
 
     Args:
-        hypotheses: N generated texts; an empty one scores as such.
-        references: for each of them its texts, at least one.
-        use_java: None uses the official tokenizer and METEOR where they are; False does without them (METEOR
-            takes seconds, for its tables and its start); True demands them.
+        hypotheses: N generated texts. An empty text is scored as it is.
+        references: for each hypothesis its reference texts, at least one.
+        use_java: None uses the official tokenizer and METEOR if they are installed. False does without them, because
+            METEOR takes seconds for its tables and its start. True demands them.
 
     Returns:
-        `bleu`, `rouge_l` in [0, 1], `nist`, `cider` in [0, 10] and, with Java, `meteor` in [0, 1]; and `tokenizer`,
-        "ptb" or "approximate": which words ROUGE-L and CIDEr were counted in.
+        `bleu`, `rouge_l` in [0, 1], `nist`, `cider` in [0, 10] and, with Java, `meteor` in [0, 1]. `tokenizer` is "ptb"
+        or "approximate" and says in which words ROUGE-L and CIDEr were counted.
 
     Raises:
-        ValueError: no hypotheses, lengths that differ, or a hypothesis without references.
+        ValueError: there are no hypotheses, lengths differ, or a hypothesis has no references.
         RuntimeError: `use_java` is True, and Java or `pycocoevalcap` is missing or fails.
 
     >>> references = [["The Eagle is a cheap pub.", "A pub, the Eagle."]]
@@ -96,17 +97,19 @@ def _check(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    from sacrebleu.metrics import BLEU  # here, because importing it takes as long as importing NumPy
+    with extra("finetune"):
+        from sacrebleu.metrics import BLEU  # imported here, because that takes as long as importing NumPy
 
     most = max(map(len, references))
-    # None: sacrebleu knows that a text has fewer references than another, but its annotations do not.
+    # None stands for a missing reference: sacrebleu knows it, though its annotations do not.
     columns: list[Any] = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
-    # force: no warning about text that ends in " ."
+    # `force` avoids a warning about text that ends in " ."
     return BLEU(tokenize="13a", lowercase=True, force=True).corpus_score(hypotheses, columns).score / 100
 
 
 def _words_13a(texts: Sequence[str]) -> list[Words]:
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    with extra("finetune"):
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenize = Tokenizer13a()
     return [tokenize(text.lower()).split() for text in texts]
@@ -115,6 +118,6 @@ def _words_13a(texts: Sequence[str]) -> list[Words]:
 def _tokenized(
     tokenize: Callable[[Sequence[str]], list[Words]], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[Words], list[list[Words]]]:
-    """All texts in one call, because a call may start a program."""
+    """Tokenises all texts in one call, because a call may start a program."""
     words = iter(tokenize([*hypotheses, *(text for texts in references for text in texts)]))
     return [next(words) for _ in hypotheses], [[next(words) for _ in texts] for texts in references]

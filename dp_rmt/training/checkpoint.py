@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from dp_rmt.extras import extra
 from dp_rmt.files import damage, make_private_folder, write_digests
 from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.train_state import TrainState
+
+with extra("finetune"):
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 _GOODNESS = "goodness"
 

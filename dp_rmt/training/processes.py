@@ -16,12 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dp_rmt.data.batches import gather_batch
+from dp_rmt.extras import extra
 from dp_rmt.training.partitioning import by_example
+
+with extra("finetune"):
+    import orbax.checkpoint as ocp
 
 AUTO = "auto"
 LONGEST_WAIT = 24 * 3600

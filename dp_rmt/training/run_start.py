@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from dp_rmt.data import fingerprint
-from dp_rmt.denoising.matrix_view import leaves_by_path
 from dp_rmt.files import write_atomically
 from dp_rmt.training import processes
 from dp_rmt.training.train_state import TrainState
+from dp_rmt.trees import leaves_by_path
 
 FILE = "start.json"
 BEFORE_RUNS_HAD_IDS = "0" * 32

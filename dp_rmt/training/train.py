@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 
 from dp_rmt.batch_selection import PoissonSampling
 from dp_rmt.data.batches import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
+from dp_rmt.extras import extra
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting.numbers import number
 from dp_rmt.training.checkpoint import Checkpoints
@@ -26,6 +26,9 @@ from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.training.train_step import TrainStep
 from dp_rmt.types import Params
+
+with extra("finetune"):
+    import tqdm
 
 EPSILON_POINTS = 20
 """Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of the others. As

@@ -225,6 +225,19 @@ def test_kalman_filter_works_on_trees_and_keeps_float32():
     assert without_look_ahead(state, params)["a"].dtype == jnp.bfloat16
 
 
+def test_the_iterate_is_found_whatever_is_around_the_filter():
+    params, gradient = {"a": jnp.ones(3)}, {"a": jnp.arange(3.0)}
+    alone = kalman_filter(optax.sgd(0.1), kappa=0.5)
+    inside = optax.chain(optax.snapshot("seen", lambda updates: updates), alone)
+    updates, state = alone.update(gradient, alone.init(params), params)
+    _, nested = inside.update(gradient, inside.init(params), params)
+    ahead = optax.apply_updates(params, updates)
+    expected = params["a"] - 0.1 * gradient["a"]
+    np.testing.assert_allclose(without_look_ahead(state, ahead)["a"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(without_look_ahead(nested, ahead)["a"], without_look_ahead(state, ahead)["a"])
+    assert without_look_ahead(optax.sgd(0.1).init(params), ahead) is ahead
+
+
 @pytest.mark.parametrize("kappa", [0.0, -1.0, 1.1, float("nan")])
 def test_kalman_filter_refuses(kappa):
     with pytest.raises(ValueError, match="kappa must be above 0"):

@@ -129,3 +129,17 @@ def test_refuses_lengths_that_do_not_ascend_to_the_data(lengths):
     arrays = make_arrays(np.ones((NUM_ROWS, LENGTH), bool))
     with pytest.raises(ValueError, match="ascend"):
         group_by_length(arrays, np.arange(BATCH), lengths=lengths, microbatch_size=2)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 2, 3])
+def test_data_without_lengths_is_one_group_of_any_shape(microbatch_size):
+    """Its padding still fills whole microbatches at the end, which are skipped."""
+    arrays = {"pixels": np.arange(40).reshape(5, 2, 4)}
+    indices = np.array([0, 3, 4, -1, -1, -1])
+    ((batch, is_padding),) = group_by_length(arrays, indices, lengths=(), microbatch_size=microbatch_size)
+    assert sorted(batch["pixels"][~is_padding][:, 0, 0]) == [0, 24, 32]
+    if microbatch_size:
+        microbatches = is_padding.reshape(microbatch_size, -1).T  # microbatch j holds the rows j, j + M, ...
+        empty = microbatches.all(axis=1)
+        assert empty.sum() == (6 - 3) // microbatch_size
+        assert (np.sort(empty) == empty).all()

@@ -58,6 +58,7 @@ def dp_rmt_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         ),
         (["finetune", "--workdr=a"], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
         (["finetune", "--config.train.num_steps"], "--config.train.num_steps has no value"),
+        (["finetune", "--config=x.py", "--train=sst2"], "x.py"),
         (["report", "--workdirs=a"], "Unknown command line flag 'workdirs'. Did you mean: workdir ?"),
     ],
 )
@@ -67,7 +68,7 @@ def test_a_typo_is_answered_before_anything_is_loaded(arguments: list[str], mess
     assert ended.returncode != 0
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.endswith("loaded []\n")
+    assert "loaded []\n" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,6 +113,13 @@ def test_a_wrong_assignment_is_named(argument: str, message: str, tmp_path: Path
     with pytest.raises(ValueError) as caught:
         read(str(file), split([argument])[1])
     assert message in str(caught.value)
+
+
+def test_a_file_of_settings_and_a_few_words_do_not_go_together(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text("def get_config():\n    return {}\n")
+    ended = dp_rmt_in(tmp_path, "finetune", "--config=small.py", "--train=sst2")
+    assert ended.returncode == 1
+    assert "--train is given in place of --config, not beside it: give --config.data.path" in ended.stderr
 
 
 def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:

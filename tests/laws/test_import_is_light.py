@@ -34,7 +34,7 @@ def test_import_loads_no_library():
 
 EVERY_MODULE = """
 import importlib, json, os, pkgutil
-import jax, matplotlib, orbax.checkpoint  # what they set is theirs
+import jax, matplotlib, orbax.checkpoint, transformers  # what they set is theirs
 before = dict(os.environ)
 import dp_rmt
 for module in pkgutil.walk_packages(dp_rmt.__path__, "dp_rmt."):

@@ -1,1 +1,1 @@
-"""From files to rows of text."""
+"""Readers, which turn files into rows of text."""

@@ -15,19 +15,20 @@ _MEMBER = re.compile(r"(?:.*/)?(?P<split>train|valid|test)/(?P<kind>dial|canary)
 
 
 def read_customersim(folder: str | os.PathLike[str], *, skip_lines: int = 0) -> dict[str, list[Document]]:
-    """Reads the dialogues as published: a text file each in `simdial.tar.gz`.
+    """Reads the dialogues as they were published, each as a text file in `simdial.tar.gz`.
 
     Args:
         folder: holds `simdial.tar.gz` of github.com/wyshi/lm_privacy.
-        skip_lines: so many lines of each dialogue are left out, such as greetings; two leave the name and the number
-            within 128 tokens of a small vocabulary. Canaries stay whole.
+        skip_lines: how many lines at the start of each dialogue are left out, such as greetings. With two of them left
+            out, the name and the number are within 128 tokens of a small vocabulary. Canaries stay whole.
 
     Returns:
-        "train", "dev" and "test"; dialogues by their number, then the canaries, without sensitive spans.
+        "train", "dev" and "test". Each holds the dialogues in the order of their numbers and then the canaries, without
+        sensitive spans.
 
     Raises:
         FileNotFoundError: there is no such archive.
-        ValueError: it is damaged, or is another; the message names the member.
+        ValueError: the archive is damaged, or is another one; the message names the member.
     """
     archive = pathlib.Path(folder) / ARCHIVE
     if not archive.is_file():
@@ -43,7 +44,7 @@ def read_customersim(folder: str | os.PathLike[str], *, skip_lines: int = 0) -> 
                 if match is None or not member.isfile():
                     continue
                 content = members.extractfile(member)
-                assert content is not None  # of a file
+                assert content is not None  # the member is a file
                 is_canary = match["kind"] == "canary"
                 text = _text(content.read(), f"{archive}, {member.name}", 0 if is_canary else skip_lines)
                 document = Document(text, f"{archive}, {member.name}, line 1", is_canary)

@@ -1,4 +1,4 @@
-"""DART (Nan et al. 2021, arXiv 2007.02871): sets of triples (subject, relation, object) to text."""
+"""Reads DART (Nan et al. 2021, arXiv 2007.02871), from sets of triples (subject, relation, object) to text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FILE = "dart-v1.1.1-full-{}"
 
 
 def linearize_triples(triples: Sequence[Sequence[str]]) -> str:
-    """Triples as `subject : relation : object | ...`, the relation in lower case.
+    """Writes triples as `subject : relation : object | ...`, with the relation in lower case.
 
-    The form of the literature's DART numbers with GPT-2 (Li & Liang 2021, arXiv 2101.00190; privately Li et al. 2022,
-    arXiv 2110.05679).
+    This is the form behind the literature's DART numbers with GPT-2 (Li & Liang 2021, arXiv 2101.00190; privately Li et
+    al. 2022, arXiv 2110.05679).
 
     >>> linearize_triples([("Mars Hill College", "JOINED", "1973"), ("Mars Hill College", "LOCATION", "Mars Hill")])
     'Mars Hill College : joined : 1973 | Mars Hill College : location : Mars Hill'
@@ -35,11 +35,12 @@ def read_dart_json(file: str | os.PathLike[str]) -> list[Record]:
     """Reads a JSON file of DART: a list of `{"tripleset": [[s, r, o], ...], "annotations": [{"text": ...}, ...]}`.
 
     Returns:
-        One record per entry, in the order of the file, with all its texts.
+        One record for each entry, in the order of the file, with all its texts.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: broken JSON (file and line) or an entry of another form (file and number, counted from 1).
+        ValueError: the JSON is broken (the message has file and line), or an entry has another form (file and number,
+          counted from 1).
     """
     file = pathlib.Path(file)
     with open_text(file, advice=_advice(file)) as stream:
@@ -57,13 +58,13 @@ def read_dart_json(file: str | os.PathLike[str]) -> list[Record]:
 def read_dart_xml(file: str | os.PathLike[str]) -> list[Record]:
     """Reads an XML file of DART: `entry` elements with `modifiedtripleset/mtriple` and `lex`.
 
-    Returns, Raises: as `read_dart_json`; broken XML is named by its line.
+    It returns and raises what `read_dart_json` does. The message about broken XML has the line.
     """
     file = pathlib.Path(file)
     with open_text(file, advice=_advice(file)) as stream:
         text = stream.read()
     try:
-        # As bytes: the declaration names the encoding, which text no longer has.
+        # The file is read as bytes, because its declaration names the encoding, which text no longer has.
         root = ElementTree.fromstring(text.encode())
     except ElementTree.ParseError as error:
         line, column = error.position
@@ -72,7 +73,7 @@ def read_dart_xml(file: str | os.PathLike[str]) -> list[Record]:
 
 
 def read_dart_split(folder: pathlib.Path, split: str) -> list[Record]:
-    """Reads train, dev or test from a folder, from the JSON or the XML file, whichever is there."""
+    """Reads train, dev or test from a folder, from its JSON or XML file, whichever it has."""
     name = _FILE.format(split)
     if not (folder / f"{name}.json").is_file() and (folder / f"{name}.xml").is_file():
         return read_dart_xml(folder / f"{name}.xml")
@@ -100,7 +101,7 @@ def _hub_records(split, where: str) -> list[Record]:
 
 
 def _records(entries: Sequence[tuple], where: str | os.PathLike[str]) -> list[Record]:
-    """Each entry comes with its readers of triples and texts, whose ValueErrors get file and number."""
+    """Makes records of entries, which come with readers of triples and texts; their ValueErrors get file and number."""
     records, num_dropped = [], 0
     for number, (read_triples, read_texts, entry) in enumerate(entries, start=1):
         place = f"{where}, entry {number}"
@@ -140,7 +141,7 @@ def _json_texts(entry: Any) -> list[str]:
 
 
 def _hub_texts(entry: Any) -> list[str]:
-    # A list of objects in the file is an object of lists in older conversions of the hub.
+    # What is a list of objects in the file is an object of lists in older conversions of the hub.
     annotations = entry["annotations"]
     return _check_texts(annotations["text"]) if isinstance(annotations, dict) else _json_texts(entry)
 

@@ -1,4 +1,4 @@
-"""CustomerSim or documents of one's own, with what is sensitive in them."""
+"""Loads CustomerSim, or documents of one's own, with the sensitive spans in them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dp_rmt.data.readers.span_files import add_spans, read_documents
 
 DOCUMENT_TASKS = ("customersim", "documents")
 SENSITIVE = ("attributes", "spans", *PATTERNS, "presidio")
-"""Where sensitive spans may come from: CustomerSim's database, span files, patterns, Presidio."""
+"""The sources of sensitive spans: CustomerSim's database, span files, patterns, Presidio."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class DocumentSet:
     """One task's documents.
 
     Attributes:
-        task: of `DOCUMENT_TASKS`.
-        train: each is one example, the unit of privacy; canaries come last.
-        evaluations: "dev" and "test", as far as there are files.
-        source: what `train` was read from, for messages.
+        task: one of `DOCUMENT_TASKS`.
+        train: the documents to train on. Each is one example, the unit of privacy. Canaries come last.
+        evaluations: "dev" and "test", if there are files of them.
+        source: the file that `train` was read from, for messages.
     """
 
     task: str
@@ -58,18 +58,18 @@ def load_documents(
         task: "customersim" (a folder with its archive and database), or "documents" (a folder with train.jsonl, and
             dev.jsonl and test.jsonl if there are any; the span file of each is called like train.spans.jsonl).
         path: the folder.
-        sensitive: names of `SENSITIVE`; their spans are united. Empty: nothing is marked.
-        max_train_examples: the first so many documents, and all canaries; None for all.
-        skip_lines: of each dialogue of CustomerSim, see `read_customersim`.
+        sensitive: names of `SENSITIVE`, whose spans are united. If it is empty, nothing is marked.
+        max_train_examples: how many documents are kept, from the first on; canaries are all kept. None keeps all.
+        skip_lines: lines of each dialogue of CustomerSim that are left out, see `read_customersim`.
 
     Returns:
         The documents.
 
     Raises:
-        ValueError: a file is malformed, or nothing sensitive was found in the training data; the message has the file,
-            and where it applies the line.
+        ValueError: a file is malformed, or nothing sensitive was found in the training data. The message has the file
+            and, if there is one, the line.
         FileNotFoundError: a file is missing.
-        ImportError: Presidio is asked for and not installed.
+        ImportError: Presidio is named and not installed.
     """
     if task not in DOCUMENT_TASKS:
         raise ValueError(f"Unknown task of documents {task!r}: choose one of {', '.join(DOCUMENT_TASKS)}.")

@@ -1,4 +1,4 @@
-"""Documents to learn as they are, and which of their tokens are sensitive."""
+"""Documents to learn as they are, with a mask of their sensitive tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dp_rmt.data.tokens.token_rows import check_is_fast, log_truncation, pad_rig
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text, which is ONE example, the unit of privacy.
+    """A text, which is ONE example: the unit of privacy.
 
     Attributes:
-        text: of the document.
-        where: file and line.
-        is_canary: it was planted, and its sensitive characters are the secret.
-        spans: the sensitive characters, ascending and apart.
+        text: the document's text.
+        where: its file and line.
+        is_canary: True for a planted document, whose sensitive characters are the secret.
+        spans: the sensitive characters, as spans in ascending order that do not touch.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Document:
 
 
 def tokenize_documents(documents: Sequence[Document], tokenizer: Any, *, max_length: int) -> dict[str, np.ndarray]:
-    """Tokenises documents, each with BOS and EOS where the tokenizer has them; loss on all tokens but the first.
+    """Tokenises documents with BOS and EOS, if the tokenizer has them; there is loss on all tokens but the first.
 
     A token is sensitive if any of its characters is. Longer documents lose their end; canaries must fit.
 
@@ -43,7 +43,7 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: Any, *, max_len
         `input_ids`, `attention_mask`, `loss_mask` and `sensitive_mask` (a part of `loss_mask`), each (N, L) int32.
 
     Raises:
-        ValueError: no documents, or a canary longer than `max_length`; the message has its file and line.
+        ValueError: there are no documents, or a canary is longer than `max_length`; the message has its file and line.
     """
     check_is_fast(tokenizer)
     if not documents:
@@ -51,11 +51,11 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: Any, *, max_len
     encoded = tokenizer(
         [document.text for document in documents],
         add_special_tokens=False,
-        split_special_tokens=True,  # "</s>" written in somebody's text is text
+        split_special_tokens=True,  # if somebody's text has "</s>" in it, that is text
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    # A decoder's first token has nothing before it: without BOS, EOS separates documents, as in GPT-2's training.
+    # A decoder's first token has nothing before it. Without BOS, EOS separates documents, as in GPT-2's training.
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = [token for token in (eos if bos is None else bos,) if token is not None]
     end = [] if eos is None else [eos]

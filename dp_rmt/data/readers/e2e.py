@@ -1,4 +1,4 @@
-"""The E2E NLG challenge (Novikova et al. 2017, arXiv 1706.09254): restaurants, from attributes to a sentence."""
+"""Reads the E2E NLG challenge (Novikova et al. 2017, arXiv 1706.09254): restaurants, from attributes to a sentence."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ADVICE = (
 
 
 def linearize_meaning(meaning: str) -> str:
-    """A meaning representation as `name : value | name : value`, the order kept.
+    """Writes a meaning representation as `name : value | name : value`, in its order.
 
-    The form of the literature's E2E numbers with GPT-2 (Li & Liang 2021, figure 1; Li et al. 2022), except that
-    the values stay as published: "£30", where their copy of the data was split into tokens ("£ 30").
+    This is the form behind the literature's E2E numbers with GPT-2 (Li & Liang 2021, figure 1; Li et al. 2022), except
+    that the values stay as published, such as "£30". In their copy of the data they were split into tokens ("£ 30").
 
     Raises:
-        ValueError: not of the form `attribute[value], attribute[value]`.
+        ValueError: it is not of the form `attribute[value], attribute[value]`.
 
     >>> linearize_meaning("name[Blue Spice], eatType[pub], familyFriendly[no]")
     'name : Blue Spice | Type : pub | family friendly : no'
@@ -49,19 +49,19 @@ def linearize_meaning(meaning: str) -> str:
 
 
 def read_e2e_csv(file: str | os.PathLike[str]) -> list[Record]:
-    """Reads a CSV file of E2E: columns `mr` and `ref`, or `mr` alone (the test set without references).
+    """Reads a CSV file of E2E with columns `mr` and `ref`, or with `mr` alone (the test set without references).
 
     Returns:
-        One record per row, in the order of the file, with one reference or none.
+        One record for each row, in the order of the file, with one reference or none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: wrong columns, a malformed row or an empty text; the message has file and line.
+        ValueError: the columns are wrong, a row is malformed or a text is empty; the message has file and line.
     """
     file = pathlib.Path(file)
     records = []
     with open_text(file, advice=_ADVICE, newline="") as stream:
-        # strict: a stray quote is an error, not text that swallows the rows after it.
+        # With `strict` a stray quote is an error, and not text that swallows the rows after it.
         rows = csv.reader(stream, strict=True)
         line = 1
         try:
@@ -85,7 +85,7 @@ def read_e2e_csv(file: str | os.PathLike[str]) -> list[Record]:
 
 
 def read_e2e_split(folder: pathlib.Path, split: str) -> list[Record]:
-    """Reads train, dev or test from a folder; of the test set, the file with references where it is there."""
+    """Reads train, dev or test from a folder. For the test set, the file with references is preferred."""
     names = {"train": ("trainset.csv",), "dev": ("devset.csv",), "test": ("testset_w_refs.csv", "testset.csv")}[split]
     found = [folder / name for name in names if (folder / name).is_file()]
     return read_e2e_csv(found[0] if found else folder / names[0])

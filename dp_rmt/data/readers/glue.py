@@ -1,8 +1,7 @@
-"""The GLUE tasks (Wang et al. 2019, arXiv 1804.07461): one table, and readers for TSV folders and the hub.
+"""Reads the GLUE tasks (Wang et al. 2019, arXiv 1804.07461) from folders of TSV files and from the hub.
 
 A task's folder has GLUE's own layout: `train.tsv` and `dev.tsv` (MNLI: `dev_matched.tsv`,
-`dev_mismatched.tsv`). Labels are numbered in the order of the hub's `nyu-mll/glue`, whichever of the two the
-rows come from.
+`dev_mismatched.tsv`). Labels are numbered in the order of the hub's `nyu-mll/glue`, from wherever the rows come.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _MAX_DROPPED_FRACTION = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Raw text rows, with labels or without.
+    """Rows of raw text, with or without labels.
 
     Attributes:
         texts: the N first (or only) texts.
-        text_pairs: the N second texts, None for a single-sentence task.
-        labels: (N,) int32 class numbers, or float32 scores for a regression task; None for unlabelled text.
+        text_pairs: the N second texts; None for a single-sentence task.
+        labels: int32 class numbers (N,), or float32 scores for a regression task; None for unlabelled text.
     """
 
     texts: tuple[str, ...]
@@ -49,7 +48,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class GlueData:
-    """One task's rows: `train`, and `evaluations` by name ("dev", or "dev_matched" and "dev_mismatched")."""
+    """The rows of one task: `train`, and `evaluations` by name ("dev", or "dev_matched" and "dev_mismatched")."""
 
     task: GlueTask
     train: Examples
@@ -64,13 +63,15 @@ def load_glue(
     Args:
         task: a name in `GLUE_TASKS`, such as "sst2".
         path: the task's own folder (the one that holds `train.tsv`); None downloads `nyu-mll/glue`.
-        max_train_examples: keeps the first so many training rows; None keeps all. The evaluations stay whole.
+        max_train_examples: how many training rows are kept, from the first on; None keeps all. The evaluations stay
+          whole.
 
     Returns:
-        The rows; labels are int32 class numbers in the hub's order (float32 scores for STS-B).
+        The rows. Labels are int32 class numbers in the hub's order (float32 scores for STS-B).
 
     Raises:
-        ValueError: unknown task, or a malformed file (the message has file, line counted from 1, and cure).
+        ValueError: the task is unknown, or a file is malformed (the message has the file, the line counted from 1, and
+          a cure).
         FileNotFoundError: a file of the task is missing from `path`.
         RuntimeError: the hub could not be read.
     """
@@ -90,7 +91,7 @@ def get_task(name: str) -> GlueTask:
     """Looks up a GLUE task.
 
     Raises:
-        ValueError: no such task; the message lists the names.
+        ValueError: there is no such task; the message lists the names.
 
     >>> get_task("mnli").label_names
     ('entailment', 'neutral', 'contradiction')
@@ -101,7 +102,7 @@ def get_task(name: str) -> GlueTask:
 
 
 def read_tsv(task: GlueTask, file: str | os.PathLike[str]) -> Examples:
-    """Reads one TSV file of a task (UTF-8, tab-separated, quotes are ordinary characters).
+    """Reads a TSV file of a task. It is UTF-8 and tab-separated, and quotes are ordinary characters.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -145,13 +146,13 @@ def read_tsv(task: GlueTask, file: str | os.PathLike[str]) -> Examples:
 
 
 def _numbered_rows(task: GlueTask, file: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number from 1, fields); the last line may end with or without a line break."""
+    """Yields (line number from 1, fields). The last line may end with or without a line break."""
     wanted = ", ".join(f"{name}.tsv" for name in ("train", *task.evaluation_names))
     advice = (
         f"the folder of GLUE task {task.name!r} must hold {wanted}. Set --config.data.path to that folder, or leave it"
         " unset to download from the Hugging Face hub."
     )
-    # newline="\n": a stray carriage return inside a field is not a line break. Splitting at tabs alone is
+    # With newline="\n" a stray carriage return inside a field is not a line break. Splitting at tabs alone is
     # csv.QUOTE_NONE without the csv module's surprises.
     with open_text(file, advice=advice, newline="\n") as stream:
         for line, text in enumerate(stream, start=1):
@@ -159,7 +160,7 @@ def _numbered_rows(task: GlueTask, file: pathlib.Path) -> Iterator[tuple[int, li
 
 
 def _select_fields(fields: Sequence[str], columns: Sequence[int], header: Sequence[str]) -> list[str]:
-    """The texts and the label of one row; a ValueError says what is wrong with the row."""
+    """Returns the texts and the label of one row. A ValueError says what is wrong with the row."""
     if len(fields) != len(header):
         raise ValueError(
             f"{len(fields)} tab-separated fields where the layout has {len(header)} ({', '.join(header)})."

@@ -1,4 +1,4 @@
-"""The table of GLUE tasks: columns, labels, scores and prompts; everything that differs from task to task."""
+"""The table of GLUE tasks, with all that differs from task to task: columns, labels, scores and prompts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Infilling:
-    """A classification task said as text infilling (LM-BFF, Gao et al. 2021; privately: Li et al. 2022).
+    """A classification task posed as text infilling (LM-BFF, Gao et al. 2021; privately Li et al. 2022).
 
     Attributes:
-        template: holds `<S>`, or `<S1>` and `<S2>`, where the texts go, and `<mask>` once.
+        template: holds `<mask>` once, and `<S>`, or `<S1>` and `<S2>`, where the texts go.
         label_words: the word that stands for each class at the mask, in the order of the class numbers.
     """
 
@@ -28,12 +28,12 @@ class GlueTask:
         text_columns: TSV columns of the one or two texts.
         hub_text_columns: the hub's names of the same columns.
         label_column: TSV column of the label.
-        label_names: class names in the hub's order (the place is the class number); empty for regression.
+        label_names: class names in the hub's order, in which the place is the class number; empty for regression.
         tsv_labels: how the TSV files write these classes, in the same order.
         metrics: the scores that GLUE reports, by their names in `scores`.
-        infilling: prompt and label words, None where the task has no natural one.
-        evaluation_names: labelled evaluation splits; split x is read from `x.tsv`.
-        columns: all TSV columns of files without a header line; None where the file has a header.
+        infilling: prompt and label words; None if the task has no natural prompt.
+        evaluation_names: the labelled evaluation splits. Split x is read from `x.tsv`.
+        columns: all TSV columns of files without a header line; None if the file has a header.
         drop_malformed_rows: the published file has a few broken lines, which the hub's version drops as well.
     """
 
@@ -57,7 +57,7 @@ class GlueTask:
 
     @property
     def num_labels(self) -> int:
-        """Number of the model's outputs: the classes, or 1 for a score."""
+        """The number of the model's outputs, which is the number of classes, or 1 for a score."""
         return max(len(self.label_names), 1)
 
 

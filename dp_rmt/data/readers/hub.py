@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Loads data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ def load_hub_dataset(
 
     Args:
         name: the data set's name on the hub.
-        config: its configuration, where it has several.
+        config: its configuration, if it has several.
         revision: a branch other than the main one.
         what: what is being read, for messages.
         advice: how to do without the hub, for messages.
 
     Returns:
-        split -> column -> values.
+        A mapping split -> column -> values.
 
     Raises:
         RuntimeError: `datasets` is not installed, or the hub could not be read.
     """
     advice = f"Check the network connection (and HF_HOME, HF_ENDPOINT, HF_TOKEN), or {advice}"
     try:
-        import datasets  # here, because local files do not need it
+        import datasets  # imported here, because local files do not need it
 
         options = {} if revision is None else {"revision": revision}
         return datasets.load_dataset(name, *([] if config is None else [config]), **options)
     except ImportError as error:
         raise RuntimeError(
-            f"Reading {what} from the hub needs the package `datasets`: pip install datasets. {advice}"
+            f"Reading {what} from the hub needs the package `datasets`: pip install 'dp_rmt[finetune]'. {advice}"
         ) from error
     except Exception as error:  # the hub's client raises dozens of types, most of them not public
         label = repr(name) if config is None else f"{name!r} ({config!r})"
@@ -41,17 +41,15 @@ def load_hub_dataset(
 
 
 def load_converted_splits(name: str, *, what: str, advice: str) -> dict[str, Mapping[str, Sequence]]:
-    """Train, dev and test of a data set whose main branch is a loading script, which `datasets` no longer runs.
+    """Loads a data set whose main branch is a loading script, which `datasets` no longer runs.
 
     The hub keeps a conversion of such a data set on a branch of its own.
 
     Args:
-        name: as in `load_hub_dataset`.
-        what: likewise.
-        advice: likewise.
+        name, what, advice: as in `load_hub_dataset`.
 
     Returns:
-        "train", "dev" and "test" -> column -> values.
+        A mapping from "train", "dev" and "test" to column -> values.
 
     Raises:
         RuntimeError: as `load_hub_dataset`.

@@ -1,4 +1,4 @@
-"""Instructions and responses of one's own, one JSON object per line."""
+"""Reads instructions and responses of one's own, one JSON object in each line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def read_jsonl(file: str | os.PathLike[str]) -> list[Record]:
     Keys of each line:
         instruction: the source, a string.
         response: the text to learn, or the one reference, a string.
-        references: optional list of strings, all the acceptable responses of an evaluation row; `response` may then
-            be left out, and is one more reference where it is there and not in the list.
+        references: an optional list of strings, which are all the acceptable responses of an evaluation row. `response`
+            may then be left out. If it is given and not in the list, it is one more reference.
 
     Returns:
-        One record per line, in the order of the file; in a training file each reference is an example of its own.
+        One record for each line, in the order of the file. In a training file each reference is an example of its own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is not such an object; the message has file and line.
+        ValueError: a line is not such an object; the message has file and line.
     """
     file = pathlib.Path(file)
     advice = (

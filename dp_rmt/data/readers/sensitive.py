@@ -1,4 +1,4 @@
-"""Which characters of a text are sensitive: exact attributes of a database, patterns, or Presidio."""
+"""Finds the sensitive characters of a text by exact attributes of a database, by patterns, or by Presidio."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dp_rmt.data.readers.text_files import open_text
 
 Span = tuple[int, int]
-"""Characters ``[start, end)`` of a text."""
+"""The characters ``[start, end)`` of a text."""
 Finder = Callable[[str], list[Span]]
-"""The sensitive spans of a text, in any order; they may overlap."""
+"""A function that returns the sensitive spans of a text, in any order; they may overlap."""
 
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
 PATTERNS = {
-    # Digits with what stands between them in telephone, card and order numbers.
+    # These are digits, with what stands between them in telephone, card and order numbers.
     "numbers": r"(?<!\w)\d+(?:[-.,/ ]\d+)*(?!\w)",
-    # Capitals and digits, as tracking numbers are.
+    # These are capitals and digits, as in tracking numbers.
     "codes": r"(?<!\w)[A-Z0-9]{8,}(?!\w)",
     "emails": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
     "dates": rf"(?<!\w)(?:\d{{4}}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{{2,4}}|\d\d?\.? {_MONTH} \d{{4}}"
@@ -28,7 +28,7 @@ PATTERNS = {
 
 
 def pattern_finder(name: str) -> Finder:
-    """Finds what looks like a number, a code, an e-mail address or a date.
+    """Makes a finder of what looks like a number, a code, an e-mail address or a date.
 
     Args:
         name: a key of `PATTERNS`.
@@ -45,11 +45,11 @@ def pattern_finder(name: str) -> Finder:
 
 
 def attribute_finder(values: Iterable[str]) -> Finder:
-    """Finds exact values of a database, as whole words.
+    """Makes a finder of exact values of a database, as whole words.
 
     Args:
-        values: names, addresses, numbers; hundreds of thousands cost nothing but memory, since a text's words alone
-            are looked up.
+        values: names, addresses, numbers. Hundreds of thousands cost nothing but memory, since only a text's words are
+            looked up.
 
     Returns:
         The finder.
@@ -78,11 +78,11 @@ def attribute_finder(values: Iterable[str]) -> Finder:
 
 
 def read_attributes(file: pathlib.Path) -> list[str]:
-    """All values of a CSV file with a header, but for a first column without a name, which counts the rows.
+    """Reads all values of a CSV file with a header, except a first column without a name, which counts the rows.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not such a table; the message has file and line.
+        ValueError: the file is not such a table; the message has file and line.
     """
     values: list[str] = []
     with open_text(file, advice="it holds the personal attributes to look for, as CSV.", newline="") as stream:
@@ -98,10 +98,10 @@ def read_attributes(file: pathlib.Path) -> list[str]:
 
 
 def presidio_finder(language: str = "en") -> Finder:
-    """Finds what Presidio recognises (names, places, numbers; a statistical model), if it is installed.
+    """Makes a finder of what Presidio's statistical model recognises: names, places, numbers.
 
     Raises:
-        ImportError: it is not; the message says how to install it.
+        ImportError: Presidio is not installed; the message says how to install it.
     """
     try:
         from presidio_analyzer import AnalyzerEngine
@@ -115,7 +115,7 @@ def presidio_finder(language: str = "en") -> Finder:
 
 
 def merged(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """The union of spans, ascending and apart.
+    """Unites spans into spans in ascending order that do not touch.
 
     >>> merged([(5, 8), (0, 2), (7, 9)])
     ((0, 2), (5, 9))

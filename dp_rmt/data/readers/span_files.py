@@ -1,4 +1,4 @@
-"""Documents of one's own and the spans in them that are sensitive, one JSON object per line."""
+"""Reads documents of one's own and their sensitive spans, one JSON object in each line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def read_documents(file: str | os.PathLike[str]) -> list[Document]:
     """Reads a JSONL file of documents; blank lines are skipped.
 
     Keys of each line:
-        text: the document, a string.
+        text: the document's text, a string.
         canary: optional, true for a planted document.
 
     Returns:
-        One document per line, in the order of the file, without spans.
+        One document for each line, in the order of the file, without spans.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is not such an object; the message has file and line.
+        ValueError: a line is not such an object; the message has file and line.
     """
     file = pathlib.Path(file)
     documents = []
@@ -42,28 +42,29 @@ def read_documents(file: str | os.PathLike[str]) -> list[Document]:
 
 
 def add_spans(documents: list[Document], file: str | os.PathLike[str]) -> list[Document]:
-    """Reads a span file and gives each document its spans; those it has are kept.
+    """Reads a span file and gives each document its spans. Spans that it already has are kept.
 
     Keys of each line:
-        line: of the documents' file, from 1.
-        start, end: characters [start, end) of the text, counted as Python does, in code points from 0.
-        text: optional, what stands there; checked, so that files that have drifted apart are found.
+        line: the line of the document in its file, counted from 1.
+        start, end: the characters [start, end) of the text, counted as Python does, in code points from 0.
+        text: optional, the characters that stand there. They are checked, so that files that have drifted apart are
+          found.
 
     Args:
         documents: from `read_documents`.
-        file: the spans, in any order; a document without a line has none.
+        file: the spans, in any order. A document without a line has none.
 
     Returns:
         The documents, in their order.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a span that does not fit its text; the message has file and line.
+        ValueError: a span does not fit its text; the message has file and line.
     """
     file = pathlib.Path(file)
     numbers = {document.where.rpartition(", line ")[2]: document for document in documents}
     spans: dict[str, list[Span]] = defaultdict(list)
-    is_empty = file.is_file() and file.stat().st_size == 0  # nothing is sensitive in these documents
+    is_empty = file.is_file() and file.stat().st_size == 0  # an empty file says that nothing is sensitive
     advice = 'one JSON object per line with the keys "line", "start" and "end".'
     for number, row in [] if is_empty else _rows(file, advice=advice):
         where = f"{file}, line {number}"

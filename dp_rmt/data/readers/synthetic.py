@@ -1,10 +1,10 @@
-"""The project's own labelled text: a probabilistic grammar of reviews, so that all runs without a download.
+"""The project's own labelled text, reviews written by a probabilistic grammar, so that no download is needed.
 
 A review has one to three clauses. Each clause praises or blames an aspect, in plain words or by negating
 the opposite ("was not tasty at all"); a contrast ("although the soup was bland , the staff was lovely") takes
-the sentiment of its later clause. So the label follows from the words and their order, never from one
-keyword, and there is no label noise. Public and private parts share the grammar and most words, and differ in
-their topics.
+the sentiment of its later clause. The label therefore follows from the words and their order, never from one keyword,
+and there is no label noise. The public and the private part share the grammar and most words. They differ in their
+topics.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Domain = Literal["public", "private"]
 def generate_reviews(
     num_examples: int, seed: int, *, domain: Domain, exclude: Container[str] = ()
 ) -> list[tuple[str, int]]:
-    """Generates distinct labelled reviews; the same arguments give the same reviews on every machine.
+    """Generates distinct labelled reviews. The same arguments give the same reviews on every machine.
 
     Args:
-        num_examples: how many; the grammar has millions.
-        seed: any integer; the two domains have streams of their own.
+        num_examples: how many reviews; the grammar has millions.
+        seed: any integer. Each domain has a stream of its own.
         domain: "public" (films, restaurants, books, hotels) or "private" (mostly gadgets, games, courses and
             concerts).
         exclude: reviews that may not appear.
 
     Returns:
-        (review, label) pairs; label 1 is positive, and both labels are equally likely.
+        Pairs (review, label). Label 1 is positive, and both labels are equally likely.
 
     Raises:
-        ValueError: unknown domain, or a negative number of examples.
+        ValueError: the domain is unknown, or the number of examples is negative.
 
     >>> generate_reviews(1, 0, domain="public") == generate_reviews(2, 0, domain="public")[:1]
     True
@@ -68,17 +68,17 @@ def write_corpus(
     No review is in two of the three files.
 
     Args:
-        folder: made if needed.
+        folder: where the files go; it is made if needed.
         num_public: labelled public reviews, for pre-training.
         num_private_train: labelled private reviews to train on.
         num_private_dev: labelled private reviews to evaluate on.
-        seed: seed of everything.
+        seed: the seed of everything.
 
     Returns:
-        The folder; `load_glue("sst2", path=folder)` reads the private files, `read_tsv` the public one.
+        The folder. `load_glue("sst2", path=folder)` reads the private files, and `read_tsv` reads the public one.
 
     Raises:
-        ValueError: a number of reviews below 1.
+        ValueError: a number of reviews is below 1.
     """
     if min(num_public, num_private_train, num_private_dev) < 1:
         raise ValueError(
@@ -101,7 +101,7 @@ def _write_lines(file: pathlib.Path, lines: Sequence[str]) -> None:
 
 
 class _Writer:
-    """Draws reviews from the grammar; all randomness comes from one stream of uniform numbers."""
+    """Draws reviews from the grammar. All randomness comes from one stream of uniform numbers."""
 
     def __init__(self, rng: random.Random, topic_weights: dict[str, float]) -> None:
         self._rng = rng
@@ -125,7 +125,7 @@ class _Writer:
         return f"{' , '.join(clauses[:-1])} {self._pick(('and', ', and', '. also ,', ';'))} {clauses[-1]}"
 
     def _contrast(self, positive: bool) -> str:
-        """Two opposite clauses; the later one is the verdict."""
+        """Two opposite clauses, of which the later one is the verdict."""
         first, later = self._clause(not positive), self._clause(positive)
         opening = self._pick(("although", "though", "while", "even if", "granted that"))
         linking = self._pick((", but", ", yet", ". still ,", ". however ,", "; nevertheless"))
@@ -144,7 +144,7 @@ class _Writer:
         )
 
     def _clause(self, positive: bool) -> str:
-        """A clause with a sentiment, said plainly or by negating the opposite."""
+        """A clause with a sentiment, in plain words or by negating the opposite."""
         if self._chance(0.15):
             return self._negated(positive)
         aspect, praise = self._aspect(), self._adjective(positive)
@@ -193,7 +193,7 @@ class _Writer:
         return self._rng.random() < probability
 
     def _pick(self, choices: Sequence[_T]) -> _T:
-        # Not random.choice: Python promises the same stream in later versions for random() alone.
+        # This is not random.choice, because Python promises the same stream in later versions for random() alone.
         return choices[int(self._rng.random() * len(choices))]
 
     def _weighted(self, weights: dict[_T, float]) -> _T:

@@ -1,4 +1,4 @@
-"""The words of the synthetic reviews: topics with words of their own, and words that all topics share."""
+"""The words of the synthetic reviews. Topics have words of their own, and share others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-    """What reviews of one topic talk about.
+    """What the reviews of one topic talk about.
 
     Attributes:
         things: what is reviewed.
@@ -93,8 +93,8 @@ TOPICS: dict[str, Topic] = {
     ),
 }
 
-# How often each topic is written about. The public part hardly mentions the private part's own topics, as
-# text from the web hardly mentions what a company's customers write about: their words are known but rare.
+# How often each topic is written about. The public part hardly mentions the private part's own topics, as text from the
+# web hardly mentions what a company's customers write about. Their words are known, but rare.
 TOPIC_WEIGHTS: dict[str, dict[str, float]] = {
     "public": {
         "film": 0.26,
@@ -197,7 +197,7 @@ NEUTRAL = (
     "foreign",
     "popular",
 )
-# (past, base) forms: "i loved it", "i did not love it".
+# These are pairs of (past, base) forms: "i loved it", "i did not love it".
 PRAISE_VERBS = (
     ("loved", "love"),
     ("enjoyed", "enjoy"),

@@ -1,4 +1,4 @@
-"""E2E, DART and instruction/response files as rows of text: pairs to train on, references to evaluate with."""
+"""Loads E2E, DART and files of instructions as rows of text: pairs to train on, references to evaluate with."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dp_rmt.data.readers.text_pairs import Record, TextPairs, TextReferences, ev
 
 @dataclasses.dataclass(frozen=True)
 class TableToText:
-    """One task's rows.
+    """The rows of one task.
 
     Attributes:
         task: "e2e", "dart" or "jsonl".
-        train: the training pairs; each is one example, the unit of privacy (see `TextPairs`).
-        evaluations: "dev" and "test", each source with all its references; not the split trained on.
-        train_split: the split that `train` comes from; state it with every result if it is not "train".
+        train: the training pairs. Each pair is one example, the unit of privacy (see `TextPairs`).
+        evaluations: "dev" and "test", each source with all its references. The split that is trained on is left out.
+        train_split: the split that `train` comes from. State it with every result if it is not "train".
     """
 
     task: str
@@ -34,13 +34,13 @@ class TableToText:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """How one task is read.
+    """The way in which one task is read.
 
     Attributes:
-        read_split: (folder, split) to the records.
-        read_hub: all splits from the hub; None where there is no such data set.
+        read_split: a function (folder, split) -> records.
+        read_hub: reads all splits from the hub; None if there is no such data set.
         merge: as in `evaluation_rows`.
-        is_optional: True where a folder may lack the evaluation splits.
+        is_optional: True if a folder may lack the evaluation splits.
     """
 
     read_split: Callable[[pathlib.Path, str], list[Record]]
@@ -66,21 +66,23 @@ def load_table_to_text(
 ) -> TableToText:
     """Loads one table-to-text task from local files in their original format, or from the Hugging Face hub.
 
-    Each (source, reference) pair of the training split is ONE example, the unit of privacy: one meaning
-    representation may appear in several examples.
+    Each (source, reference) pair of the training split is ONE example, the unit of privacy. One meaning representation
+    may therefore appear in several examples.
 
     Args:
         task: "e2e" (CSV), "dart" (JSON or XML) or "jsonl" (instruction and response, see `read_jsonl`).
         path: the task's own folder; None downloads E2E or DART.
-        max_train_examples: keeps the first so many training pairs; None keeps all. The evaluations stay whole.
-        train_split: "train", or "dev" where the training file is not to be had: the dev split is then trained on and is
+        max_train_examples: how many training pairs are kept, from the first on; None keeps all. The evaluations stay
+          whole.
+        train_split: "train", or "dev" if the training file is not to be had. The dev split is then trained on, and is
             no longer among the evaluations.
 
     Returns:
         The rows.
 
     Raises:
-        ValueError: unknown task or split, or a malformed file (the message has file, line or entry, and cure).
+        ValueError: the task or split is unknown, or a file is malformed (the message has the file, the line or entry,
+          and a cure).
         FileNotFoundError: a file is missing from `path`.
         RuntimeError: the hub could not be read.
     """

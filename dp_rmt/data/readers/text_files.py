@@ -1,4 +1,4 @@
-"""What every reader of a text file does first: is it there, is it empty, is it UTF-8."""
+"""Opens text files, after the checks of every reader: that the file is there, is not empty and is UTF-8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def open_text(file: pathlib.Path, *, advice: str, newline: str | None = None) ->
 
     Args:
         file: the file.
-        advice: where it should come from; said when it is missing.
+        advice: where the file should come from; the message has it if the file is missing.
         newline: as in `open`.
 
     Raises:
@@ -25,7 +25,7 @@ def open_text(file: pathlib.Path, *, advice: str, newline: str | None = None) ->
         raise FileNotFoundError(f"{file} does not exist: {advice}")
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is empty (0 bytes). Download the file again.")
-    # utf-8-sig: some published files start with a byte-order mark (MRPC's does).
+    # The encoding is utf-8-sig, as some published files (MRPC's) start with a byte-order mark.
     with file.open(encoding="utf-8-sig", newline=newline) as stream:
         try:
             yield stream

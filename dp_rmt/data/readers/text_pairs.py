@@ -1,4 +1,4 @@
-"""Rows of a text-generation task: pairs to train on, and sources with all their references to evaluate on."""
+"""The rows of a text-generation task: pairs to train on, and sources with all their references to evaluate on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Record(NamedTuple):
-    """One entry of a file: a source, its references (none in a test set without them), and where it stands."""
+    """An entry of a file: a source, its references (a test set may have none), and where it stands."""
 
     source: str
     references: tuple[str, ...]
@@ -17,10 +17,10 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs:
-    """Training rows. One (source, target) pair is ONE example, the unit of privacy.
+    """Training rows. Each (source, target) pair is ONE example, the unit of privacy.
 
-    A source with several references appears once for each of them, as several examples: the guarantee is for one
-    text that somebody wrote, not for all the texts on one meaning representation.
+    A source with several references appears once for each of them, as several examples. The guarantee is for one text
+    that somebody wrote, not for all the texts on one meaning representation.
 
     Attributes:
         sources: N linearised tables or instructions.
@@ -39,11 +39,11 @@ class TextPairs:
 
 @dataclasses.dataclass(frozen=True)
 class TextReferences:
-    """Evaluation rows: one per source, with all its references.
+    """Evaluation rows, one for each source, with all its references.
 
     Attributes:
         sources: N linearised tables or instructions, to generate one text for each.
-        references: for each of them its texts; all are empty for a test set published without references.
+        references: for each source its texts. All are empty for a test set that was published without references.
     """
 
     sources: tuple[str, ...]
@@ -57,11 +57,11 @@ class TextReferences:
 
     @property
     def has_references(self) -> bool:
-        """True where generated text can be scored."""
+        """True if generated text can be scored."""
         return all(self.references)
 
     def pairs(self) -> TextPairs:
-        """One row per (source, reference), as for training: for the loss on this split.
+        """Makes one row of each (source, reference), as for training; it serves for the loss on this split.
 
         >>> TextReferences(("a", "b"), (("x", "y"), ("z",))).pairs()
         TextPairs(sources=('a', 'a', 'b'), targets=('x', 'y', 'z'))
@@ -70,7 +70,7 @@ class TextReferences:
 
 
 def training_rows(records: Sequence[Record]) -> TextPairs:
-    """One pair per (source, reference), in the order of the file.
+    """Makes one pair of each (source, reference), in the order of the file.
 
     Raises:
         ValueError: an entry has no reference.
@@ -85,12 +85,12 @@ def training_rows(records: Sequence[Record]) -> TextPairs:
 
 
 def evaluation_rows(records: Sequence[Record], *, merge: bool) -> TextReferences:
-    """One row per entry, or one per distinct source with the references of all its entries.
+    """Makes one row of each entry, or one of each distinct source with the references of all its entries.
 
     Args:
         records: entries of a file.
-        merge: True where entries with the same source are references of one test item (E2E); False where each entry
-            is a test item of its own (DART's official evaluation counts its 5,097 entries, some of which are equal).
+        merge: True if entries with the same source are references of one test item (E2E). False if each entry is a test
+            item of its own (DART's official evaluation counts its 5,097 entries, some of which are equal).
 
     >>> evaluation_rows([Record("a", ("x",), ""), Record("b", ("y",), ""), Record("a", ("z",), "")], merge=True)
     TextReferences(sources=('a', 'b'), references=(('x', 'z'), ('y',)))

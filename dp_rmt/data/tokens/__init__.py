@@ -1,1 +1,1 @@
-"""From rows of text to arrays of token ids."""
+"""Turns rows of text into arrays of token ids."""

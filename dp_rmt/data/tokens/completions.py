@@ -1,12 +1,12 @@
-"""Prompt and completion as tokens: a causal language model learns the completion, and continues the prompt.
+"""Prompts and completions as tokens. A causal language model learns the completion, and continues the prompt.
 
     [BOS]  source  separator | target  EOS
     ------ no loss --------- | --- loss ---
 
-The layout of Li et al. 2022 (arXiv 2110.05679), where the separator is the tokenizer's BOS token ("<|endoftext|>" of
-GPT-2). Sources and targets are tokenised apart, so that a prompt has the same tokens in training and in generation.
-The leading BOS is there where the tokenizer itself puts one (Llama, Gemma; not GPT-2). Two spaces that Li et al.'s
-text template leaves before "<|endoftext|>" as tokens of their own are left out.
+This is the layout of Li et al. 2022 (arXiv 2110.05679), where the separator is the tokenizer's BOS token
+("<|endoftext|>" of GPT-2). Sources and targets are tokenised apart, so that a prompt has the same tokens in training
+and in generation. The leading BOS is there only if the tokenizer itself puts one (Llama, Gemma; not GPT-2). The text
+template of Li et al. leaves two spaces before "<|endoftext|>" as tokens of their own; these are left out here.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ def tokenize_completions(
     separator: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Tokenises (source, target) pairs and pads on the right to `max_length`; loss on the target and EOS only.
+    """Tokenises (source, target) pairs and pads on the right to `max_length`; only target and EOS have a loss.
 
-    Of a longer row the source loses its end, and where that is not enough the target loses its end, with the EOS token
-    (the text did not end there); a target never loses its beginning. How many rows were cut is logged.
+    If a row is too long, its source loses its end. If that is not enough, the target loses its end, with the EOS token,
+    because the text did not end there. A target never loses its beginning. The log says how many rows were cut.
 
     Args:
-        pairs: N sources and targets; each pair is one example, the unit of privacy.
-        tokenizer: a fast tokenizer of `transformers` with an EOS token; without a pad token EOS pads.
+        pairs: N sources and targets. Each pair is one example, the unit of privacy.
+        tokenizer: a fast tokenizer of `transformers` with an EOS token. If it has no pad token, EOS pads.
         max_length: L, tokens per row, special tokens included.
-        separator: text between source and target, such as "\\n"; None is the BOS token, or EOS where there is no BOS.
-        cache_dir: folder in which the arrays are kept under a SHA-256 of everything they depend on (it then holds the
-            examples: protect it like the data); None keeps nothing.
+        separator: text between source and target, such as "\\n"; None is the BOS token, or EOS if there is no BOS.
+        cache_dir: a folder in which the arrays are kept under a SHA-256 of everything they depend on. It then holds the
+            examples, so protect it like the data. None keeps nothing.
 
     Returns:
-        `input_ids`, `attention_mask` (0 on padding) and `loss_mask`, each (N, L) int32. `loss_mask` is 1 where the
-        token itself is to be predicted, from the tokens before it.
+        `input_ids`, `attention_mask` (0 on padding) and `loss_mask`, each (N, L) int32. `loss_mask` is 1 at a token
+        that is to be predicted from the tokens before it.
 
     Raises:
-        ValueError: no examples, a tokenizer without EOS, a target without tokens, or `max_length` without room for
-            any of the target; the message names the row, counted from 1.
+        ValueError: there are no examples, the tokenizer has no EOS, a target has no tokens, or `max_length` has no room
+            for any of the target; the message names the row, counted from 1.
     """
     layout = _layout(tokenizer, separator)
     if len(pairs) == 0:
@@ -77,20 +77,20 @@ def tokenize_completions(
 def tokenize_prompts(
     sources: Sequence[str], tokenizer: Any, *, max_length: int, separator: str | None = None, cut: bool = False
 ) -> list[list[int]]:
-    """Token ids of the prompts to continue: the same as in training, up to where the target begins.
+    """Tokenises the prompts to continue. The tokens are those of training, up to where the target begins.
 
     Args:
         sources: N linearised tables or instructions.
         tokenizer: as in `tokenize_completions`.
-        max_length: most tokens of a prompt: the model's context less the tokens to generate.
+        max_length: the most tokens of a prompt, which is the model's context less the tokens to generate.
         separator: as in `tokenize_completions`.
-        cut: True cuts the end of a longer source, as training does, and logs how many; False refuses it.
+        cut: True cuts the end of a longer source, as training does, and logs how many were cut. False refuses it.
 
     Returns:
         N rows of different lengths, each at least 1 and at most `max_length`.
 
     Raises:
-        ValueError: a longer prompt (the message names its row, counted from 1), or as `tokenize_completions`.
+        ValueError: a prompt is longer (the message names its row, counted from 1), or as in `tokenize_completions`.
     """
     layout = _layout(tokenizer, separator)
     room = max_length - len(layout.start) - len(layout.separator)
@@ -111,10 +111,10 @@ def tokenize_prompts(
 
 
 def decode_completions(ids: Sequence[Sequence[int]] | np.ndarray, tokenizer: Any) -> list[str]:
-    """Text of generated tokens, each row up to its first EOS, without special tokens or spaces at the ends.
+    """Decodes generated tokens, each row up to its first EOS, without special tokens or spaces at the ends.
 
     Args:
-        ids: N rows of token ids, those of the prompt left out.
+        ids: N rows of token ids, without those of the prompt.
         tokenizer: as in `tokenize_completions`.
 
     Returns:
@@ -127,14 +127,14 @@ def decode_completions(ids: Sequence[Sequence[int]] | np.ndarray, tokenizer: Any
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Tokens around source and target.
+    """The tokens around source and target.
 
     Attributes:
         start: BOS, or nothing.
-        separator: between source and target.
+        separator: the tokens between source and target.
         end: the EOS token.
         pad: the padding token.
-        lead: what stands before a text so that its first word is the token of a word inside a text.
+        lead: what is put before a text, so that its first word is the token of a word inside a text.
     """
 
     start: tuple[int, ...]
@@ -158,8 +158,8 @@ def _layout(tokenizer: Any, separator: str | None) -> _Layout:
         between = tokenizer(separator, add_special_tokens=False)["input_ids"]
         if not between:
             raise ValueError(f"The separator {separator!r} has no tokens. Choose another text, or None.")
-    # "a a" is twice the same token where words carry their own mark (Llama's "▁a", whole words); where the space is
-    # part of the token (GPT-2's "a", "Ġa"), a leading space gives the first word its usual token.
+    # "a a" is twice the same token if words carry their own mark (Llama's "▁a", whole words). If the space is part of
+    # the token (GPT-2's "a", "Ġa"), a leading space gives the first word its usual token.
     word = tokenizer("a a", add_special_tokens=False)["input_ids"]
     return _Layout(
         start=(bos,) if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else (),
@@ -174,7 +174,7 @@ def _encode(texts: Sequence[str], tokenizer: Any, layout: _Layout) -> list[list[
     if not texts:
         return []
     distinct = list(dict.fromkeys(texts))  # E2E has nine targets for one source
-    # split_special_tokens: "<|endoftext|>" written in somebody's text is text, not the end of it.
+    # With split_special_tokens, "<|endoftext|>" in somebody's text is text, and not the end of it.
     ids = tokenizer(
         [layout.lead + text.strip() for text in distinct],
         add_special_tokens=False,

@@ -1,7 +1,7 @@
-"""Classification as text infilling: `<S> It was <mask>.`, and the class is the word at the mask.
+"""Classification as text infilling: in `<S> It was <mask>.` the word at the mask is the class.
 
-Gao et al. 2021 (LM-BFF, arXiv 2012.15723); Li et al. 2022 (arXiv 2110.05679) found that it helps private
-fine-tuning, for the masked-LM head needs no training from scratch.
+The method is that of Gao et al. 2021 (LM-BFF, arXiv 2012.15723). Li et al. 2022 (arXiv 2110.05679) found that it helps
+private fine-tuning, because the masked-LM head needs no training from scratch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dp_rmt.data.readers.glue_tasks import Infilling
 
 
 def label_word_ids(tokenizer: Any, infilling: Infilling) -> np.ndarray:
-    """Token of each class's label word as it stands after a space (a byte-level BPE has " great").
+    """Finds the token of each class's label word as it stands after a space (a byte-level BPE has " great").
 
     Args:
         tokenizer: a fast tokenizer of `transformers`.
         infilling: prompt and label words.
 
     Returns:
-        (num_labels,) int32: the masked-LM logits at these tokens are the class logits.
+        Token ids (num_labels,), int32. The masked-LM logits at these tokens are the class logits.
 
     Raises:
         ValueError: a word is not exactly one token of the vocabulary, or two words are the same token.
@@ -63,8 +63,7 @@ def infilling_rows(
         N lists of token ids (not padded), the N positions of the mask token, and how many rows were cut.
 
     Raises:
-        ValueError: no mask token, a template that does not fit the texts, or no room for text in
-            `max_length`.
+        ValueError: there is no mask token, the template does not fit the texts, or `max_length` has no room for text.
     """
     _check_mask_token(tokenizer)
     columns = [examples.texts] if examples.text_pairs is None else [examples.texts, examples.text_pairs]
@@ -134,7 +133,7 @@ def _fit(lengths: list[int], room: int) -> list[int]:
 
 
 def _split_template(template: str, names: list[str]) -> list[str]:
-    """The template's literal pieces, text names and "mask", in order.
+    """Splits a template into its literal pieces, text names and "mask", in order.
 
     >>> _split_template("<S1>? <mask>, <S2>", ["S1", "S2"])
     ['S1', '? ', 'mask', ', ', 'S2']
@@ -147,12 +146,12 @@ def _split_template(template: str, names: list[str]) -> list[str]:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a single text."""
+    """The tokens that the tokenizer puts before and after a single text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     is_text = np.flatnonzero(np.asarray(encoded["special_tokens_mask"]) == 0)
     return encoded["input_ids"][: is_text[0]], encoded["input_ids"][is_text[-1] + 1 :]
 
 
 def _encode(tokenizer: Any, text: str | list[str]) -> Any:
-    """Token ids without special tokens (`verbose=False`: no warning of long rows, which are cut later)."""
+    """Token ids without special tokens. `verbose=False` avoids a warning of long rows, which are cut later."""
     return tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

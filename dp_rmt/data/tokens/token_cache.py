@@ -1,4 +1,4 @@
-"""Tokenised arrays kept in files whose names are a SHA-256 of everything the arrays depend on."""
+"""Keeps tokenised arrays in files whose names are a SHA-256 of everything that the arrays depend on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from absl import logging
 from dp_rmt.data.fingerprint import fingerprint
 
 Tokenized = tuple[dict[str, np.ndarray], int]
-"""Arrays by name, and how many of their rows were cut."""
+"""The arrays by name, and how many of their rows were cut."""
 
 _CACHE_FORMAT = 1  # raise it when tokenisation changes, so that older cache files are not found
 
@@ -31,19 +31,19 @@ def cache_key(
     texts: Sequence[Sequence[str] | None],
     arrays: Mapping[str, np.ndarray],
 ) -> str:
-    """SHA-256 of everything that tokenised rows depend on.
+    """Computes the SHA-256 of everything that tokenised rows depend on.
 
     Args:
         tokenizer: a fast tokenizer of `transformers`.
-        settings: lengths, token numbers, prompts: what JSON can hold.
-        texts: columns of text, None for one that is absent.
+        settings: lengths, token numbers and prompts, as JSON can hold them.
+        texts: columns of text; None for one that is absent.
         arrays: columns that are passed through, such as labels.
 
     Returns:
         64 hexadecimal digits.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The backend remembers how it was last called; that is set anew on each call.
+    # The backend remembers how it was last called, but this is set anew on each call.
     backend.pop("truncation", None)
     backend.pop("padding", None)
     description = {"format": _CACHE_FORMAT, "backend": backend, **settings}
@@ -58,16 +58,16 @@ def cache_key(
 def read_or_build(
     key: str, build: Callable[[], Tokenized], *, cache_dir: str | os.PathLike[str], num_examples: int
 ) -> Tokenized:
-    """The content of the cache file of `key`; built and kept if there is none.
+    """Returns the content of the cache file of `key`; if there is none, builds and keeps it.
 
-    The file is written aside and renamed, so that concurrent runs see all of it or nothing; a damaged file is
-    detected by its own fingerprint and rebuilt. It holds the examples: protect `cache_dir` like the data.
+    The file is written aside and renamed, so that concurrent runs see all of it or nothing. A damaged file is detected
+    by its own fingerprint and rebuilt. The file holds the examples, so protect `cache_dir` like the data.
 
     Args:
         key: from `cache_key`.
-        build: tokenises.
+        build: the function that tokenises.
         cache_dir: folder of the cache files, made if needed.
-        num_examples: for the log.
+        num_examples: the number of examples, for the log.
 
     Returns:
         What `build` returns.
@@ -83,9 +83,9 @@ def read_or_build(
 
 
 def _read_cache(file: pathlib.Path) -> Tokenized | None:
-    """The content of a cache file; None if there is none, or if it is not what was written."""
+    """Reads a cache file; returns None if there is none, or if it is not what was written."""
     try:
-        # Opened here, because np.load leaves a damaged archive open.
+        # The file is opened here, because np.load leaves a damaged archive open.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         expected = str(arrays.pop("fingerprint"))

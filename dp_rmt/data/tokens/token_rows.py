@@ -1,4 +1,4 @@
-"""What tokenised rows of every task share: rows of one length, and what is said about the tokenizer and the cuts."""
+"""What the tokens of all tasks share: padding to one length, a check of the tokenizer, and a log line about cuts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_is_fast(tokenizer: Any) -> None:
     """Refuses what is not a fast tokenizer of `transformers`.
 
     Raises:
-        ValueError: it is another object, or a slow tokenizer.
+        ValueError: the tokenizer is another object, or a slow one.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -23,15 +23,15 @@ def check_is_fast(tokenizer: Any) -> None:
 
 
 def pad_right(rows: Sequence[Sequence[int]], max_length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different lengths as one array.
+    """Makes one array of rows of different lengths.
 
     Args:
         rows: N rows of at most L numbers.
         max_length: L.
-        fill: what stands after the end of a row.
+        fill: the number that stands after the end of a row.
 
     Returns:
-        (N, L) int32, and (N, L) bool, true where the row has a number.
+        The array, (N, L) int32, and a bool array (N, L) that is true where the row has a number.
 
     >>> padded, is_token = pad_right([[5], [6, 7]], 3, 0)
     >>> padded.tolist(), is_token.sum(axis=1).tolist()

@@ -1,4 +1,4 @@
-"""Text rows to arrays of one fixed shape, with any Hugging Face fast tokenizer; tokenised once and cached."""
+"""Turns rows of text into arrays of one fixed shape with any Hugging Face fast tokenizer, and caches them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def tokenize_classification(
 ) -> dict[str, np.ndarray]:
     """Tokenises sentences, or pairs of them, and pads on the right to `max_length`.
 
-    Longer rows are cut: of a pair, the longer text loses tokens first; of a prompt, only the texts are cut,
-    never the prompt's own words or its mask. The fraction of cut rows is logged.
+    Longer rows are cut. In a pair, the longer text loses tokens first. In a prompt, only the texts are cut, and never
+    the prompt's own words or its mask. The fraction of cut rows is logged.
 
     Args:
         examples: N text rows.
@@ -34,7 +34,7 @@ def tokenize_classification(
         `mask_position`, (N,) int32.
 
     Raises:
-        ValueError: no examples, a tokenizer without a pad (or mask) token, or `max_length` without room for
+        ValueError: there are no examples, the tokenizer has no pad (or mask) token, or `max_length` has no room for
             text.
     """
     arrays, num_truncated = _tokenize(examples, tokenizer, max_length, infilling)
@@ -50,9 +50,10 @@ def tokenize_cached(
     cache_dir: str | os.PathLike[str],
     infilling: Infilling | None = None,
 ) -> dict[str, np.ndarray]:
-    """`tokenize_classification`, kept in a file whose name is a SHA-256 of everything the result depends on.
+    """Does what `tokenize_classification` does, and keeps the result in a file named by a SHA-256.
 
-    It holds the examples: protect `cache_dir` like the data.
+    The hash is over everything that the result depends on. The file holds the examples, so protect `cache_dir` like the
+    data.
 
     Args:
         examples: as in `tokenize_classification`.
@@ -123,7 +124,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
 def _classification_rows(
     examples: Examples, tokenizer: Any, max_length: int
 ) -> tuple[list[list[int]], list[list[int]] | None, int]:
-    """Token ids and segment numbers of each row with special tokens, and how many rows were cut."""
+    """Returns token ids and segment numbers of each row with special tokens, and how many rows were cut."""
     is_pair = examples.text_pairs is not None
     fixed = tokenizer.num_special_tokens_to_add(pair=is_pair)
     if max_length < fixed + 1 + is_pair:

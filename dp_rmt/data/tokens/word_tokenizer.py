@@ -6,28 +6,31 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from dp_rmt.extras import extra
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def build_word_tokenizer(texts: Iterable[str], folder: str | os.PathLike[str], *, min_frequency: int = 1):
     """Makes every word of `texts` a token, and saves a folder that `transformers.AutoTokenizer` loads.
 
-    The vocabulary is a function of the texts: train it on public text only, or it tells of private words.
+    The vocabulary is a function of the texts. Train it on public text only, or it reveals private words.
 
     Args:
         texts: lower-case text, split at whitespace and punctuation.
-        folder: where the tokenizer is saved; made if needed.
-        min_frequency: rarer words become [UNK].
+        folder: where the tokenizer is saved; it is made if needed.
+        min_frequency: words that are rarer become [UNK].
 
     Returns:
-        The `transformers.PreTrainedTokenizerFast`: `[CLS] x [SEP]`, or `[CLS] x [SEP] y [SEP]` for pairs; the
-        five special tokens have the numbers 0 (padding) to 4 (mask).
+        The `transformers.PreTrainedTokenizerFast`, with `[CLS] x [SEP]`, or `[CLS] x [SEP] y [SEP]` for pairs. The five
+        special tokens have the numbers 0 (padding) to 4 (mask).
 
     Raises:
-        ValueError: no words in `texts`.
+        ValueError: `texts` has no words.
     """
-    import tokenizers  # these two here: reading and batching data does without them
-    import transformers
+    with extra("finetune"):  # imported here, as reading and batching data does without them
+        import tokenizers
+        import transformers
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)

@@ -118,7 +118,7 @@ def run_submitit(
     try:
         import submitit
     except ImportError as error:
-        raise RuntimeError('--executor=submitit needs submitit: pip install -e ".[slurm]"') from error
+        raise RuntimeError("--executor=submitit needs submitit: pip install 'dp_rmt[slurm]'") from error
     parameters = dict(options)
     make_private_folder(workdir / "submitit")  # the commands in it may give seeds
     executor = submitit.AutoExecutor(folder=workdir / "submitit", cluster=parameters.pop("cluster", "slurm"))

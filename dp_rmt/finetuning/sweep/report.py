@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.sweep.arm_folders import arms_of, spent_by
 from dp_rmt.finetuning.sweep.jobs import Job, Sweep
@@ -25,6 +23,10 @@ from dp_rmt.finetuning.workdir import is_secret
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.palette import COLORS
 from dp_rmt.reporting.plots import STYLE
+
+with extra("report"):
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
 
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:

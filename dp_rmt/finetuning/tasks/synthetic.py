@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from dp_rmt.data import build_word_tokenizer, gather_batch, get_task, read_tsv, tokenize_classification, write_corpus
+from dp_rmt.extras import extra
 from dp_rmt.finetuning.settings import Settings, Synthetic
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params, save_pretrained
 from dp_rmt.training.losses import classifier_logits, label_losses
+
+with extra("finetune"):
+    import tqdm
 
 DATA_FOLDER, MODEL_FOLDER = "data", "encoder"
 

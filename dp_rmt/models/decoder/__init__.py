@@ -1,1 +1,1 @@
-"""Decoders: one model with the features of every family."""
+"""Decoders: a single model that has the features of every family."""

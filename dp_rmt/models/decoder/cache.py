@@ -1,4 +1,4 @@
-"""The keys and values of the tokens that a decoder has read: an argument and a result, never a hidden state."""
+"""The keys and values of the tokens that a decoder has read. They are an argument and a result, never hidden state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from dp_rmt.models.decoder.config import DecoderConfig
 
 
 class DecoderCache(NamedTuple):
-    """What decoding needs of the tokens so far, in arrays of fixed shapes; axis 1 of the first two is the batch.
+    """What decoding needs of the tokens so far, in arrays of fixed shapes. Axis 1 of the first two is the batch.
 
     Attributes:
-        keys: (layers, B, kv_heads, max_length, head_dim) in the compute dtype, rotated already. The slots are behind
-            the heads: a product over one head's slots then reads memory in order, three times as fast on a CPU.
+        keys: (layers, B, kv_heads, max_length, head_dim) in the compute dtype, rotated already. The slots come after
+            the heads, so that a product over one head's slots reads memory in order, which is three times as fast on a
+            CPU.
         values: as the keys.
         mask_BxS: (B, max_length) int32, 1 for a token and 0 for padding and for free slots.
-        length: () int32, how many slots are filled, padding included; the same for all rows.
+        length: () int32, how many slots are filled, padding included. It is the same for all rows.
     """
 
     keys: jax.Array
@@ -28,19 +29,19 @@ class DecoderCache(NamedTuple):
 
 
 def init_cache(config: DecoderConfig, batch_size: int, max_length: int) -> DecoderCache:
-    """An empty cache.
+    """Makes an empty cache.
 
     Args:
         config: the decoder's configuration.
-        batch_size: rows.
-        max_length: slots, for padding too. Nothing checks at run time that what is appended fits: the caller must
-            give as many slots as the tokens that it appends.
+        batch_size: the number of rows.
+        max_length: the number of slots, which padding takes too. Nothing checks at run time that what is appended fits,
+            so the caller must give as many slots as it appends tokens.
 
     Returns:
         The cache.
 
     Raises:
-        ValueError: if it would hold more tokens than the model has positions.
+        ValueError: the cache would hold more tokens than the model has positions.
     """
     limit = config.max_position_embeddings
     if max_length > limit:
@@ -70,12 +71,12 @@ def append_layer(
 
     Args:
         slots: (layers, B, kv_heads, max_length, head_dim).
-        new_BxTxKxH: those of T new tokens.
+        new_BxTxKxH: the keys, or values, of T new tokens.
         layer: () int32, which layer.
         length: () int32, how many slots are filled.
 
     Returns:
-        All layers' slots, and this layer's, (B, max_length, kv_heads, head_dim).
+        The slots of all layers, and those of this layer, (B, max_length, kv_heads, head_dim).
     """
     new_1xBxKxTxH = jnp.swapaxes(new_BxTxKxH, 1, 2)[None].astype(slots.dtype)
     slots = jax.lax.dynamic_update_slice(slots, new_1xBxKxTxH, (layer, 0, 0, length, 0))

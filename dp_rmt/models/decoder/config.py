@@ -1,4 +1,4 @@
-"""The configuration of a decoder: one list of features, of which every family has some."""
+"""The configuration of a decoder. It is one list of features, of which every family has some."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dp_rmt.models.layers import ACTIVATIONS
 from dp_rmt.models.lora import LoRAConfig
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
-"""The dense layers of a decoder layer, all of which LoRA can target; without `gated` there is no gate."""
+"""The dense layers of a decoder layer. LoRA can target all of them. Without `gated` there is no gate."""
 
 NORMS = ("rms_norm", "rms_norm_around_one", "layer_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder and how it computes; what is not given is as in Llama.
+    """The shape of a decoder and how it computes. What is not given is as in Llama.
 
     Attributes:
         vocab_size: rows of the word embedding.
@@ -40,32 +40,34 @@ class DecoderConfig:
         lora: low-rank updates of some of `PROJECTIONS`; None for none.
         dtype: compute dtype; parameters are float32 whatever it is.
         remat: recompute each layer in the backward pass instead of keeping its activations.
-        flash_attention: cuDNN's fused attention, which keeps no array of (tokens, tokens); for NVIDIA GPUs and a half
-            precision `dtype`. Generation, with its cache, goes without.
-        architecture: the family, by the `model_type` of its Hugging Face files: one of `decoder_families.FAMILIES`.
-        attention_output_bias: the output projection has a bias; None: if `attention_bias`.
+        flash_attention: cuDNN's fused attention, which keeps no array of (tokens, tokens). It is for NVIDIA GPUs and a
+            half precision `dtype`. Generation, with its cache, does not use it.
+        architecture: the family by the `model_type` of its Hugging Face files, one of
+            `dp_rmt.models.decoder.families.FAMILIES`.
+        attention_output_bias: the output projection has a bias; None for what `attention_bias` says.
         mlp_bias: the dense layers of the feed-forward part have biases.
         norm: one of `NORMS`; "rms_norm_around_one" multiplies by 1 + scale.
         qk_norm: the heads of queries and keys are normalised before they are turned.
         sandwich_norms: the results of attention and of the feed-forward part are normalised too.
-        gated: the feed-forward part is W_down (act(W_gate x) * W_up x), else W_down act(W_up x).
+        gated: the feed-forward part is W_down (act(W_gate x) * W_up x); without it, W_down act(W_up x).
         parallel_residual: attention and the feed-forward part both read the layer's input.
-        learned_positions: positions are rows of a table, added to the word embedding; else rotary.
-        rope_scaling: how the rotary embedding's wavelengths are stretched; None for not.
+        learned_positions: positions are rows of a table that are added to the word embedding; False for rotary
+          embeddings.
+        rope_scaling: how the rotary embedding's wavelengths are stretched; None if they are not.
         rotary_dim: how many of a head's first entries are turned; None for all.
         sliding_window: how many tokens, itself included, a query of a sliding layer sees; None for all.
-        sliding_layers: for each layer whether the window holds there; () for all layers.
-        local_rope_theta: `rope_theta` of the sliding layers, never stretched; None for the same embedding as elsewhere.
+        sliding_layers: for each layer, whether it has the window; () if all layers have it.
+        local_rope_theta: `rope_theta` of the sliding layers, which is never stretched; None for the same as elsewhere.
         query_pre_attn_scalar: the attention scores are divided by its square root; None for head_dim.
         attention_softcap: scores s become c tanh(s / c) with this c.
-        logits_softcap: the same for the logits.
+        logits_softcap: the cap of the logits, likewise.
         scale_embedding: the word embedding is multiplied by sqrt(hidden_size) where it is looked up.
-        bos_token_id: the token that starts a text, as told by the file; it is only passed on.
+        bos_token_id: the token that starts a text, as the file says; it is only passed on.
         eos_token_id: the token, or tokens, that end a text.
         pad_token_id: the token that fills up.
 
     Raises:
-        ValueError: for sizes that do not fit together, an unknown activation or LoRA target.
+        ValueError: sizes do not fit together, or an activation or a LoRA target is unknown.
     """
 
     vocab_size: int
@@ -159,12 +161,12 @@ class DecoderConfig:
 
     @property
     def output_bias(self) -> bool:
-        """Whether the output projection of attention has a bias."""
+        """Tells whether the output projection of attention has a bias."""
         return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def layer_is_sliding(self) -> tuple[bool, ...]:
-        """For each layer whether its queries see a window only."""
+        """Tells for each layer whether its queries see a window only."""
         if self.sliding_window is None:
             return (False,) * self.num_layers
         return self.sliding_layers or (True,) * self.num_layers
@@ -185,14 +187,14 @@ class DecoderConfig:
             hf_config: the parsed JSON.
             dtype: compute dtype.
             remat: recompute layers in the backward pass.
-            flash_attention: by cuDNN, on an NVIDIA GPU.
+            flash_attention: compute attention by cuDNN, on an NVIDIA GPU.
             lora: low-rank updates.
 
         Returns:
             The configuration.
 
         Raises:
-            ValueError: if the family is unknown, or the file lacks a key or asks for what is not supported.
+            ValueError: the family is unknown, or the file lacks a key or asks for what is not supported.
         """
         chosen: dict[str, Any] = {"dtype": dtype, "remat": remat, "flash_attention": flash_attention, "lora": lora}
         return cls(**decoder_families.fields_from_hf(hf_config), **chosen)

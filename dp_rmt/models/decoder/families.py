@@ -1,4 +1,4 @@
-"""Which features each family of decoders has, and how its Hugging Face `config.json` says so: one row per family."""
+"""Says which features each family of decoders has, and how its `config.json` says so, in one row for each family."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family.
+    """One family of decoders.
 
     Attributes:
         hf_class: the transformers class of its causal language models.
-        keys: `DecoderConfig` field -> key of `config.json`.
+        keys: maps fields of `DecoderConfig` to keys of `config.json`.
         defaults: values of keys that a `config.json` may leave out.
-        features: `DecoderConfig` fields that are always so.
-        only: keys that change the model in ways that are not supported, each with the one value that does not.
+        features: fields of `DecoderConfig` that always have these values.
+        only: keys that change the model in ways that are not supported, each with the one value that is supported.
         theta: default of the base of the rotary embedding's wavelengths; None for learned positions.
-        theta_key: its key in older files.
-        local_theta: default of that base for the sliding layers, where they have one of their own.
+        theta_key: the key of theta in older files.
+        local_theta: default of that base for the sliding layers, if they have one of their own.
         rotary_fraction: default of the part of a head that is turned.
         window: which layers have a sliding window: "none", "all", "last" (from `max_window_layers` on) or "pattern"
             (all but every n-th).
-        window_pattern: that n, unless the file tells.
+        window_pattern: that n, unless the file gives it.
     """
 
     hf_class: str
@@ -144,7 +144,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `DecoderConfig` that a `config.json`, old or new, tells.
+    """Reads the fields of a `DecoderConfig` from a `config.json`, old or new.
 
     Args:
         hf_config: the parsed JSON.
@@ -153,7 +153,7 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
         Field names and values.
 
     Raises:
-        ValueError: if the family is unknown, or the file lacks a key or asks for what is not supported.
+        ValueError: the family is unknown, or the file lacks a key or asks for what is not supported.
     """
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
@@ -183,7 +183,7 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotary_from_hf(family: Family, hf_config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
     given = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
     local, given = given.get("sliding_attention") or {}, given.get("full_attention") or given
     read: dict[str, Any] = {"rope_theta": given.get("rope_theta", hf_config.get(family.theta_key, family.theta))}
@@ -229,7 +229,7 @@ def _windows_from_hf(family: Family, hf_config: Mapping[str, Any], num_layers: i
 
 
 def fields_to_hf(config: Any) -> dict[str, Any]:
-    """The keys of a `config.json`, old and new, for a `DecoderConfig`.
+    """Writes a `DecoderConfig` as keys of a `config.json`, old and new.
 
     Args:
         config: the configuration.
@@ -238,7 +238,7 @@ def fields_to_hf(config: Any) -> dict[str, Any]:
         What transformers reads as the same model.
 
     Raises:
-        ValueError: if the family has no such model.
+        ValueError: the family has no such model.
     """
     if config.architecture not in FAMILIES:
         raise ValueError(f"architecture {config.architecture!r} is not known; choose one of {', '.join(FAMILIES)}")

@@ -21,15 +21,15 @@ from dp_rmt.models.layers import ACTIVATIONS, dense
 
 
 class View(NamedTuple):
-    """What a query sees and from where: `visible_keys`, and `rotary_embedding` or None for learned positions."""
+    """What a query sees, and from where: `visible_keys`, and `rotary_embedding` or None for learned positions."""
 
     mask_Bx1xTxS: jax.Array
     rotary: tuple[jax.Array, jax.Array] | None
 
 
 class Shared(NamedTuple):
-    """What all layers get: the view of the most, that of the sliding layers if some are and some are not, and how
-    many slots of the cache are filled (0 without one)."""
+    """What all layers get: the view of most layers; the view of the sliding layers, if only some slide; and how many
+    slots of the cache are filled (0 without a cache)."""
 
     view: View
     sliding_view: View | None
@@ -37,7 +37,7 @@ class Shared(NamedTuple):
 
 
 class PerLayer(NamedTuple):
-    """What differs between layers: arrays with one entry for each, scanned with the layers."""
+    """What differs between layers: arrays with one entry for each layer, which are scanned with the layers."""
 
     number: jax.Array
     is_sliding: jax.Array
@@ -57,20 +57,20 @@ def attend(
     softcap: float | None,
     flash: bool = False,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V over the keys that the mask shows, each of K heads of keys for G = N / K heads of queries.
+    """Computes softmax(scale Q K^T) V over the keys that the mask shows; K heads of keys serve G = N / K queries each.
 
-    With a soft cap c the scores s are c tanh(s / c). Scores and softmax are float32 inside, or wider.
+    With a soft cap c, scores s become c tanh(s / c). Scores and softmax are float32 inside, or wider.
 
     The heads come before the tokens in all products, so that none of the large arrays, (B, K, G, T, S), is ever
-    transposed: `jax.nn.dot_product_attention`, which has G last, takes 1.6 times as long on a CPU.
+    transposed. `jax.nn.dot_product_attention`, which has G last, takes 1.6 times as long on a CPU.
 
-    With `flash` cuDNN does it all in one kernel, without these arrays (Dao et al. 2022), and without a soft cap.
+    With `flash`, cuDNN does all of it in one kernel, without these arrays (Dao et al. 2022) and without a soft cap.
 
     Returns:
         (B, T, N, H) in the dtype of the values.
 
     Raises:
-        ValueError: `flash` where there is no GPU.
+        ValueError: `flash` is set and there is no GPU.
     """
     if flash:
         if jax.default_backend() != "gpu":
@@ -85,7 +85,7 @@ def attend(
     groups = heads // key_BxSxKxH.shape[2]
     query_BxKxGxTxH = query_BxTxNxH.reshape(batch, tokens, -1, groups, width).transpose(0, 2, 3, 1, 4)
     key_BxKxSxH, value_BxKxSxH = (x.transpose(0, 2, 1, 3) for x in (key_BxSxKxH, value_BxSxKxH))
-    # Else the backward pass of bfloat16 would multiply in float32.
+    # Otherwise the backward pass of bfloat16 would multiply in float32.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query_BxTxNxH.dtype == jnp.bfloat16 else None
     wide = jnp.promote_types(query_BxTxNxH.dtype, jnp.float32)
     scores = scale * jnp.einsum(
@@ -148,9 +148,9 @@ class CausalSelfAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer: x += attention(norm(x)); x += W_down(act(W_gate n) * W_up n) with n = norm(x).
+    """A pre-norm layer: x += attention(norm(x)), then x += W_down(act(W_gate n) * W_up n) with n = norm(x).
 
-    `DecoderConfig` has the variants. Returns `((hidden, slots), None)`, the form of a scan body.
+    `DecoderConfig` describes the variants. The layer returns `((hidden, slots), None)`, the form of a scan body.
     """
 
     config: DecoderConfig

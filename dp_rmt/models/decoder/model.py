@@ -1,4 +1,4 @@
-"""Decoders: from token ids to hidden states, and to the logits of each next token."""
+"""Decoders map token ids to hidden states, and to the logits of each next token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dp_rmt.models.layers import dense, embedding, stacked
 
 
 class Decoder(nn.Module):
-    """Token ids to normalised hidden states; the layers are one scanned stack whose leaves are (layers, ...)."""
+    """Maps token ids to normalised hidden states. The layers are one scanned stack with leaves (layers, ...)."""
 
     config: DecoderConfig
 
@@ -46,11 +46,11 @@ class Decoder(nn.Module):
             cache: the tokens before these; None if these are the first.
 
         Returns:
-            (B, T, D) hidden states in the compute dtype, of which those at padding mean nothing; and the cache with
-            these tokens appended, or None.
+            Hidden states (B, T, D) in the compute dtype, which mean nothing at padding; and the cache with these tokens
+            appended, or None.
 
         Raises:
-            ValueError: if the sequences are longer than the model's positions, or than the cache.
+            ValueError: the sequences are longer than the model's positions, or than the cache.
         """
         config, num_tokens = self.config, input_ids_BxT.shape[-1]
         _check_length(num_tokens, config, cache)
@@ -77,12 +77,12 @@ class Decoder(nn.Module):
         return hidden_BxTxD
 
     def word_logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of every word, h E^T with the word embedding E: (..., D) to (..., vocab)."""
+        """The score of every word, h E^T with the word embedding E: (..., D) to (..., vocab)."""
         return self.word_embeddings.attend(hidden)
 
 
 class CausalLanguageModel(nn.Module):
-    """Logits over the vocabulary for the token after each token, W^T h; W is the word embedding if tied.
+    """Maps token ids to the logits W^T h of the token after each; W is the word embedding if tied.
 
     There is no dropout: the loss of an example is a function.
 
@@ -112,15 +112,15 @@ class CausalLanguageModel(nn.Module):
             input_ids_BxT: token ids.
             attention_mask_BxT: 1 for a token, 0 for padding, on either side.
             cache: the tokens before these, from `init_cache` or an earlier call.
-            last_only: only at the last of the T, whose logits are all that a prompt (padded on the left) needs.
+            last_only: predict at the last of the T tokens only, which is all that a prompt (padded on the left) needs.
 
         Returns:
-            (B, T, vocab) float32 logits, (B, 1, vocab) with `last_only`; with a cache, these and the cache with the
-            T tokens appended. Each logit is a product in the compute dtype, summed in float32 and rounded once to
-            the compute dtype, as in transformers.
+            Float32 logits, (B, T, vocab), or (B, 1, vocab) with `last_only`. With a cache, these and the cache with the
+            T tokens appended. Each logit is a product in the compute dtype, which is summed in float32 and rounded once
+            to the compute dtype, as in transformers.
 
         Raises:
-            ValueError: if there are more tokens than the model has positions, or the cache slots.
+            ValueError: there are more tokens than the model has positions, or than the cache has slots.
         """
         hidden_BxTxD, new_cache = self.decoder(input_ids_BxT, attention_mask_BxT, cache)
         if last_only:
@@ -133,7 +133,7 @@ class CausalLanguageModel(nn.Module):
 
 
 def _shared(config: DecoderConfig, mask_BxS: jax.Array, first: jax.Array | int, positions_BxT: jax.Array) -> Shared:
-    """What all layers get; if all are of one kind, its view alone."""
+    """Makes what all layers get; if all layers are of one kind, that is its view alone."""
 
     def view(is_sliding: bool) -> View:
         window = config.sliding_window if is_sliding else None

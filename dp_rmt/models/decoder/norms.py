@@ -1,4 +1,4 @@
-"""Normalisation in decoders: float32 inside, the compute dtype outside."""
+"""Normalisation in decoders, with float32 inside and the compute dtype outside."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dp_rmt.models.decoder.config import DecoderConfig
 
 
 class RMSNormAroundOne(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (1 + scale), the normalisation of Gemma, whose files hold what is added to one.
+    """Gemma's normalisation x / sqrt(mean(x^2) + eps) * (1 + scale); its files hold what is added to one.
 
     Attributes:
         epsilon: eps.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
 
     epsilon: float
@@ -31,7 +31,7 @@ class RMSNormAroundOne(nn.Module):
         return (self.normalise(x) * (1 + scale)).astype(self.dtype)
 
     def normalise(self, x: jax.Array) -> jax.Array:
-        """Without the scale, in float32 or wider."""
+        """Normalises without the scale, in float32 or wider."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
 
@@ -42,7 +42,7 @@ LAYER_RULES[RMSNormAroundOne, "__call__"] = LayerRule(
 
 
 def normalisation(config: DecoderConfig, *, name: str) -> nn.RMSNorm | RMSNormAroundOne | nn.LayerNorm:
-    """The family's kind of normalisation of the last axis: see `DecoderConfig.norm`."""
+    """Makes the family's kind of normalisation of the last axis, see `DecoderConfig.norm`."""
     if config.norm == "rms_norm_around_one":
         return RMSNormAroundOne(config.rms_norm_eps, config.dtype, name=name)
     if config.norm == "layer_norm":

@@ -1,4 +1,4 @@
-"""Where tokens stand: positions from the mask, rotary embeddings, and which keys a query may see."""
+"""Where tokens stand: positions from the mask, rotary embeddings, and the keys that a query may see."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class RopeScaling:
     """How the rotary embedding's wavelengths are stretched for longer texts than those of pre-training.
 
     Attributes:
-        factor: by how much.
-        kind: "linear", all of them (Chen et al. 2023), or "llama3": only those longer than original / low_freq_factor
-            positions, not those shorter than original / high_freq_factor, and between the two a blend.
+        factor: by how much they are stretched.
+        kind: "linear" stretches all of them (Chen et al. 2023). "llama3" stretches those longer than original /
+            low_freq_factor positions, leaves those shorter than original / high_freq_factor, and blends in between.
         low_freq_factor: see kind.
         high_freq_factor: see kind.
         original_max_position_embeddings: see kind.
 
     Raises:
-        ValueError: if the kind is unknown.
+        ValueError: the kind is unknown.
     """
 
     factor: float
@@ -37,7 +37,7 @@ class RopeScaling:
             raise ValueError(f"rope_type {self.kind!r} is not supported; supported: default, linear, llama3")
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """The scaled angular frequencies."""
+        """Returns the scaled angular frequencies."""
         if self.kind == "linear":
             return frequencies / self.factor
         turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
@@ -46,7 +46,7 @@ class RopeScaling:
 
 
 def position_ids(attention_mask_BxL: jax.Array) -> jax.Array:
-    """Tokens count from 0 wherever they start; padding has the position of the token before it, or 0.
+    """Counts tokens from 0 wherever they start; padding has the position of the token before it, or 0.
 
     >>> position_ids(jnp.array([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])).tolist()
     [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
@@ -58,13 +58,13 @@ def position_ids(attention_mask_BxL: jax.Array) -> jax.Array:
 def rotary_embedding(
     positions_BxL: jax.Array, *, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angles p theta^(-2 k / head_dim), k < head_dim / 2 (Su et al. 2021).
+    """Computes cosine and sine of the angles p theta^(-2 k / head_dim), k < head_dim / 2 (Su et al. 2021).
 
     Args:
         positions_BxL: position p of each token.
         head_dim: width of a head, or of that part of it that is turned.
         theta: base of the wavelengths.
-        scaling: how they are stretched.
+        scaling: how the wavelengths are stretched.
 
     Returns:
         Two float32 arrays (B, L, 1, head_dim / 2); the axis of length 1 is that of the heads.
@@ -78,9 +78,9 @@ def rotary_embedding(
 
 
 def rotate(x_BxLxNxH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns pairs (x_k, x_{k + R/2}) of the first R entries of each head, in float32: the layout of transformers.
+    """Turns pairs (x_k, x_{k + R/2}) of each head's first R entries, in float32, in the layout of transformers.
 
-    R is twice the number of angles; what is behind stays as it is.
+    R is twice the number of angles. The entries behind the first R stay as they are.
     """
     cos, sin = rotary
     half = cos.shape[-1]
@@ -92,16 +92,16 @@ def rotate(x_BxLxNxH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Arr
 def visible_keys(
     mask_BxS: jax.Array, first_query: jax.Array | int, num_queries: int, *, window: int | None = None
 ) -> jax.Array:
-    """(B, 1, T, S) mask of the keys that each of T queries may see: tokens up to it, and itself.
+    """Makes the mask (B, 1, T, S) of the keys that each of T queries may see: tokens up to it, and itself.
 
-    Without itself, padding before the first token would have no key, and the softmax would spread its weights over
-    all keys, later ones included.
+    If a query could not see itself, padding before the first token would have no key, and the softmax would spread its
+    weights over all keys, including later ones.
 
     Args:
         mask_BxS: 1 where a key is a token.
-        first_query: which of the S keys is the first query's own.
+        first_query: the number of the key that is the first query's own, of the S keys.
         num_queries: T.
-        window: only the last so many tokens, itself included; padding between them does not count.
+        window: how many of the last tokens are seen, itself included; padding between them does not count.
     """
     query_Tx1 = first_query + jnp.arange(num_queries)[:, None]
     key_1xS = jnp.arange(mask_BxS.shape[-1])[None]

@@ -1,1 +1,1 @@
-"""Hugging Face folders: found, read, written."""
+"""Finds, reads and writes Hugging Face folders."""

@@ -1,4 +1,4 @@
-"""Where Hugging Face files of each family of decoders keep what; fused projections are taken apart."""
+"""Says where the Hugging Face files of each family of decoders keep what, and takes fused projections apart."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dp_rmt.models.huggingface.tensor_layouts import PLAIN, THIRDS, TRANSPOSED, 
 
 
 class ModuleName(NamedTuple):
-    """One Flax module and the Hugging Face module that holds its parameters.
+    """A Flax module, and the Hugging Face module that holds its parameters.
 
     Attributes:
-        path: of the Flax module, with slashes.
-        hf_name: of the Hugging Face module, "{layer}" standing for the layer's number.
-        leaves: Flax leaf, Hugging Face suffix, layout, part of it.
+        path: path of the Flax module, with slashes.
+        hf_name: name of the Hugging Face module, in which "{layer}" stands for the layer's number.
+        leaves: for each leaf the Flax name, the Hugging Face suffix, the layout, and the part of the tensor.
     """
 
     path: str
@@ -23,7 +23,7 @@ class ModuleName(NamedTuple):
 
 
 PREFIXES = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
-"""Of the tensors of the model under its head; "model." for all others."""
+"""The prefix of the tensors below the head; it is "model." for all other families."""
 
 _HEADS = {"gpt_neox": "embed_out"}
 _TRUNKS = {
@@ -78,22 +78,22 @@ _STACKS = {"gpt2": "h"}
 _FUSED = ("attention/query", "attention/key", "attention/value")
 
 BUFFERS = r"rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias)|attention\.rotary_emb\.inv_freq"
-"""What older files hold besides parameters: constants that no model needs read."""
+"""What older files hold besides parameters: constants that no model has to read."""
 
 
 def prefix(architecture: str) -> str:
-    """What the names of all tensors but the head's begin with, in a file of a causal language model."""
+    """The beginning of the names of all tensors but the head's, in a file of a causal language model."""
     return PREFIXES.get(architecture, "model.")
 
 
 def module_names(config: DecoderConfig) -> list[ModuleName]:
-    """Every module that a decoder of the family may have; the names are without the `prefix`.
+    """Lists every module that a decoder of the family may have. The names are without the `prefix`.
 
     Args:
         config: the decoder's configuration.
 
     Returns:
-        One entry per module, the trunk's first.
+        One entry for each module, those of the trunk first.
     """
     family = config.architecture
     stack, layer_modules = _STACKS.get(family, "layers"), _LAYERS.get(family, _LLAMA_LAYER)

@@ -1,4 +1,4 @@
-"""Find a Hugging Face folder, on this machine or on the hub, and read what is small in it."""
+"""Finds a Hugging Face folder, on this machine or on the hub, and reads the small files in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dp_rmt.extras import extra
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -16,7 +18,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_conf
 
 
 def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
-    """A local folder as it is; anything else is downloaded from the Hugging Face hub.
+    """Returns a local folder as it is, and downloads anything else from the Hugging Face hub.
 
     Args:
         folder_or_hub_name: a path, or a hub name such as "roberta-base" or "org/name".
@@ -25,8 +27,8 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
         The local folder.
 
     Raises:
-        FileNotFoundError: if there is no such folder and the hub has no such model or cannot be reached.
-        NotADirectoryError: if the path is a file.
+        FileNotFoundError: there is no such folder, and the hub has no such model or cannot be reached.
+        NotADirectoryError: the path is a file.
     """
     name, path = os.fspath(folder_or_hub_name), Path(folder_or_hub_name).expanduser()
     if path.is_dir():
@@ -35,7 +37,8 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     if isinstance(folder_or_hub_name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"no folder {path}; give an existing model folder or a hub name like 'roberta-base'")
-    import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
+    with extra("finetune"):
+        import huggingface_hub  # here, not above: it takes a second to import and local folders do not need it
 
     try:
         return Path(
@@ -52,7 +55,7 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`, once it is clear that the weights beside it can be read too.
+    """Reads the folder's `config.json`, once it is clear that the weights beside it can be read, too.
 
     Args:
         folder: a local model folder.
@@ -61,8 +64,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         The parsed JSON object.
 
     Raises:
-        FileNotFoundError: if `config.json` or the weights are absent.
-        ValueError: if `config.json` is not a JSON object.
+        FileNotFoundError: `config.json` or the weights are absent.
+        ValueError: `config.json` is not a JSON object.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in Hugging Face layout")
@@ -77,17 +80,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[Path, list[Path]]:
-    """The safetensors files of a model folder.
+    """Lists the safetensors files of a model folder.
 
     Args:
         folder: a local model folder.
 
     Returns:
-        `model.safetensors`, or the index of its shards; and all files that hold tensors.
+        The path of `model.safetensors` or of the index of its shards, and all files that hold tensors.
 
     Raises:
-        FileNotFoundError: if there are none, or a shard is absent.
-        ValueError: if the index is not one, or names a shard outside the folder.
+        FileNotFoundError: there are none, or a shard is absent.
+        ValueError: the index is not one, or names a shard outside the folder.
     """
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -117,7 +120,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _check_is_inside(name: Any, named_in: Path) -> None:
-    """Raises ValueError unless a name that a file gives leads to a file below that file's folder.
+    """Raises ValueError unless a name that stands in a file leads to a file below that file's folder.
 
     Names are judged by their letters, since the hub's cache links to files of its own.
     """
@@ -131,18 +134,18 @@ def _check_is_inside(name: Any, named_in: Path) -> None:
 
 
 def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: int | None = None) -> Any:
-    """The tokenizer of a model folder, by `transformers.AutoTokenizer`; needs no torch.
+    """Loads the tokenizer of a model folder by `transformers.AutoTokenizer`, which needs no torch.
 
     Args:
         folder_or_hub_name: a local folder, or a hub name.
-        vocab_size: rows of the model's word embedding, for which its ids must fit.
+        vocab_size: rows of the model's word embedding, which the tokenizer's ids must fit.
 
     Returns:
         A transformers tokenizer.
 
     Raises:
-        FileNotFoundError: if there is no such folder or it has no tokenizer files.
-        ValueError: if transformers cannot read the files, or the tokenizer has more words than the model.
+        FileNotFoundError: there is no such folder, or it has no tokenizer files.
+        ValueError: transformers cannot read the files, or the tokenizer has more words than the model.
     """
     folder = resolve_folder(folder_or_hub_name)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -151,7 +154,8 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
-    import transformers  # here, not above: it takes seconds to import and models do not need it
+    with extra("finetune"):
+        import transformers  # here, not above: it takes seconds to import and models do not need it
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -170,11 +174,11 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
 
 
 def _check_tokenizer_config(path: Path) -> None:
-    """Raises ValueError if the one list of files that transformers opens by the names in a config leads elsewhere."""
+    """Raises ValueError if the list of files that transformers opens by name leads out of the folder."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # absent, or broken, which transformers says
+        return  # the file is absent or broken, and transformers will say so
     names = config.get("fast_tokenizer_files") if isinstance(config, dict) else None
     for name in names if isinstance(names, list) else []:
         _check_is_inside(name, path)

@@ -1,8 +1,7 @@
-"""Load models from Hugging Face folders: `config.json` and `model.safetensors`, or the shards of it."""
+"""Loads models from Hugging Face folders, which hold `config.json` and `model.safetensors` or its shards."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt.models.decoder.config import DecoderConfig
@@ -21,8 +21,6 @@ from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.huggingface.weights import Weights
-
-logger = logging.getLogger(__name__)
 
 _HEADS = ("classification", "masked_lm", "causal_lm")
 _PAIR_ADVICE = f"check that {CONFIG_FILE} and {WEIGHTS_FILE} belong to the same model, or download both again"
@@ -38,29 +36,29 @@ def load_pretrained(
     remat: bool = False,
     flash_attention: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
-    """Loads a Hugging Face encoder or decoder; an encoder's head that the file lacks is initialised from `key`.
+    """Loads a Hugging Face encoder or decoder. An encoder's head that the file lacks is initialised from `key`.
 
-    Reads `config.json` and `model.safetensors` or its shards, of a bare model or of one with a head. Heads of another
-    kind in the file are ignored, with a log line. All names and shapes are checked before any tensor is read, and
-    tensors are read one at a time: beside the parameters themselves only a piece of one is in memory.
+    The folder may be that of a bare model or of one with a head. Heads of another kind in the file are ignored, with a
+    log line. All names and shapes are checked before any tensor is read. Tensors are read one at a time, so only a
+    piece of one is in memory beside the parameters themselves.
 
     Args:
         folder_or_hub_name: a local folder, or a hub name such as "roberta-base".
-        head: "classification" or "masked_lm" of a BERT or RoBERTa; "causal_lm" of a decoder, of one of
-            `decoder_families.FAMILIES`.
-        num_labels: logits of the classification head (unused by the others).
-        key: PRNG key of a fresh head: matrices N(0, 0.02^2), biases 0. Not needed for "causal_lm".
-        dtype: compute dtype; parameters are float32 whatever it is.
+        head: "classification" or "masked_lm" for a BERT or RoBERTa; "causal_lm" for a decoder of one of the
+            `dp_rmt.models.decoder.families.FAMILIES`.
+        num_labels: logits of the classification head; the other heads do not use it.
+        key: PRNG key of a fresh head, with matrices N(0, 0.02^2) and biases 0. "causal_lm" does not need it.
+        dtype: compute dtype. Parameters are float32 whatever it is.
         remat: recompute layers in the backward pass, to save memory.
-        flash_attention: a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
+        flash_attention: compute a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
 
     Returns:
         The module, and its parameters as a nested dict of float32 arrays.
 
     Raises:
-        FileNotFoundError: if the folder or one of its files is absent, or the download failed.
-        ValueError: if the model is unsupported, a tensor is missing, unknown or of another shape, or a fresh head
-            has no key.
+        FileNotFoundError: the folder or one of its files is absent, or the download failed.
+        ValueError: the model is not supported, a tensor is missing, unknown or of another shape, or a fresh head has no
+            key.
     """
     if head not in _HEADS:
         raise ValueError(f"head {head!r} is not known; choose one of {', '.join(_HEADS)}")
@@ -85,7 +83,7 @@ def load_pretrained(
         absent = " and no ".join(sorted(fresh_groups))
         if key is None:
             raise ValueError(f"{weights.path} has no {absent}; give a key to initialise it from")
-        logger.info("%s has no %s; initialised from the key", weights.path, absent)
+        logging.info("%s has no %s; initialised from the key", weights.path, absent)
     flat = {leaf.path: _read(leaf, weights) for leaf in loaded}
     _check_tied_copies(module, loaded, weights)
     flat |= _initialise(module, fresh, key)
@@ -103,7 +101,7 @@ def _module(folder: Path, hf_config: dict[str, Any], head: str, num_labels: int,
 
 
 def _absent_groups(table: list[LeafName], weights: Weights, architectures: Sequence[str]) -> set[str]:
-    """Groups of the head, none of whose tensors is in the file."""
+    """The groups of the head of which no tensor is in the file."""
     groups = {leaf.group for leaf in table} - {"encoder", "decoder", "lm_head"}
     present = {leaf.group for leaf in table if any(name in weights.tensors for name in leaf.hf_names)}
     # BERT's token and choice classifiers have the same tensor names as the sequence classifier.
@@ -139,7 +137,7 @@ def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> N
         )
     ignored = sorted(set(others) - set(hf_names.tied_copies(module)))
     if ignored:
-        logger.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
+        logging.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
 
 
 def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:
@@ -152,7 +150,7 @@ def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:
 
 
 def _read(leaf: LeafName, weights: Weights) -> jax.Array:
-    """One leaf, in float32, filled tensor by tensor."""
+    """Reads one leaf in float32, tensor by tensor."""
     values = _aligned(leaf.shape)
     for name, target in leaf.slices(values).items():
         if leaf.layout.by_rows:
@@ -161,11 +159,11 @@ def _read(leaf: LeafName, weights: Weights) -> jax.Array:
                 rows[some] = piece
         else:
             target[...] = leaf.layout.take(weights.read(name), leaf.part)
-    return jax.device_put(values)  # which on a CPU takes aligned memory as it is; jnp.asarray would copy
+    return jax.device_put(values)  # a CPU takes aligned memory as it is; jnp.asarray would copy
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32, aligned as jax on a CPU needs it."""
+    """Makes an uninitialised float32 array, aligned as jax on a CPU needs it."""
     size = int(np.prod(shape))
     buffer = np.empty(size + 16, np.float32)
     start = -buffer.ctypes.data % 64 // 4
@@ -173,7 +171,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _check_tied_copies(module: Model, loaded: list[LeafName], weights: Weights) -> None:
-    """Raises unless copies of tied weights, where the file has some, are copies."""
+    """Raises unless the file's copies of tied weights, if it has any, equal the originals."""
     expected = {name for leaf in loaded for name in leaf.hf_names}
     for copy, original in hf_names.tied_copies(module).items():
         used = not isinstance(module, SequenceClassifier) and copy in weights.tensors and original in expected

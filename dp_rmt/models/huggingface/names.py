@@ -1,4 +1,4 @@
-"""One table between Flax parameter paths and Hugging Face tensor names, used for loading and for saving."""
+"""One table of Flax parameter paths and Hugging Face tensor names, which loading and saving both use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dp_rmt.models.huggingface.tensor_layouts import PLAIN, TRANSPOSED, Layout
 
 Model = SequenceClassifier | MaskedLanguageModel | CausalLanguageModel
 
-# Parts of a layer kind of the encoders: Flax leaf, Hugging Face suffix, layout.
+# The parts of each kind of layer of the encoders: Flax leaf, Hugging Face suffix, layout.
 _LEAVES: dict[str, tuple[tuple[str, str, Layout], ...]] = {
     "dense": (("kernel", "weight", TRANSPOSED), ("bias", "bias", PLAIN)),
     "layer_norm": (("scale", "weight", PLAIN), ("bias", "bias", PLAIN)),
@@ -42,7 +42,7 @@ _ENCODER: _Modules = (
     ("encoder/layers/output", "encoder.layer.{layer}.output.dense", "dense"),
     ("encoder/layers/output_layer_norm", "encoder.layer.{layer}.output.LayerNorm", "layer_norm"),
 )
-# Groups of a head: a group is loaded as a whole or, if absent, initialised as a whole.
+# The groups of a head. A group is loaded as a whole or, if it is absent, initialised as a whole.
 _HEADS: dict[tuple[str, str], dict[str, _Modules]] = {
     ("bert", "classification"): {
         "pooler": (("pooler", "pooler.dense", "dense"),),
@@ -72,7 +72,7 @@ _HEADS: dict[tuple[str, str], dict[str, _Modules]] = {
 _BACKBONE_PARTS = ("embeddings.", "encoder.", "pooler.")
 HEAD_PARTS = ("pooler.", "classifier.", "cls.", "lm_head.", "qa_outputs.")
 _BUFFERS = rf"embeddings\.(position|token_type)_ids|(.*\.)?({decoder_names.BUFFERS})"
-# Copies of tied weights that some checkpoints carry: copy -> original, by architecture.
+# The copies of tied weights that some checkpoints carry, by architecture: copy -> original.
 TIED_COPIES = {
     "bert": {
         "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
@@ -93,16 +93,16 @@ _HF_CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class LeafName:
-    """One Flax leaf and the Hugging Face tensors that hold it.
+    """A Flax leaf, and the Hugging Face tensors that hold it.
 
     Attributes:
         path: keys into the nested parameter dict.
         shape: shape of the leaf.
-        hf_names: the tensor of each layer if stacked, else the one tensor; without the `bert.` prefix.
+        hf_names: the tensor of each layer if the leaf is stacked, else the one tensor; without the `bert.` prefix.
         stacked: whether the leaf's first axis is the layer.
         layout: how each tensor holds its part of the leaf.
         group: "encoder" or "decoder", or the part of the head that the leaf belongs to.
-        part: which part of each tensor the leaf has, where several leaves share it.
+        part: which part of each tensor belongs to the leaf, if several leaves share the tensor.
     """
 
     path: tuple[str, ...]
@@ -115,11 +115,11 @@ class LeafName:
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """Shape of each Hugging Face tensor."""
+        """The shape of each Hugging Face tensor."""
         return self.layout.tensor_shape(self.shape[1:] if self.stacked else self.shape)
 
     def slices(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
-        """By the name of its tensor each part of a leaf, as a view."""
+        """Returns each part of a leaf as a view, by the name of its tensor."""
         return dict(zip(self.hf_names, leaf if self.stacked else [leaf], strict=True))
 
 
@@ -131,14 +131,14 @@ def head_of(module: Model) -> str:
 
 
 def hf_class(module: Model) -> str:
-    """The transformers class that is the same model."""
+    """The name of the transformers class that is the same model."""
     if isinstance(module, CausalLanguageModel):
         return FAMILIES[module.config.architecture].hf_class
     return _HF_CLASSES[module.config.architecture, head_of(module)]
 
 
 def tied_copies(module: Model) -> dict[str, str]:
-    """Tensors that a file may hold twice, though the module has them once: copy -> original."""
+    """The tensors that a file may hold twice, though the module has them once: copy -> original."""
     if isinstance(module, CausalLanguageModel):
         *_, head = decoder_names.module_names(module.config)
         table = decoder_names.module_names(module.config)[0]
@@ -147,21 +147,21 @@ def tied_copies(module: Model) -> dict[str, str]:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is a constant that old files hold besides parameters."""
+    """Tells whether a tensor is a constant that old files hold besides parameters."""
     return re.fullmatch(_BUFFERS, name) is not None
 
 
 def leaf_names(module: Model) -> list[LeafName]:
-    """The table of a module: every leaf of its parameters exactly once.
+    """Makes the table of a module, in which every leaf of its parameters stands exactly once.
 
     Args:
         module: the model, without LoRA.
 
     Returns:
-        One entry per leaf, the encoder's or decoder's first.
+        One entry for each leaf, those of the encoder or decoder first.
 
     Raises:
-        ValueError: if the module has LoRA, which these files have no place for.
+        ValueError: the module has LoRA, which these files have no place for.
     """
     if module.config.lora is not None:
         raise ValueError(
@@ -173,7 +173,7 @@ def leaf_names(module: Model) -> list[LeafName]:
     table = []
     for path, hf_module, suffix, layout, part, group in _entries(module):
         shape = leaves.pop(path, None)
-        if shape is None:  # a decoder without this feature
+        if shape is None:  # this decoder does not have the feature
             continue
         stacked = "{layer}" in hf_module
         layers = range(module.config.num_layers) if stacked else (0,)
@@ -185,7 +185,7 @@ def leaf_names(module: Model) -> list[LeafName]:
 
 
 def _entries(module: Model) -> Iterator[tuple[tuple[str, ...], str, str, Layout, int, str]]:
-    """Path of a leaf, Hugging Face module, suffix, layout, part, group."""
+    """Yields for each leaf its path, Hugging Face module, suffix, layout, part and group."""
     if isinstance(module, CausalLanguageModel):
         for entry in decoder_names.module_names(module.config):
             for leaf, suffix, layout, part in entry.leaves:
@@ -199,7 +199,7 @@ def _entries(module: Model) -> Iterator[tuple[tuple[str, ...], str, str, Layout,
 
 
 def canonical_name(architecture: str, hf_name: str) -> str:
-    """The name without its `bert.`, `model.` or other prefix and with today's names of LayerNorm's parameters.
+    """Returns the name without its prefix, such as `bert.`, and with today's names of LayerNorm's parameters.
 
     >>> canonical_name("bert", "bert.embeddings.LayerNorm.gamma")
     'embeddings.LayerNorm.weight'
@@ -215,7 +215,7 @@ def canonical_name(architecture: str, hf_name: str) -> str:
 
 
 def prefixed_name(architecture: str, name: str) -> str:
-    """The name in a transformers model with a head: `bert.` before whatever is not the head.
+    """Returns the name in a transformers model with a head, which has `bert.` before whatever is not the head.
 
     >>> prefixed_name("bert", "embeddings.LayerNorm.weight"), prefixed_name("bert", "classifier.bias")
     ('bert.embeddings.LayerNorm.weight', 'classifier.bias')

@@ -1,16 +1,16 @@
-"""Save models as Hugging Face folders: `config.json`, `model.safetensors`, tokenizer files."""
+"""Saves models as Hugging Face folders with `config.json`, `model.safetensors` and tokenizer files."""
 
 from __future__ import annotations
 
 import collections
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from dp_rmt.files import save_tensors, whole_folder
@@ -18,8 +18,6 @@ from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE
 from dp_rmt.models.huggingface.names import Model
-
-logger = logging.getLogger(__name__)
 
 
 def save_pretrained(
@@ -32,20 +30,20 @@ def save_pretrained(
 ) -> None:
     """Saves a model as a Hugging Face folder that `transformers` loads as the same model.
 
-    The folder appears whole or not at all: it is written beside its place and renamed. A folder that this
+    The folder appears whole or not at all, because it is written beside its place and renamed. A folder that this
     function wrote before is replaced.
 
     Args:
         folder: where to save.
         module: the model.
-        params: its parameters; low-rank updates merged into them (`without_lora`).
+        params: its parameters, with low-rank updates merged into them (`without_lora`).
         tokenizer: a transformers tokenizer to save with it.
         label_names: a name for each logit of a classifier.
 
     Raises:
-        ValueError: if the parameters are not the module's, the labels not as many as its logits, or the module is
-            one that its family in transformers has not.
-        FileExistsError: if the place holds something that this function did not write.
+        ValueError: the parameters are not the module's, the labels are not as many as its logits, or the module's
+            family in transformers has no such model.
+        FileExistsError: the place holds something that this function did not write.
     """
     folder = Path(folder).expanduser().absolute()
     hf_config = {**module.config.to_hf_config(), "architectures": [hf_names.hf_class(module)]}
@@ -57,7 +55,7 @@ def save_pretrained(
         text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
-    logger.info("saved %s to %s", hf_config["architectures"][0], folder)
+    logging.info("saved %s to %s", hf_config["architectures"][0], folder)
 
 
 def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters under their Hugging Face names, once they are checked to be the module's."""
+    """Checks that the parameters are the module's, and returns them under their Hugging Face names."""
     flat = flatten_dict(params)
     table = hf_names.leaf_names(module)
     unknown = set(flat) - {leaf.path for leaf in table}

@@ -1,4 +1,4 @@
-"""How a tensor of a Hugging Face file holds one matrix or vector of ours, or three."""
+"""Says how a tensor of a Hugging Face file holds one matrix or vector of this library, or three."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """Between one tensor and its parts, which are all of one shape.
+    """The relation between a tensor and its parts, which are all of one shape.
 
     Attributes:
-        num_parts: how many.
-        tensor_shape: shape of a part -> shape of the tensor.
-        take: (tensor, which part) -> the part.
-        join: parts in order -> the tensor.
+        num_parts: the number of parts.
+        tensor_shape: maps the shape of a part to the shape of the tensor.
+        take: maps (tensor, number of the part) to the part.
+        join: maps the parts, in order, to the tensor.
         by_rows: `join` gives a view of the one part, so that the tensor can be written into it row by row.
     """
 
@@ -30,7 +30,7 @@ PLAIN = Layout(1, lambda shape: shape, lambda tensor, part: tensor, lambda parts
 """The tensor is the part."""
 
 TRANSPOSED = Layout(1, lambda shape: shape[::-1], lambda tensor, part: tensor.T, lambda parts: parts[0].T, by_rows=True)
-"""The tensor is the part's transpose: torch.nn.Linear stores (out, in), Flax (in, out)."""
+"""The tensor is the part's transpose: torch.nn.Linear stores (out, in), and Flax stores (in, out)."""
 
 
 THIRDS = Layout(
@@ -39,7 +39,7 @@ THIRDS = Layout(
     lambda tensor, part: np.split(tensor, 3, axis=-1)[part],
     lambda parts: np.concatenate(parts, axis=-1),
 )
-"""Three parts side by side in the last axis: GPT-2's query, key and value.
+"""Three parts stand side by side in the last axis, as GPT-2's query, key and value do.
 
 >>> [THIRDS.take(np.arange(6), part).tolist() for part in range(3)]
 [[0, 1], [2, 3], [4, 5]]
@@ -47,7 +47,7 @@ THIRDS = Layout(
 
 
 def heads_interleaved(num_heads: int) -> Layout:
-    """For each head its rows of the query, of the key and of the value: GPT-NeoX's matrices, transposed, and vectors.
+    """Each head has its rows of query, key and value together, as in GPT-NeoX's (transposed) matrices and vectors.
 
     >>> layout = heads_interleaved(2)
     >>> [layout.take(np.arange(6), part).tolist() for part in range(3)]

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder, in one safetensors file or in shards, read a piece at a time."""
+"""Reads the tensors of a Hugging Face folder, in one safetensors file or in shards, a piece at a time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import safetensors
 
+from dp_rmt.extras import extra
 from dp_rmt.models.huggingface.folder import weight_files
+
+with extra("finetune"):
+    import safetensors
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PIECE = 2**21
-"""Numbers that are read at a time."""
+"""How many numbers are read at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,12 @@ class StoredTensor:
 class Weights:
     """All tensors of a folder.
 
-    Every read opens the file anew: a file that stays open keeps the pages that were read in memory, and a model would
+    Every read opens the file anew. A file that stays open keeps the pages that were read in memory, and a model would
     be there twice.
 
     Attributes:
         path: the one file, or the index of the shards.
-        tensors: canonical name -> where it is.
+        tensors: maps the canonical name to where the tensor is.
     """
 
     path: Path
@@ -47,14 +50,14 @@ class Weights:
 
         Args:
             folder: a local model folder.
-            canonical: name in the file -> the name that this package knows it by.
+            canonical: maps the name in the file to the name that this package knows it by.
 
         Returns:
             The tensors.
 
         Raises:
-            FileNotFoundError: if there is no such file, or a shard is absent.
-            ValueError: if a file cannot be read, or holds a tensor twice.
+            FileNotFoundError: there is no such file, or a shard is absent.
+            ValueError: a file cannot be read, or holds a tensor twice.
         """
         tensors: dict[str, StoredTensor] = {}
         index, paths = weight_files(folder)
@@ -76,17 +79,17 @@ class Weights:
         return cls(index, tensors)
 
     def pieces(self, name: str, *, whole: bool = False) -> Iterator[tuple[slice, np.ndarray]]:
-        """A tensor's rows in pieces of at most two million numbers, or as one.
+        """Reads a tensor's rows in pieces of at most two million numbers, or as a whole.
 
         Args:
             name: canonical name.
-            whole: in one piece.
+            whole: read the tensor in one piece.
 
         Yields:
-            Which rows, and their values.
+            The slice of the rows, and their values.
 
         Raises:
-            ValueError: if the tensor does not hold floating-point numbers.
+            ValueError: the tensor does not hold floating-point numbers.
         """
         tensor = self.tensors[name]
         if tensor.dtype not in _FLOATS:
@@ -103,5 +106,5 @@ class Weights:
             yield some, values
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a whole."""
+        """Reads a tensor as a whole."""
         return next(values for _, values in self.pieces(name, whole=True))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dp_rmt.extras import extra
 from dp_rmt.files import save_tensors, whole_folder
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import LeafName, Model
@@ -23,7 +22,10 @@ from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, 
 from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
 
-logger = logging.getLogger(__name__)
+with extra("finetune"):
+    import safetensors
+    import safetensors.numpy
+
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _MERGE = "merge the updates into the weights and save a model: save_pretrained(folder, *without_lora(module, params))"
@@ -39,20 +41,19 @@ def save_adapter(
 ) -> None:
     """Saves the low-rank updates of a model as an adapter that `peft` puts on the base model.
 
-    With them go, as whole modules, the classification head and whatever else was trained. The folder appears whole or
-    not at all, as with `save_pretrained`.
+    The classification head, and whatever else was trained, is saved with them as whole modules. The folder appears
+    whole or not at all, as with `save_pretrained`.
 
     Args:
         folder: where to save.
         module: a model with LoRA.
         params: its parameters.
         base_model_name_or_path: the folder or hub name of the base model, as `peft` notes it down.
-        trained: regular expression of the paths that were trained; None: low-rank updates and classification head.
+        trained: a regular expression of the paths that were trained; None for low-rank updates and classification head.
 
     Raises:
-        ValueError: if the model has no LoRA, the parameters are not its own, or what was trained cannot be told in an
-            adapter.
-        FileExistsError: if the place holds something that this function did not write.
+        ValueError: the model has no LoRA, the parameters are not its own, or an adapter cannot hold what was trained.
+        FileExistsError: the place holds something that this function did not write.
     """
     table = _plain_table(module)
     adapted, shapes, flat = adapted_modules(module, table), parameter_shapes(module), flatten_dict(params)
@@ -81,7 +82,7 @@ def save_adapter(
     with whole_folder(folder, WEIGHTS_FILE) as new:
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
-    logger.info("saved an adapter to %s", folder)
+    logging.info("saved an adapter to %s", folder)
 
 
 def load_adapter(folder: str | os.PathLike[str], module: Model) -> dict[str, Any]:
@@ -92,13 +93,13 @@ def load_adapter(folder: str | os.PathLike[str], module: Model) -> dict[str, Any
         module: a model with LoRA of the adapter's rank, alpha and targets.
 
     Returns:
-        Nested dict of float32 arrays: A and B of each low-rank update, and the modules that the adapter holds whole,
-        such as a classification head. `tuning.with_leaves` puts them into the parameters of a model.
+        A nested dict of float32 arrays: A and B of each low-rank update, and the modules that the adapter holds whole,
+        such as a classification head. `dp_rmt.models.tuning.with_leaves` puts them into the parameters of a model.
 
     Raises:
-        FileNotFoundError: if the folder or a file of it is absent.
-        ValueError: if the adapter is of another kind, rank, alpha or shape than the module's low-rank updates, or on
-            other modules; the message names file and tensor.
+        FileNotFoundError: the folder or a file in it is absent.
+        ValueError: the adapter is of another kind, rank, alpha or shape than the module's low-rank updates, or on other
+            modules; the message names file and tensor.
     """
     table, path = _plain_table(module), Path(folder).expanduser() / WEIGHTS_FILE
     adapted = adapted_modules(module, table)
@@ -122,7 +123,7 @@ def load_adapter(folder: str | os.PathLike[str], module: Model) -> dict[str, Any
 
 
 def _whole_leaves(module: Model, table: list[LeafName], adapted: list[Adapted], trained: str | None) -> list[LeafName]:
-    """The leaves of all modules that are saved whole: those with a trained leaf, and the classification head."""
+    """The leaves of all modules that are saved whole, which have a trained leaf or are the classification head."""
     patterns = [trainable_pattern("lora", module), *([trained] if trained else [])]
     bases, chosen = {leaf.path[:-1] for one in adapted for leaf in one.parts}, set()
     for leaf in table:
@@ -142,7 +143,7 @@ def _whole_leaves(module: Model, table: list[LeafName], adapted: list[Adapted], 
 def _read_whole_leaves(
     module: Model, table: list[LeafName], tensors: dict[str, np.ndarray], path: Path
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Of each module of which the file has a tensor that is not of a low-rank update, all leaves."""
+    """Reads all leaves of each module of which the file has a tensor that is not of a low-rank update."""
     names = {leaf.path: _tensor_names(module, leaf) for leaf in table}
     present = {leaf.path[:-1] for leaf in table if any(name in tensors for name in names[leaf.path])}
     leaves = {}
@@ -179,7 +180,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 def _check_names(
     module: Model, table: list[LeafName], adapted: list[Adapted], tensors: dict[str, np.ndarray], path: Path
 ) -> None:
-    """Raises if the file holds what the model has no place for."""
+    """Raises if the file holds something that the model has no place for."""
     known = {name for one in adapted for name in one.tensor_names}
     known |= {name for leaf in table if leaf.layout.num_parts == 1 for name in _tensor_names(module, leaf)}
     unknown = sorted(set(tensors) - known)

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of the PEFT library: what a folder of low-rank updates says of itself."""
+"""Writes and reads the PEFT library's `adapter_config.json`, which describes a folder of low-rank updates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dp_rmt.models.peft.names import Adapted, adapted_config, matches, module_of
 
 CONFIG_FILE = "adapter_config.json"
 _TASK_TYPES = {"classification": "SEQ_CLS", "masked_lm": None, "causal_lm": "CAUSAL_LM"}
-# What changes the function of an adapter and is not supported, with the values that do not.
+# The keys that change the function of an adapter and are not supported, with the values that do not change it.
 _PLAIN = {"use_dora": False, "bias": "none", "lora_bias": False, "use_qalora": False, "layer_replication": None}
 _FUSED = (
     "its module fuses {count} matrices that have updates of their own here, whose ranks add up; give the LoRAConfig "
@@ -24,13 +24,13 @@ _FUSED = (
 def adapter_config(
     module: Model, table: list[LeafName], adapted: list[Adapted], whole: list[LeafName]
 ) -> dict[str, Any]:
-    """What `adapter_config.json` says, besides the base model.
+    """Makes what `adapter_config.json` says, besides the base model.
 
     Args:
         module: a model with LoRA.
-        table: the names of the model without.
+        table: the names of the model without LoRA.
         adapted: its low-rank updates.
-        whole: leaves of the modules that are saved whole.
+        whole: the leaves of the modules that are saved whole.
 
     Returns:
         A JSON object.
@@ -44,7 +44,7 @@ def adapter_config(
         ending: next(count for name, count in fused.items() if matches(name, [ending]))
         for ending in shortest_endings(sorted(fused), sorted(everything - set(fused)), dot=".")
     }
-    # All of a classification head goes under the name that peft gives it whatever the configuration says.
+    # All of a classification head goes under the name that peft gives it, whatever the configuration says.
     head = {name for name in saved if name.startswith("classifier")}
     others = shortest_endings(sorted(saved - head), sorted(everything - saved), dot="")
     return {
@@ -74,8 +74,8 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         The JSON object.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or of another kind of adapter.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or belongs to another kind of adapter.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; give the folder of an adapter that peft or save_adapter saved")
@@ -99,11 +99,11 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
 
 
 def check_scale(module: Model, one: Adapted, config: dict[str, Any], path: Path) -> None:
-    """Raises ValueError unless rank and alpha / rank of an update are the module's, whatever alpha is."""
+    """Raises ValueError unless rank and alpha / rank of an update are those of the module, whatever alpha is."""
     lora, count = adapted_config(module), len(one.parts)
     rank = pattern_value(config.get("rank_pattern") or {}, one.name, config["r"])
     alpha = pattern_value(config.get("alpha_pattern") or {}, one.name, config["lora_alpha"])
-    # Kalajdzievski (2023): alpha / sqrt(rank) in the place of alpha / rank.
+    # Kalajdzievski (2023) takes alpha / sqrt(rank) in the place of alpha / rank.
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if rank != count * lora.rank:
         raise ValueError(

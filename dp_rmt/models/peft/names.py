@@ -1,4 +1,4 @@
-"""Where a PEFT adapter keeps the low-rank updates of a model, from the one table of Hugging Face names."""
+"""Says where a PEFT adapter keeps a model's low-rank updates, by the one table of Hugging Face names."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dp_rmt.models.lora import SUFFIX, LoRAConfig
 from dp_rmt.models.tuning import parameter_shapes
 
 PREFIX = "base_model.model."
-"""Before every name in an adapter file."""
+"""The prefix of every name in an adapter file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """One module of a transformers model that has a low-rank update, in one layer.
+    """A module of a transformers model that has a low-rank update, in one layer.
 
-    A file may fuse several of our dense layers, its parts, into one module W = [W_1 W_2 ...]. The updates A_p B_p of
-    its parts are together the update of rank n r with A = [A_1 A_2 ...] and block-diagonal B; its alpha is n alpha, so
-    that alpha / rank stays.
+    A file may fuse several of this library's dense layers, its parts, into one module W = [W_1 W_2 ...]. The updates
+    A_p B_p of its parts are together an update of rank n r with A = [A_1 A_2 ...] and block-diagonal B. Its alpha is n
+    alpha, so that alpha / rank stays.
 
     Attributes:
-        name: of the module.
-        layer: index into the stacked leaves.
-        parts: the kernels here that have updates, in their order in the module; mostly one.
-        rank: of the update of each part.
+        name: name of the module.
+        layer: its index in the stacked leaves.
+        parts: the kernels of this library that have updates, in their order in the module; mostly one.
+        rank: rank of the update of each part.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Adapted:
 
     @property
     def is_conv1d(self) -> bool:
-        """Whether the module stores its matrix as (in, out), as GPT-2's Conv1D does."""
+        """Tells whether the module stores its matrix as (in, out), as GPT-2's Conv1D does."""
         return self.parts[0].layout.tensor_shape((1, 2))[0] == 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By tensor name: A as (n r, in), B as (out, n r)."""
+        """The shapes by tensor name: A is (n r, in), and B is (out, n r)."""
         rank, leaf = self.rank * len(self.parts), self.parts[0]
         rows = max(leaf.layout.tensor_shape((1, leaf.shape[-1])))
         a, b = self.tensor_names
@@ -52,17 +52,17 @@ class Adapted:
 
     @property
     def tensor_names(self) -> tuple[str, str]:
-        """Of A and of B."""
+        """The tensor names of A and of B."""
         return f"{PREFIX}{self.name}.lora_A.weight", f"{PREFIX}{self.name}.lora_B.weight"
 
     def paths(self, leaf: LeafName) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Paths of the A and B of a part."""
+        """The paths of the A and B of a part."""
         *parents, name, kernel = leaf.path
         a, b = ((*parents, name + SUFFIX, factor, kernel) for factor in ("lora_a", "lora_b"))
         return a, b
 
     def to_tensors(self, read: Callable[[tuple[str, ...]], np.ndarray]) -> dict[str, np.ndarray]:
-        """The two tensors; `read` gives a stacked leaf."""
+        """Makes the two tensors; `read` returns a stacked leaf."""
         factors = [[read(path)[self.layer] for path in self.paths(leaf)] for leaf in self.parts]
         columns = []
         for leaf, (_, b) in zip(self.parts, factors):
@@ -73,10 +73,10 @@ class Adapted:
         return {name: np.ascontiguousarray(x, np.float32) for name, x in zip(self.tensor_names, pair)}
 
     def from_tensors(self, tensors: dict[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-        """Path and value, for this layer, of each A and B.
+        """Yields path and value of each A and B for this layer.
 
         Raises:
-            ValueError: if an update of a fused module is not one of its parts each on its own.
+            ValueError: an update of a fused module does not update its parts separately.
         """
         a_name, b_name = self.tensor_names
         for index, leaf in enumerate(self.parts):
@@ -96,7 +96,7 @@ class Adapted:
 
 
 def adapted_config(module: Model) -> LoRAConfig:
-    """The module's LoRA configuration; ValueError if it has none."""
+    """Returns the module's LoRA configuration, or raises ValueError if it has none."""
     if module.config.lora is None:
         raise ValueError(
             "the model has no low-rank updates; put them in with with_lora(module, params, ...), or take "
@@ -106,17 +106,17 @@ def adapted_config(module: Model) -> LoRAConfig:
 
 
 def adapted_modules(module: Model, table: Sequence[LeafName]) -> list[Adapted]:
-    """Every module of the transformers model that has a low-rank update, layer by layer.
+    """Lists every module of the transformers model that has a low-rank update, layer by layer.
 
     Args:
         module: a model with LoRA.
-        table: the names of the model without.
+        table: the names of the model without LoRA.
 
     Returns:
-        One entry per module and layer.
+        One entry for each module and layer.
 
     Raises:
-        ValueError: if the model has no LoRA.
+        ValueError: the model has no LoRA.
     """
     rank = adapted_config(module).rank
     paths, found = parameter_shapes(module), dict[tuple[str, int], list[LeafName]]()
@@ -134,12 +134,12 @@ def module_of(module: Model, tensor: str) -> str:
 
 
 def shortest_endings(names: Sequence[str], others: Sequence[str], *, dot: str) -> list[str]:
-    """For each name the last few parts of it, as few as tell it apart from all others.
+    """Shortens each name to its last few parts, as few as tell it apart from all others.
 
     Args:
-        names: dotted names; names that share an ending share it in the result.
-        others: what must not be matched.
-        dot: what stands before an ending in the longer name that it matches: "." or "" for anything.
+        names: dotted names. Names that share an ending share it in the result.
+        others: names that must not be matched.
+        dot: what stands before an ending in a longer name that it matches, which is "." or "" for anything.
 
     Returns:
         The endings, each once.
@@ -157,10 +157,10 @@ def shortest_endings(names: Sequence[str], others: Sequence[str], *, dot: str) -
 
 
 def matches(name: str, endings: Sequence[str], *, dot: str = ".") -> bool:
-    """Whether a name is one of the endings or ends with one after a dot."""
+    """Tells whether a name is one of the endings, or ends with one after a dot."""
     return any(name == ending or name.endswith(dot + ending) for ending in endings)
 
 
 def pattern_value(pattern: dict[str, float], name: str, default: float) -> float:
-    """The value that PEFT takes for a module from its `rank_pattern` or `alpha_pattern`: the first key that fits."""
+    """The value that PEFT takes for a module from a `rank_pattern` or `alpha_pattern`, by the first key that fits."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)

@@ -212,7 +212,7 @@ def test_hub_errors_say_what_to_do(monkeypatch):
     with pytest.raises(RuntimeError, match=r"'nyu-mll/glue' \('sst2'\).* no route .*--config\.data\.path"):
         load_glue("sst2")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RuntimeError, match=r"pip install datasets.*--config\.data\.path"):
+    with pytest.raises(RuntimeError, match=r"pip install 'dp_rmt\[finetune\]'.*--config\.data\.path"):
         load_glue("sst2")
 
 

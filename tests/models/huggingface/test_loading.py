@@ -88,7 +88,7 @@ def test_half_precision_files_load_as_float32(changed: Callable[..., Path], stor
 def test_an_absent_head_is_initialised_from_the_key_and_said(
     name: str, head: str, fresh: list[str], ignored: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "dp_rmt"):
+    with caplog.at_level(logging.INFO, "absl"):
         module, params = load(GOLDENS / name, head, seed=1)
     assert "initialised from the key" in caplog.text
     assert "ignored tensors of heads" in caplog.text
