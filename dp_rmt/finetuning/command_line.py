@@ -27,7 +27,11 @@ _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOT
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """`absl.app.run` for programs with flags alone; quiet below warnings unless the user gives --verbosity."""
-    app.run(_quietly(main), argv, flags_parser=lambda arguments: _parsed(arguments, "", app.parse_flags_with_usage))
+    app.run(
+        _quietly(main),
+        argv,
+        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, app.parse_flags_with_usage),
+    )
 
 
 def run_with_settings(
@@ -56,7 +60,7 @@ def run_with_settings(
     app.run(
         _quietly(lambda rest: main(found[0], rest)),
         argv,
-        flags_parser=lambda arguments: _parsed(arguments, _help_of_settings(), parse),
+        flags_parser=lambda arguments: _parsed(arguments, lambda: _help_of_flags() + _help_of_settings(), parse),
     )
 
 
@@ -112,11 +116,11 @@ def read(
     return settings
 
 
-def _parsed(arguments: list[str], further_help: str, parse: Callable[[list[str]], list[str]]) -> list[str]:
+def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[[list[str]], list[str]]) -> list[str]:
     """What `parse` gives; --help and mistakes end the program."""
     program = Path(arguments[0]).name
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
-        print(f"usage: {program} [--FLAG=VALUE ...]\n\nflags:\n{_help_of_flags()}{further_help}")
+        print(f"usage: {program} [--FLAG=VALUE ...]\n\nflags:\n{help_text()}")
         sys.exit(0)
     try:
         return parse(arguments)
@@ -126,10 +130,11 @@ def _parsed(arguments: list[str], further_help: str, parse: Callable[[list[str]]
 
 def _help_of_flags() -> str:
     """The flags of this program alone, not those of absl."""
-    found = flags.FLAGS._flags()
-    own = [name for name in sorted(found) if flags.FLAGS.find_module_defining_flag(name) not in _OF_ABSL]
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = [flag for module, found in by_module.items() if not module.startswith("absl.") for flag in found]
     return "\n".join(
-        f"  --{name}{'' if found[name].boolean else '=...'}\n{_indented(found[name].help)}" for name in own
+        f"  --{flag.name}{'' if flag.boolean else '=...'}\n{_indented(flag.help)}"
+        for flag in sorted(own, key=lambda flag: flag.name)
     )
 
 
@@ -151,16 +156,13 @@ def _default(defaults: Settings, key: str) -> Any:
     return found
 
 
-_OF_ABSL = ("absl.app", "absl.logging", "absl.flags", "absl.testing.absltest")
-
-
 def _choices(kind: Any) -> str:
     words = described(kind)
     return f" {words[0].upper()}{words[1:]}." if "one of" in words else ""
 
 
 def _indented(text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return textwrap.fill(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def _called(config: str) -> Any:
@@ -219,12 +221,15 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     def quiet(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # here, since absl makes it INFO after the flags are parsed
             logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().addFilter(_is_of_interest)
+        logging.get_absl_logger().addFilter(is_of_interest)
         main(argv)
 
     return quiet
 
 
-def _is_of_interest(record: python_logging.LogRecord) -> bool:
-    # dp_accounting warns of every Renyi order that it leaves out; the bound by the others holds as it is.
+def is_of_interest(record: python_logging.LogRecord) -> bool:
+    """Whether a record of the log is for the user.
+
+    dp_accounting warns of every Rényi order that it leaves out, and the bound by the others holds as it is.
+    """
     return "_compute_log_a_frac failed to converge" not in str(record.msg)

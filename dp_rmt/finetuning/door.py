@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from dp_rmt.data import tokenize_prompts
-from dp_rmt.finetuning import arms
+from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import settings_from
 from dp_rmt.finetuning.tasks.task import Task
@@ -156,6 +157,7 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
     """
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
+    logging.get_absl_logger().addFilter(command_line.is_of_interest)
     (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)
     arms.report(workdir)

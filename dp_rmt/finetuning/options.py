@@ -120,9 +120,12 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
         raise ValueError(f"{where} is {changes!r}; give the keys that differ, as in {{'privacy': {{'epsilon': 3.0}}}}")
     for key, value in changes.items():
         name, _, rest = key.partition(".")
-        value = {rest: value} if rest else value
         check_name(type(group), name, where)
         inner, here = group_of(kinds(type(group))[name]), f"{where}.{name}"
+        if rest:
+            if inner is None:
+                raise ValueError(f"{here} has no keys below it, such as {rest!r}; give {name} as a whole")
+            value = {rest: value}
         if inner is None or value is None or isinstance(value, inner):
             value = checked(type(group), name, value, here)
         else:

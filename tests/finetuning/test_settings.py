@@ -110,6 +110,8 @@ def test_a_value_out_of_range_is_refused_by_its_key(key: str) -> None:
         ("denoise", "truncate_rank", "config.denoise must be a tuple .* got 'truncate_rank'"),
         ("privacy", 3, "config.privacy is 3; give the keys that differ"),
         ("privacy.epsilonn", 3, "config.privacy.epsilonn: there is no such key; did you mean 'epsilon'.* epsilon, del"),
+        ("denoise.enabled", False, "config.denoise has no keys below it, such as 'enabled'; give denoise as a whole"),
+        ("arms.noisy.seed", 3, "config.arms has no keys below it"),
         ("nonsense.key", 3, "config.nonsense: there is no such key; choose from name, seed, data"),
     ],
 )
