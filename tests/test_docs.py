@@ -34,13 +34,13 @@ def test_what_a_document_names_exists(document):
 
 def without_former_commands(text: str) -> str:
     """The document without the commands of studies whose code has gone, for which it names the last commit."""
-    return re.sub(r"Commit \w+ is the last in which this runs.*?```sh.*?```", "", text, flags=re.DOTALL)
+    return re.sub(r"Commit \w+ is\s+the last in which this runs.*?```sh.*?```", "", text, flags=re.DOTALL)
 
 
 def dotted_names(text: str) -> Iterator[str]:
-    """Names of this project's modules and of what is in them, those after ``python -m`` among them."""
+    """Names of this project's modules and of what is in them, also those after ``python -m``."""
     for name in re.findall(r"(?<![\w/.-])(?:dp_rmt|experiments)(?:\.[A-Za-z_]\w*)+", text):
-        if not re.search(r"\.(py|md|sh|json|toml|log)$", name):
+        if not re.search(r"\.(py|md|sh|json|toml|log|NAME)$", name):
             yield name
 
 
@@ -65,7 +65,8 @@ def choices(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_path(folder: Path, path: str) -> bool:
-    return any(folder.glob(path)) if "*" in path else (folder / path).exists()
+    """Whether a file, a folder, a module without its ending, or something that fits a pattern is there."""
+    return any(folder.glob(path)) or any(folder.glob(f"{path}.py"))
 
 
 def is_name(name: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dp_rmt import environment
+from dp_rmt.training import run_checks
 
 ROOT = Path(environment.__file__).parents[1]
 VARIABLES = ("XLA_FLAGS", "OPENBLAS_NUM_THREADS", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
@@ -67,3 +68,9 @@ def test_an_unprepared_process_is_told_on_the_cpu(monkeypatch):
 
 def test_a_prepared_process_is_told_nothing():
     assert environment.unprepared() is None  # tests/conftest.py has called prepare()
+
+
+def test_a_run_passes_it_on(monkeypatch, caplog):
+    monkeypatch.setattr(environment, "unprepared", lambda: "Begin with prepare().")
+    run_checks.warn_of_unprepared_process()
+    assert "Begin with prepare()." in caplog.text

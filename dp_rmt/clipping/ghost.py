@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
-from dp_rmt.clipping.leaf_rules import is_wide_float
 from dp_rmt.clipping.leaf_uses import (
     LeafWithoutRule,
     Use,
@@ -33,6 +32,7 @@ from dp_rmt.clipping.per_example import (
     clip_factors,
     summed_over_microbatches,
 )
+from dp_rmt.clipping.products import is_wide_float
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
 from dp_rmt.types import Batch, Params, PerExampleLosses
 

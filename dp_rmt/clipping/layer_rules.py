@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from dp_rmt.clipping.leaf_rules import Contraction, LeafRule, Lookup, Offset, Scale, is_wide_float
+from dp_rmt.clipping.contraction import Contraction
+from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, Offset, Scale
+from dp_rmt.clipping.products import is_wide_float
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 

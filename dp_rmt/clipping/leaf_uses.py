@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, Var
 from jax.interpreters import ad, batching
 
-from dp_rmt.clipping.leaf_rules import is_wide_float
+from dp_rmt.clipping.products import is_wide_float
 
 # This primitive marks where leaves meet their rules, in a jaxpr that is only looked at. Under jax.vmap a layer is one
 # equation but many uses of its leaves, so it gets another name there. The same holds where the losses contain a

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dp_rmt.clipping.leaf_rules import Contraction, LeafRule, Lookup, head_rows, tied_product, with_range_of_float32
+from dp_rmt.clipping.contraction import Contraction
+from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, head_rows, tied_product
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
+from dp_rmt.clipping.products import with_range_of_float32
 
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
@@ -73,7 +75,7 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
         return None, None, None, None
     if x is None:
         return None, None, g, None
-    # See `dp_rmt.clipping.leaf_rules.Contraction`. This is not done with x, of which a copy would be kept.
+    # See `dp_rmt.clipping.contraction.Contraction`. This is not done with x, of which a copy would be kept.
     g = jax.lax.optimization_barrier(g)
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)

@@ -13,7 +13,7 @@ from dp_rmt.denoising.gates import Gate
 from dp_rmt.denoising.gradient import DenoiseState, TreeDenoiser, check_noise_std
 from dp_rmt.denoising.joins import JoinRule
 from dp_rmt.denoising.matrix_denoiser import AT_THE_EDGE, Backend, BelowEdge, Blend, MatrixDenoiser, Rescale, Shrinker
-from dp_rmt.random_matrix.units import unit_of
+from dp_rmt.random_matrix.units import in_units, unit_of
 from dp_rmt.trees import is_known, leaves_by_path, wide, wide_zeros_like
 from dp_rmt.types import Params
 
@@ -139,7 +139,7 @@ def scale_by_denoised_adam(
         updates: Params, state: DenoisedAdamState, params: Params | None = None
     ) -> tuple[Params, DenoisedAdamState]:
         del params
-        std = std_of(state.step) * (1 / state.unit)
+        std = in_units(std_of(state.step), state.unit)
         step = optax.safe_increment(state.step)
         gradient = jax.tree.map(lambda leaf: wide(leaf) * (1 / state.unit), updates)
         mu = optax.tree.update_moment(gradient, state.mu, b1, 1)

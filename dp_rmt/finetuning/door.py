@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dp_rmt import environment
 from dp_rmt.data import tokenize_prompts
 from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
@@ -158,10 +157,6 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
     """
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
-    if (advice := environment.unprepared()) is not None:
-        logging.warning(advice)
-    if (advice := environment.unprepared()) is not None:
-        logging.warning("%s", advice)
     logging.get_absl_logger().addFilter(command_line.is_of_interest)
     (arm,) = arms.prepare(settings, workdir)
     arms.train(arm)

@@ -61,4 +61,6 @@ def in_units(length: ArrayLike, unit: jax.Array) -> jax.Array:
     >>> print(in_units(3.0, jnp.array([0.5, 2.0**-100])))
     [6.0000000e+00 1.0995116e+12]
     """
-    return jnp.minimum(jnp.asarray(length, unit.dtype) * (1 / unit), _LARGEST_RATIO)
+    # Not a constant of the program: XLA turns (c / u)^2 into c^2 / u^2, and either square may leave the range.
+    length = jax.lax.optimization_barrier(jnp.asarray(length, unit.dtype))
+    return jnp.minimum(length * (1 / unit), _LARGEST_RATIO)

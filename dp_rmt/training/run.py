@@ -279,6 +279,7 @@ def prepare_run(
     if mechanism.noise_multiplier > 0:
         check_delta(delta, mechanism.num_examples)
         checks.warn_of_large_delta(name, mechanism, delta)
+    checks.warn_of_unprepared_process()
     mesh = data_mesh() if mesh is None else mesh
     microbatch_size = microbatch_size_on(mesh, execution, task, mechanism)
     sampling_seed, noise_seed = (

@@ -6,12 +6,19 @@ import jax
 import numpy as np
 from absl import logging
 
+from dp_rmt import environment
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import GaussianNoiseState, noise_key
 from dp_rmt.training import processes
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
+
+
+def warn_of_unprepared_process() -> None:
+    """On a CPU, of environment variables that a notebook has not set (`dp_rmt.environment`); programs have."""
+    if (advice := environment.unprepared()) is not None:
+        logging.warning(advice)
 
 
 def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:

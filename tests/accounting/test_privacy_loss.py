@@ -26,7 +26,7 @@ def exact_epsilon(mu, delta):
     return optimize.brentq(lambda x: log_delta(mu, x) - math.log(delta), 1e-7, 10 * mu + mu**2)
 
 
-@pytest.mark.parametrize("num_steps", [1, 202, 10**4, 10**6])
+@pytest.mark.parametrize("num_steps", [1, 202, 10**4, pytest.param(10**6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mu", [0.01, 1.0, 3.0])
 def test_full_batches_are_one_gaussian_mechanism_down_to_the_smallest_delta(num_steps, mu):
     run = {"noise_multiplier": math.sqrt(num_steps) / mu, "sampling_probability": 1.0, "num_steps": num_steps}
@@ -55,7 +55,14 @@ def test_tiny_deltas():
 
 @pytest.mark.parametrize(
     ("sigma", "sampling_probability", "num_steps"),
-    [(0.3, 1, 10**4), (0.05, 1, 10**6), (0.3, 0.01, 10**4), (0.5, 1e-6, 10**6), (1.0, 1e-3, 10**7), (1e4, 1e-4, 10**6)],
+    [
+        (0.3, 1, 10**4),
+        (0.3, 0.01, 10**4),
+        (1e4, 1e-4, 10**6),
+        pytest.param(0.05, 1, 10**6, marks=pytest.mark.slow),
+        pytest.param(0.5, 1e-6, 10**6, marks=pytest.mark.slow),
+        pytest.param(1.0, 1e-3, 10**7, marks=pytest.mark.slow),
+    ],
 )
 def test_time_and_memory_are_bounded(sigma, sampling_probability, num_steps):
     """The first of these took over 90 seconds and 4.4 GB: 53 million bins."""
@@ -78,9 +85,12 @@ CORNERS = {
 }
 
 
-@settings(max_examples=10, deadline=None)
-@given(**CORNERS)
-def test_accountants_and_bins_agree_in_the_corners(**run):
+@pytest.mark.parametrize("cases", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_accountants_and_bins_agree_in_the_corners(cases):
+    settings(max_examples=cases, deadline=None)(given(**CORNERS)(accountants_and_bins_agree))()
+
+
+def accountants_and_bins_agree(**run):
     delta = run["delta"]
     bounds = epsilon_by_accountant(**run)
     best = epsilon(**run)
@@ -95,9 +105,12 @@ def test_accountants_and_bins_agree_in_the_corners(**run):
         assert bounds["pld"] * (1 - 1e-3) - 1e-6 <= wider <= bounds["pld"] * 1.02 + 1e-6
 
 
-@settings(max_examples=6, deadline=None)
-@given(**CORNERS)
-def test_more_noise_and_less_of_everything_else_is_more_private(**run):
+@pytest.mark.parametrize("cases", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_more_noise_and_less_of_everything_else_is_more_private(cases):
+    settings(max_examples=cases, deadline=None)(given(**CORNERS)(is_more_private_with_more_noise_and_less_else))()
+
+
+def is_more_private_with_more_noise_and_less_else(**run):
     base = epsilon(**run)
     slack = 1e-3 * base + 1e-6  # of the bins, which follow the run
     assert epsilon(**run | {"noise_multiplier": 1.3 * run["noise_multiplier"]}) <= base + slack

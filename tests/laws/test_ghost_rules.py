@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.ghost import ghost_clipped_grad
-from dp_rmt.clipping.leaf_rules import Contraction, Lookup, Offset, Scale
+from dp_rmt.clipping.leaf_rules import Lookup, Offset, Scale
 from dp_rmt.clipping.leaf_uses import mark, uses_of_leaves
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.clipping.taps import tap
@@ -35,7 +36,10 @@ CASES = {
     "scale": (Scale(), "bto", "o", "bto"),
     "lookup": (Lookup(5), "bt", "vo", "bto"),
 }
-SIZE = st.sampled_from([1, 2, 7])
+SIZES = st.fixed_dictionaries(dict.fromkeys("bstiohnkv", st.sampled_from([2, 1, 7])))
+SEED = st.integers(0, 2**32 - 1)
+# Every case is compiled for its own shapes.
+FEW_OR_MANY = pytest.mark.parametrize("cases", [3, pytest.param(60, marks=pytest.mark.slow)])
 
 
 def draw_layer(name, sizes, seed):
@@ -53,18 +57,22 @@ def draw_layer(name, sizes, seed):
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=6, deadline=None)
-@given(sizes=st.fixed_dictionaries(dict.fromkeys("bstiohnkv", SIZE)), seed=st.integers(0, 2**32 - 1))
-def test_rule_equals_explicit_gradients(name, sizes, seed):
-    rule = CASES[name][0]
-    x, g, explicit = draw_layer(name, sizes, seed)
-    weights = np.random.default_rng(seed).standard_normal(len(g))
-    with jax.enable_x64(True):
-        norms = rule.squared_norm(jnp.asarray(x), jnp.asarray(g))
-        total = rule.weighted_sum(jnp.asarray(x), jnp.asarray(g), jnp.asarray(weights))
-    # float64: at most 7^6 products of size about 1, each rounded to 1e-16.
-    np.testing.assert_allclose(norms, np.square(explicit).reshape(len(g), -1).sum(1), rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(total, np.einsum("b,b...->...", weights, explicit), rtol=1e-11, atol=1e-11)
+@FEW_OR_MANY
+def test_rule_equals_explicit_gradients(name, cases):
+    @settings(max_examples=cases, deadline=None)
+    @given(sizes=SIZES, seed=SEED)
+    def holds(sizes, seed):
+        rule = CASES[name][0]
+        x, g, explicit = draw_layer(name, sizes, seed)
+        weights = np.random.default_rng(seed).standard_normal(len(g))
+        with jax.enable_x64(True):
+            norms = rule.squared_norm(jnp.asarray(x), jnp.asarray(g))
+            total = rule.weighted_sum(jnp.asarray(x), jnp.asarray(g), jnp.asarray(weights))
+        # float64: at most 7^6 products of size about 1, each rounded to 1e-16.
+        np.testing.assert_allclose(norms, np.square(explicit).reshape(len(g), -1).sum(1), rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(total, np.einsum("b,b...->...", weights, explicit), rtol=1e-11, atol=1e-11)
+
+    holds()
 
 
 def shapes_of_results(function, *arguments):
@@ -81,34 +89,36 @@ def shapes_of_results(function, *arguments):
 
 # Of a float32 result near one, what rounding adds to the norm is some 1e-6; where tokens cancel, more.
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=6, deadline=None)
-@given(
-    sizes=st.fixed_dictionaries(dict.fromkeys("bstiohnkv", SIZE)),
-    seed=st.integers(0, 2**32 - 1),
-    exponent=st.sampled_from([-110, -64, -60, 0, 58, 61, 63, 110]),
-)
-def test_rule_in_the_corners_of_float32(name, sizes, seed, exponent):
+@FEW_OR_MANY
+def test_rule_in_the_corners_of_float32(name, cases):
     """Inputs times 2^e, output gradients times 2^-e, other e for every token: the same gradients, to the last bits."""
-    rule = CASES[name][0]
-    x, g, explicit = draw_layer(name, sizes, seed)
-    weights = np.random.default_rng(seed).standard_normal(len(g))
-    if isinstance(rule, Contraction):
-        _, x_axes, w_axes, y_axes = CASES[name]
-        spread = np.random.default_rng(seed).integers(-2, 3, [1 if a in w_axes else n for a, n in zip(x_axes, x.shape)])
-        factors = 2.0 ** (exponent + spread)
-        of_tokens = "".join(a for a in x_axes if a not in w_axes)
-        flat = np.squeeze(factors, tuple(i for i, a in enumerate(x_axes) if a in w_axes))
-        x, g = x * factors, np.einsum(f"{of_tokens},{y_axes}->{y_axes}", 1 / flat, g)
-    x = x if name == "lookup" else jnp.asarray(x, jnp.float32)
-    g, weights = jnp.asarray(g, jnp.float32), jnp.asarray(weights, jnp.float32)
-    size = np.square(explicit).sum()
-    # Up to 7^2 tokens that cancel by chance.
-    np.testing.assert_allclose(
-        rule.squared_norm(x, g), np.square(explicit).reshape(len(g), -1).sum(1), rtol=1e-3, atol=1e-4 * size
-    )
-    np.testing.assert_allclose(
-        rule.weighted_sum(x, g, weights), np.einsum("b,b...->...", weights, explicit), rtol=1e-4, atol=1e-4 * size**0.5
-    )
+
+    @settings(max_examples=cases, deadline=None)
+    @given(sizes=SIZES, seed=SEED, exponent=st.sampled_from([-110, -64, -60, 0, 58, 61, 63, 110]))
+    def holds(sizes, seed, exponent):
+        rule, (x, g, explicit) = CASES[name][0], draw_layer(name, sizes, seed)
+        weights = np.random.default_rng(seed).standard_normal(len(g))
+        if isinstance(rule, Contraction):
+            x, g = times_powers_of_two(name, x, g, exponent, seed)
+        x = x if name == "lookup" else jnp.asarray(x, jnp.float32)
+        g, weights = jnp.asarray(g, jnp.float32), jnp.asarray(weights, jnp.float32)
+        size = np.square(explicit).sum()
+        # Up to 7^2 tokens that cancel by chance.
+        norms, total = np.square(explicit).reshape(len(g), -1).sum(1), np.einsum("b,b...->...", weights, explicit)
+        np.testing.assert_allclose(rule.squared_norm(x, g), norms, rtol=1e-3, atol=1e-4 * size)
+        np.testing.assert_allclose(rule.weighted_sum(x, g, weights), total, rtol=1e-4, atol=1e-4 * size**0.5)
+
+    holds()
+
+
+def times_powers_of_two(name, x, g, exponent, seed):
+    """An input and its output gradient times a factor of the token, and one over it."""
+    _, x_axes, w_axes, y_axes = CASES[name]
+    spread = np.random.default_rng(seed).integers(-2, 3, [1 if a in w_axes else n for a, n in zip(x_axes, x.shape)])
+    factors = 2.0 ** (exponent + spread)
+    of_tokens = "".join(a for a in x_axes if a not in w_axes)
+    flat = np.squeeze(factors, tuple(i for i, a in enumerate(x_axes) if a in w_axes))
+    return x * factors, np.einsum(f"{of_tokens},{y_axes}->{y_axes}", 1 / flat, g)
 
 
 @pytest.mark.parametrize(("tokens", "gram", "kept"), [(2, True, False), (8, False, True), (40, False, True)])

@@ -139,3 +139,25 @@ def test_a_planted_violation_is_found(module, source):
 )
 def test_what_is_allowed_passes(module, source):
     assert violations(source, module) == []
+
+
+TESTS = Path(__file__).parents[1]
+
+
+def of_tests(source: str) -> list[str]:
+    """What is imported from a package `tests`: other distributions install one, and it may come first."""
+    return sorted(name for name in imported_names(source, "module") if name.split(".")[0] == "tests")
+
+
+def test_no_test_imports_from_a_package_called_tests():
+    """What tests share they run from its path (`runpy.run_path`), as programs in processes of their own do."""
+    paths = sorted(TESTS.rglob("*.py"))
+    assert Path(__file__) in paths
+    assert {str(path): found for path in paths if (found := of_tests(path.read_text(encoding="utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["import tests", "from tests import laws", "def test():\n    from tests.laws.transformations import run"]
+)
+def test_an_import_from_tests_is_found(source):
+    assert len(of_tests(source)) == 1

@@ -6,6 +6,10 @@ norm, a quotient and a product leave is 1e-6.
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,9 @@ import pytest
 
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
-from tests.laws.contribution_search import MODELS, Setting, contributions
+
+_search = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("contribution_search.py"))))
+MODELS, Setting, contributions = _search.MODELS, _search.Setting, _search.contributions
 
 METHODS = ("vmap", "bookkeeping", "ghost", "auto")
 LARGEST = 1 + 1e-3

@@ -165,7 +165,7 @@ LEAST_P_VALUE = 1e-4
 
 
 def test_counts_in_the_tails_are_those_of_a_gaussian():
-    p_values, _, _ = tail_p_values(new, 2 * 10**7)
+    p_values, _, _ = tail_p_values(new, 6 * 10**6)
     assert min(p_values.values()) > LEAST_P_VALUE
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.laws.transformations import ALL, Case, assert_same, noise, run, tree
+_shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
+EACH_KIND, Case, noise = _shared.EACH_KIND, _shared.Case, _shared.noise
+assert_same, run, tree = _shared.assert_same, _shared.run, _shared.tree
 
 
-@ALL
+@EACH_KIND
 def test_it_composes(case: Case) -> None:
     gradients, alone = tree(), run(case.transform, tree(), tree())[0]
     scaled = jax.tree.map(lambda leaf: -0.5 * leaf, alone)
@@ -24,7 +29,7 @@ def test_it_composes(case: Case) -> None:
     accepts.update(gradients, accepts.init(gradients), gradients, unexpected=1.0)
 
 
-@ALL
+@EACH_KIND
 def test_an_update_that_is_not_finite_can_be_left_out(case: Case) -> None:
     gradients = tree()
     bad = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), gradients)
@@ -35,7 +40,7 @@ def test_an_update_that_is_not_finite_can_be_left_out(case: Case) -> None:
     assert_same(state.inner_state, expected, rtol=1e-5, atol=1e-6)
 
 
-@ALL
+@EACH_KIND
 def test_accumulated_steps_are_steps_of_the_mean(case: Case) -> None:
     several = optax.MultiSteps(case.transform, every_k_schedule=2)
     params = tree()
@@ -47,7 +52,7 @@ def test_accumulated_steps_are_steps_of_the_mean(case: Case) -> None:
     assert_same(out, run(case.transform, mean, params=params)[0], rtol=1e-3, atol=1e-4)
 
 
-@ALL
+@EACH_KIND
 def test_masked_leaves_are_not_touched(case: Case) -> None:
     gradients = tree()
     mask = {"embedding": True, "layers": True, "head": False, "wide": {"kernel": False}}
@@ -60,7 +65,7 @@ def test_masked_leaves_are_not_touched(case: Case) -> None:
     assert not diagnosed
 
 
-@ALL
+@EACH_KIND
 def test_parts_of_a_tree_may_have_transformations_of_their_own(case: Case) -> None:
     gradients = tree()
     labels = {"embedding": "sgd", "layers": "ours", "head": "ours", "wide": "ours"}
@@ -72,7 +77,7 @@ def test_parts_of_a_tree_may_have_transformations_of_their_own(case: Case) -> No
         assert_same({name: out[name] for name in rest}, run(case.transform, rest)[0], rtol=1e-5, atol=1e-6)
 
 
-@ALL
+@EACH_KIND
 def test_a_stack_of_trees_is_transformed_tree_by_tree(case: Case) -> None:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), tree(0), tree(1))
     transform = case.transform
@@ -84,7 +89,7 @@ def test_a_stack_of_trees_is_transformed_tree_by_tree(case: Case) -> None:
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-@ALL
+@EACH_KIND
 def test_a_scan_over_steps_is_a_loop(case: Case) -> None:
     transform, gradients = case.transform, tree()
 

@@ -37,6 +37,13 @@ class Case:
         """One for all laws: it must remember nothing, and JAX compiles it once for each tree."""
         return self.factory(**self.others, **self.numbers)
 
+    @functools.cached_property
+    def first_step(self) -> tuple[Any, Any, Any, Any]:
+        """``(gradients, state, output, next state)`` of `tree()`, not compiled; no law may change them."""
+        gradients = tree()
+        state = self.transform.init(gradients)
+        return gradients, state, *self.transform.update(gradients, state, gradients)
+
 
 def denoise(**options: Any) -> Case:
     return Case(denoise_matrices, {"noise_std": STD}, options, ("join", "matrix_rule"))
@@ -64,6 +71,15 @@ CASES = {
     "muon": Case(private_muon, {"learning_rate": 0.02, "beta": 0.9}, {"others": optax.sgd(0.1)}),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon"}
+# What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
+EACH_KIND = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in _OF_EACH_KIND else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 
 
 def tree(seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
@@ -74,11 +90,11 @@ def tree(seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
         x = STD * rng.standard_normal(shape)
         return jnp.asarray(x + 4 * STD if len(shape) > 1 else x, dtype)
 
-    attention = {name: {"kernel": leaf(2, 8, 12), "bias": leaf(2, 12)} for name in ("query", "key")}
+    attention = {name: {"kernel": leaf(2, 8, 12)} for name in ("query", "key")}
     return {
         "embedding": leaf(20, 8),
         "layers": {"attention": attention, "scale": leaf(2, 8)},
-        "head": {"kernel": leaf(8, 2), "bias": leaf(2)},
+        "head": {"kernel": leaf(8, 2)},
         "wide": {"kernel": leaf(8, 12)},
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dp_rmt.trees import leaves_by_path
-from tests.laws.transformations import CASES, run, tree
+
+_shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "laws" / "transformations.py")))
+CASES, run, tree = _shared.CASES, _shared.run, _shared.tree
 
 
 def divided(leaf: jax.Array, mesh: Mesh) -> jax.Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.laws.transformations import CASES
+CASES = runpy.run_path(str(Path(__file__).parents[1] / "laws" / "transformations.py"))["CASES"]
 
 
 @pytest.fixture(scope="module")

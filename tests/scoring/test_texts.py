@@ -10,9 +10,8 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_rmt import scoring as text_scores
 from dp_rmt.data import load_table_to_text
-from dp_rmt.scoring import java
+from dp_rmt.scoring import java, text_scores
 from dp_rmt.scoring import texts as scores
 from dp_rmt.scoring.caption_tokens import approximate_caption_words, official_caption_words
 from dp_rmt.scoring.cider import cider

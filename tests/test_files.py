@@ -76,7 +76,7 @@ def test_where_it_cannot_be_done_the_log_says_so(
 
 def test_without_modes_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o755)
-    monkeypatch.setattr("dp_rmt.training.private_files.os.name", "nt")
+    monkeypatch.setattr("dp_rmt.files.os.name", "nt")
     close_to_others(tmp_path)
     monkeypatch.undo()
     assert mode(tmp_path) == 0o755
