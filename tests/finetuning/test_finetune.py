@@ -71,8 +71,9 @@ def test_a_workdir_has_all_its_files_and_one_report_shows_both_arms(two_arms: tu
     assert "denoised" in html
     assert "noisy" in html
     config = json.loads((workdir / "config.json").read_text())
-    assert config["arms"] == {"denoised": {"denoise": DENOISED}, "noisy": {}}
-    assert json.loads((workdir / "denoised" / "config.json").read_text())["denoise"]["enabled"] is True
+    denoised = json.loads(json.dumps(DENOISED))  # tuples are lists in JSON
+    assert config["arms"] == {"denoised": {"denoise": denoised}, "noisy": {}}
+    assert json.loads((workdir / "denoised" / "config.json").read_text())["denoise"] == denoised
 
 
 def test_every_line_of_the_metrics_is_json_with_a_step(two_arms: tuple[Path, list[arms.Arm]]) -> None:
