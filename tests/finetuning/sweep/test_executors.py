@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import dp_rmt
 from dp_rmt.finetuning.sweep import executors
 from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.finetuning.sweep.jobs import Job
-from experiments.sweep import ROOT
+
+ROOT = Path(dp_rmt.__file__).parents[1]
 
 
 def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import dp_rmt
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, launch, report
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, spent_by
@@ -22,7 +23,9 @@ from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished, load_sweep
 from dp_rmt.finetuning.workdir import as_json
 from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.training.ledger import Entry, Ledger, now
-from experiments.sweep import FINETUNE, ROOT
+
+ROOT = Path(dp_rmt.__file__).parents[1]
+FINETUNE = ("-m", "experiments.finetune")
 
 RATES, SEEDS = (1e-3, 1e-2), (0, 1, 2)
 
