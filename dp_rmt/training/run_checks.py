@@ -52,9 +52,8 @@ def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
     denoisers = [node for node in found if is_denoiser(node)]
     if denoisers and not any(denoiser.diagnostics for denoiser in denoisers):
         logging.warning(
-            "%s: the denoiser finds no matrix among what is trained, so this is the run without denoising. It takes "
-            "the leaves that its matrix_rule accepts, by default the layers' weights called kernel, w or weight: give "
-            "it a rule for other names (dp_rmt.denoise_matrices), or leave it out",
+            "%s: the denoiser has no matrix among what is trained, so this is the run without denoising: train "
+            "matrices, too, or leave the denoiser out",
             name,
         )
 
