@@ -17,6 +17,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from dp_rmt.reporting.palette import BLACK, BLUE, GREY, ORANGE, PICTURE_STYLE
+from dp_rmt.reporting.records import learning_rate
 
 Record = dict[str, Any]
 _COLUMNS = (
@@ -86,7 +87,7 @@ def _cells(epsilon: float, arm: str, runs: list[Record]) -> list[str]:
     return [
         f"{epsilon:g}",
         arm,
-        f"{runs[0]['config']['optimizer']['learning_rate']:g}",
+        f"{learning_rate(runs[0]['config']):g}",
         str(len(runs)),
         mean(lambda run: run["nonprivate"]["sensitive_drop_train"][0]),
         mean(lambda run: run["nonprivate"]["sensitive_drop_test"][0]),

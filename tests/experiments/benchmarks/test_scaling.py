@@ -32,7 +32,7 @@ from experiments.benchmarks.scaling.hardware import CHIPS, MODELS, Decoder
 from experiments.benchmarks.scaling.hlo import Cost, cost_of
 
 ROOT = Path(experiments.__file__).parents[1]
-RESULTS = ROOT / "experiments" / "results" / "scaling"
+RESULTS = ROOT / "experiments" / "benchmarks" / "results" / "scaling"
 RECORDS = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*x*x*.json"))]
 
 
