@@ -1,3 +1,3 @@
-"""The small program that these tests run (`tests/program.py`)."""
+"""The small program that these tests run (`tests/fixtures/small_program.py`)."""
 
-from tests.program import *  # noqa: F403
+from small_program import *  # noqa: F403
