@@ -130,6 +130,7 @@ def test_a_file_without_settings_is_refused(tmp_path: Path) -> None:
         read(None, [])
 
 
+@pytest.mark.slow  # `.ci/run` does the same with the wheel
 def test_a_csv_file_is_fine_tuned_on_from_outside_a_checkout(
     model: Path, corpus: Path, run_side_by_side: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

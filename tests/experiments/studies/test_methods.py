@@ -14,7 +14,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json
 from experiments.studies.methods import table as methods_table
 
-ARMS = ("dp_adam", "kalman")  # those of all methods are tested in test_transforms.py
+ARMS = ("dp_adam",)  # the arms of all methods are tested in tests/finetuning/test_named_transforms.py
 COMMAND = ["-m", "experiments.studies.methods.study", "--config=configs/sst2_methods.py"]
 
 
@@ -35,7 +35,7 @@ def small(make_config: Callable[..., Settings]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def studies(small: list[str], run_side_by_side: Callable[..., dict[str, Any]], tmp_path_factory: Any) -> dict[str, Any]:
-    """Two processes that share the arms."""
+    """A process of its own for each arm."""
     results = tmp_path_factory.mktemp("records")
     arguments = {name: [*small, f"--results={results}", f"--arms={name}", "--factors=1"] for name in ARMS}
     return run_side_by_side(COMMAND, "--workdir", arguments) | {"results": results}
