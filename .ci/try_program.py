@@ -77,7 +77,7 @@ encoder = MaskedLanguageModel(
     )
 )
 save_pretrained(Path("encoder"), encoder, init_params(encoder, jax.random.key(0)), tokenizer=tokenizer)
-SHORT = {"train.epochs": 1.0, "privacy.expected_batch_size": 64, "data.max_length": 32}
+SHORT = {"train.epochs": 1.0, "privacy.expected_batch_size": 64, "data.max_length": 32, "privacy.accountant": "rdp"}
 
 status, said, took = dp_rmt_says(
     *("finetune", "--model=encoder", "--train=reviews.csv", "--epsilon=3", "--workdir=by_script"),

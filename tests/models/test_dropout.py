@@ -61,8 +61,17 @@ def problem(layers="loop"):
     return losses, params, batch
 
 
-@pytest.mark.parametrize("layers", ["loop", "scan", "remat"])
-@pytest.mark.parametrize("microbatch_size", [None, 2])
+@pytest.mark.parametrize(
+    ("layers", "microbatch_size"),
+    [
+        ("loop", None),
+        ("scan", 2),
+        pytest.param("loop", 2, marks=pytest.mark.slow),
+        pytest.param("scan", None, marks=pytest.mark.slow),
+        pytest.param("remat", None, marks=pytest.mark.slow),
+        pytest.param("remat", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_all_methods_drop_the_same(layers, microbatch_size):
     losses, params, batch = problem(layers)
     arguments = {"l2_clip_norm": 1.0, "microbatch_size": microbatch_size}
