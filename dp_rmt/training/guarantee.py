@@ -156,15 +156,22 @@ def check_unspent(workdir: Path, *, seeds_given: bool) -> None:
         )
 
 
-def check_delta(delta: float, num_examples: int) -> None:
-    """Raises ValueError for a delta of a private run that guarantees nothing, one above 1 / sqrt(N)."""
+def check_delta(delta: float, num_examples: int, key: str = "delta") -> None:
+    """Raises ValueError for a delta of a private run that guarantees nothing, one above 1 / sqrt(N).
+
+    Args:
+      delta: of the guarantee.
+      num_examples: rows of the training data, N.
+      key: what the user calls delta, for the message.
+    """
     if not 0 < delta < 1:
-        raise ValueError(f"delta must be above 0 and below 1, got {delta}")
+        raise ValueError(f"{key} must be above 0 and below 1, got {delta}")
     if delta > num_examples**-0.5:
         raise ValueError(
-            f"delta={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training examples: a "
+            f"{key}={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training examples: a "
             f"mechanism that publishes {delta * num_examples:.0f} of them outright may have it, so it guarantees "
-            f"nothing. Give a delta well below 1 / N = {1 / num_examples:.3g}"
+            f"nothing. Set {key} well below 1 / N = {1 / num_examples:.3g}, such as to N^-1.1 = "
+            f"{num_examples**-1.1:.3g}"
         )
 
 

@@ -18,10 +18,11 @@ from dp_rmt.training.train_state import TrainState
 def warn_of_unprepared_process() -> None:
     """On a CPU, of environment variables that a notebook has not set (`dp_rmt.environment`); programs have."""
     if (advice := environment.unprepared()) is not None:
-        logging.warning(advice)
+        logging.warning("%s", advice)
 
 
 def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
+    """Warns of a delta of 1 / N or more, at which a mechanism may publish an example outright."""
     if delta * mechanism.num_examples >= 1:
         logging.warning(
             "%s: delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the guarantee allows "
@@ -47,6 +48,7 @@ def check_noise(state: TrainState, noise_seed: int) -> None:
 
 
 def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
+    """Warns where the transforms have a denoiser, and nothing that is trained is a matrix."""
     is_denoiser = lambda node: isinstance(node, DenoiseState)  # noqa: E731
     found = jax.tree.leaves((state.denoise, state.optimizer), is_leaf=is_denoiser)
     denoisers = [node for node in found if is_denoiser(node)]

@@ -18,6 +18,7 @@ from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
+from dp_rmt.training.guarantee import check_delta
 from dp_rmt.training.losses import Losses
 from dp_rmt.types import Params
 
@@ -109,13 +110,8 @@ def delta_for(privacy: Privacy, num_examples: int) -> float:
       ValueError: a run that is to be private has a delta above 1 / sqrt(N); called before the model is loaded.
     """
     delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
-    if math.isfinite(privacy.epsilon) and delta > num_examples**-0.5:
-        raise ValueError(
-            f"config.privacy.delta={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} "
-            f"training examples: a mechanism that publishes {delta * num_examples:.0f} of them outright may have "
-            f"it, so it guarantees nothing. Set config.privacy.delta well below 1 / N = {1 / num_examples:.3g}, or "
-            "leave it out for N^-1.1"
-        )
+    if math.isfinite(privacy.epsilon):
+        check_delta(delta, num_examples, "config.privacy.delta")
     return delta
 
 
