@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,9 +16,6 @@ Batch = Any
 
 PerExampleLosses = Callable[[Params, Batch], jax.Array]
 """``(params, batch) -> (batch,)``: one loss per example; no example may influence another's loss."""
-
-Metrics = Mapping[str, Any]
-"""Scalars or small arrays by name. Whatever was computed from raw private values is named ``nonprivate/...``."""
 
 
 def check_leaves_are_real(tree: Params, name: str) -> None:

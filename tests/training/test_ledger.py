@@ -8,29 +8,13 @@ import os
 import stat
 
 import pytest
+from ledger_entry import ENTRY
 
 from dp_rmt.accounting import Truncation, epsilon
 from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.reporting.numbers import number
-from dp_rmt.reporting.provenance import Provenance
-from dp_rmt.training.ledger import Entry, Ledger, read_ledger
+from dp_rmt.training.ledger import Ledger, read_ledger
 
-ENTRY = Entry(
-    run="a" * 32,
-    updates=20,
-    is_exact=False,
-    noise_multiplier=1.0,
-    l2_clip_norm=0.1,
-    sampling_probability=0.01,
-    max_batch_size=160,
-    num_examples=10_000,
-    num_steps=200,
-    delta=1e-5,
-    seeds_from="os entropy",
-    train_data="f" * 64,
-    about=Provenance(base_model="roberta-base", task="sst2"),
-    date="2025-07-04T12:00:00+00:00",
-)
 NEXT = dataclasses.replace(ENTRY, updates=40)
 
 

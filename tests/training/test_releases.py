@@ -6,28 +6,14 @@ import dataclasses
 import threading
 
 import pytest
+from ledger_entry import ENTRY
 
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.provenance import Provenance
-from dp_rmt.training.ledger import Entry, read_ledger
+from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.releases import Releases
 
-ENTRY = Entry(
-    run="a" * 32,
-    updates=0,
-    is_exact=True,
-    noise_multiplier=1.0,
-    l2_clip_norm=0.1,
-    sampling_probability=0.01,
-    max_batch_size=160,
-    num_examples=10_000,
-    num_steps=100,
-    delta=1e-5,
-    seeds_from="os entropy",
-    train_data="f" * 64,
-    about=Provenance(task="sst2"),
-    date="2025-07-04T12:00:00+00:00",
-)
+FIRST = dataclasses.replace(ENTRY, updates=0, is_exact=True, num_steps=100)
 
 
 def statement(updates: int) -> PrivacyStatement:
@@ -52,7 +38,7 @@ def statement(updates: int) -> PrivacyStatement:
 
 
 def opened(folder, steps_done=0, **changes) -> Releases:
-    return Releases(folder, dataclasses.replace(ENTRY, updates=steps_done, **changes), statement)
+    return Releases(folder, dataclasses.replace(FIRST, updates=steps_done, **changes), statement)
 
 
 def stated(folder):
@@ -78,7 +64,7 @@ def test_a_stretch_is_announced_once_and_the_next_is_prepared(tmp_path):
         computed.append((updates, threading.current_thread().name))
         return statement(updates)
 
-    releases = Releases(tmp_path, ENTRY, counted)
+    releases = Releases(tmp_path, FIRST, counted)
     releases.announce(20, then=40)
     assert stated(tmp_path) == (20, False)
     releases.announce(20, then=40)
