@@ -14,6 +14,7 @@ from dp_rmt import accounting
 from dp_rmt.arguments import integer, one_of, real
 from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
 from dp_rmt.clipping.auto import auto_clipped_grad
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
@@ -181,12 +182,19 @@ class DPSGD:
             l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
         )
 
-    def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
+    def clipped_grad(
+        self,
+        per_example_losses: PerExampleLosses,
+        execution: Execution = AUTO,
+        coordinates: Coordinates | None = None,
+    ) -> ClippedGradient:
         """The clipped gradient, normalised by the expected batch size.
 
         Args:
           per_example_losses: ``(params, batch) -> (batch,)``.
           execution: how it is computed; "auto" microbatches are the whole batch here.
+          coordinates: public maps in whose coordinates it is clipped (`dp_rmt.clipping.coordinates`); the noise of the
+            same std is then white in them. None for the parameters as they are.
 
         Returns:
           A `ClippedGradient`.
@@ -197,6 +205,7 @@ class DPSGD:
             "normalize_by": self.expected_batch_size,
             "clip": self.clip,
             "microbatch_size": None if size == "auto" else size,
+            "coordinates": coordinates,
         }
         if execution.clipping_method == "vmap":
             return clipped_grad(per_example_losses, **arguments)

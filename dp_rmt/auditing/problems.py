@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.per_example import ClippedGradient, PerExample, clip_factors
 from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.noise_addition import add_gaussian_noise
@@ -99,9 +100,14 @@ class Audited(DPSGD):
             return add_gaussian_noise(self.noise_std / self.expected_batch_size, key)
         return super().noise(key)
 
-    def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
+    def clipped_grad(
+        self,
+        per_example_losses: PerExampleLosses,
+        execution: Execution = AUTO,
+        coordinates: Coordinates | None = None,
+    ) -> ClippedGradient:
         """As of `DPSGD`, or with a mistake in it; the bound that it claims is the right one's."""
-        right = super().clipped_grad(per_example_losses, execution)
+        right = super().clipped_grad(per_example_losses, execution, coordinates)
         function: Any = right.function
         if self.mutation == "clipping skipped":
             without = dataclasses.replace(

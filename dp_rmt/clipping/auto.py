@@ -8,6 +8,7 @@ import functools
 import jax
 from absl import logging
 
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, PerExample, clipped_grad
@@ -21,6 +22,7 @@ def auto_clipped_grad(
     normalize_by: float = 1.0,
     clip: ClippingStyle = "flat",
     microbatch_size: int | None = None,
+    coordinates: Coordinates | None = None,
 ) -> ClippedGradient:
     """`ghost_clipped_grad` of losses whose layers all have rules, and `clipped_grad` of all others.
 
@@ -37,6 +39,7 @@ def auto_clipped_grad(
       normalize_by: divides the sum; the EXPECTED batch size.
       clip: "flat" or "automatic".
       microbatch_size: examples differentiated at once; None for all. Must divide the batch.
+      coordinates: as in `clipped_grad`.
 
     Returns:
       A `ClippedGradient`.
@@ -58,6 +61,7 @@ def auto_clipped_grad(
             normalize_by=normalize_by,
             clip=clip,
             microbatch_size=microbatch_size,
+            coordinates=coordinates,
         )
         for make in (ghost_clipped_grad, clipped_grad)
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 
+from dp_rmt.clipping.coordinates import LeafMaps, map_axes
 from dp_rmt.clipping.products import (
     count,
     einsum,
@@ -56,6 +57,22 @@ class Contraction:
     x_axes: str
     w_axes: str
     y_axes: str
+
+    @property
+    def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axes of W that are inputs and those that are outputs, as negative numbers; shared ones are neither."""
+        _, inputs, outputs, _ = self._axes()
+        rows, cols = (tuple(self.w_axes.index(a) - len(self.w_axes) for a in side) for side in (inputs, outputs))
+        return rows, cols
+
+    def in_coordinates(self, x: jax.Array, g: jax.Array, maps: LeafMaps) -> tuple[jax.Array, jax.Array]:
+        """``x F`` and ``g H``, whose gradients are ``F G H`` where those of x and g are G."""
+        _, inputs, outputs, _ = self._axes()
+        if maps.rows is not None:
+            x = map_axes(x, tuple(self.x_axes.index(a) - len(self.x_axes) for a in inputs), maps.rows)
+        if maps.cols is not None:
+            g = map_axes(g, tuple(self.y_axes.index(a) - len(self.y_axes) for a in outputs), maps.cols)
+        return x, g
 
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""

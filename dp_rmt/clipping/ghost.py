@@ -8,21 +8,14 @@ to the layers that use it (`dp_rmt.clipping.leaf_uses`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from dp_rmt.clipping.example_mixing import mixed_examples
-from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
-from dp_rmt.clipping.leaf_uses import (
-    LeafWithoutRule,
-    Use,
-    bytes_of_marked_outputs,
-    calls_of_layers,
-    mark,
-    uses_of_leaves,
-)
+from dp_rmt.clipping.coordinates import Coordinates, with_riders
+from dp_rmt.clipping.counted_once import Layers, layers_of
+from dp_rmt.clipping.layer_rules import FoundLayer, intercepted
 from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.clipping.per_example import (
     ClippedGradient,
@@ -32,7 +25,6 @@ from dp_rmt.clipping.per_example import (
     clip_factors,
     summed_over_microbatches,
 )
-from dp_rmt.clipping.products import is_wide_float
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
@@ -48,6 +40,7 @@ def ghost_clipped_grad(
     method: Method = "auto",
     microbatch_size: int | None = None,
     memory_budget: int | None = None,
+    coordinates: Coordinates | None = None,
 ) -> ClippedGradient:
     """Computes what `dp_rmt.clipping.per_example.clipped_grad` computes, sooner, without per-example gradients.
 
@@ -89,6 +82,7 @@ def ghost_clipped_grad(
       method: "auto", "bookkeeping" or "ghost", as described above.
       microbatch_size: how many examples are differentiated at once; None for all. It must divide the batch.
       memory_budget: the budget of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
+      coordinates: as in `clipped_grad`, of leaves that layers use as matrices (a `Contraction`).
 
     Returns:
       A `ClippedGradient`.
@@ -114,11 +108,13 @@ def ghost_clipped_grad(
     check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
 
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
-        layers = _check_every_leaf_is_counted_once(per_example_losses, params, batch)
+        layers = layers_of(per_example_losses, params, batch, coordinates)
         chosen = method if method != "auto" else _choose(layers.bytes_per_example * len(is_padding), memory_budget)
 
+        maps = {} if coordinates is None else coordinates.by_path()
+
         def tapped(params: Params, weights_B: jax.Array) -> jax.Array:
-            return _tapped_losses(per_example_losses, layers, params, batch, weights_B)
+            return _tapped_losses(per_example_losses, layers, with_riders(params, maps), batch, weights_B)
 
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
@@ -174,17 +170,8 @@ def _choose(bytes_kept: float, memory_budget: int | None) -> str:
     return "bookkeeping" if bytes_kept <= limit else "ghost"
 
 
-class _Layers(NamedTuple):
-    """What is known of the layers of the losses."""
-
-    names: set[str]  # the layers whose rules are needed
-    tied: dict[str, str]  # the layers among them that share a table: lookup -> head
-    ambiguous: set[str]  # heads whose name is also that of another call, of the lookup or of the head
-    bytes_per_example: float  # the size of all their outputs
-
-
 def _tapped_losses(
-    per_example_losses: PerExampleLosses, layers: _Layers, params: Params, batch: Batch, weights_B: jax.Array
+    per_example_losses: PerExampleLosses, layers: Layers, params: Params, batch: Batch, weights_B: jax.Array
 ) -> jax.Array:
     """The losses with taps. Their derivative gives ``weights_B`` squared gradient norms (`dp_rmt.clipping.taps`)."""
     missing = set(layers.names)
@@ -212,7 +199,7 @@ def _tapped_losses(
                 return tap_frozen(layer.leaves, layer.output, f"{layer.name} {_NO_TICKET}")
             _, ids, ticket = tickets[key]
             return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
-        return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B)
+        return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B, layer.riders)
 
     losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
     if missing:
@@ -229,77 +216,3 @@ _NO_TICKET = (
     "it may also be that this one's table was not looked up, or was converted in between: give the modules names of "
     "their own (nn.Embed(..., name=...)), convert parameters once, freeze the table, or use clipped_grad"
 )
-
-
-# ---- The laws that every leaf is counted exactly once, and that examples are not mixed ------------------------------
-
-# No other axis is likely to have this size, so an axis that has it is the batch axis.
-_TRACED_BATCH_SIZE = 7919
-
-
-def _check_every_leaf_is_counted_once(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> _Layers:
-    """Raises unless each leaf is unused or used once by a rule, and the losses keep examples apart."""
-    names: set[str] = set()
-
-    def on_layer(layer: FoundLayer) -> jax.Array:
-        if layer.problem is None:
-            names.add(layer.name)
-        return mark(layer.name, layer.leaves, layer.output, problem=layer.problem)
-
-    def losses(params: Params, batch: Batch) -> jax.Array:
-        return intercepted(per_example_losses, params, batch, _TRACED_BATCH_SIZE, on_layer)
-
-    def many(examples: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((_TRACED_BATCH_SIZE, *examples.shape[1:]), examples.dtype)
-
-    jaxpr = jax.make_jaxpr(losses)(params, jax.tree.map(many, batch)).jaxpr
-    num_leaves = len(jax.tree.leaves(params))
-    tied: dict[str, str] = {}
-    for (path, leaf), uses in zip(jax.tree_util.tree_leaves_with_path(params), uses_of_leaves(jaxpr, num_leaves)):
-        _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), uses, names, tied)
-    calls = calls_of_layers(jaxpr)
-    ambiguous = {head for lookup, head in tied.items() if calls[lookup] > 1 or calls[head] > 1}
-    depends_on_batch = [i >= num_leaves for i in range(len(jaxpr.invars))]
-    mixed = mixed_examples(jaxpr, batch_size=_TRACED_BATCH_SIZE, depends_on_batch=depends_on_batch)
-    if mixed is not None:
-        raise ValueError(
-            f"the losses mix examples: {mixed}. One example's gradient would then hold others' data, and clipping "
-            "bounds nothing. Let every operation act on one example at a time (no batch norm, no in-batch negatives, "
-            "no division by a count over the batch)"
-        )
-    return _Layers(names, tied, ambiguous, bytes_of_marked_outputs(jaxpr) / _TRACED_BATCH_SIZE)
-
-
-def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: dict[str, str]) -> None:
-    remedy = "freeze it (close over it instead of passing it in `params`), or use clipped_grad"
-    if not is_wide_float(dtype):
-        raise LeafWithoutRule(
-            f"{path} is {dtype}, but a clipped sum must be float32 or wider. Keep trained parameters in "
-            "float32 and give the modules a narrower compute dtype, or use clipped_grad",
-            has_layers=bool(names),
-        )
-    used_by = [use.by for use in uses]
-    if not set(used_by) <= names:
-        layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
-        raise LeafWithoutRule(
-            f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
-            f"for {layers} (add yours to dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}",
-            has_layers=bool(names),
-        )
-    if len(uses) == 2 and max(used_by) == f"{min(used_by)}.attend":
-        lookup, head = sorted(uses)
-        if not lookup.is_visible_from(head):
-            raise LeafWithoutRule(
-                f"{path} is looked up by {lookup.by} inside a jit, a remat or a scan that its head {head.by} is not "
-                "inside: ghost clipping must hand the head what the lookup knows. Call the lookup outside, or both "
-                f"inside, {remedy}",
-                has_layers=True,
-            )
-        tied[lookup.by] = head.by
-    elif len(used_by) > 1:
-        raise LeafWithoutRule(
-            f"{path} is used {len(used_by)} times, by {'; '.join(used_by[:4])}: ghost clipping has no rule for the "
-            "cross terms of its per-example norm (only for one lookup and one `attend` of nn.Embed). Use separate "
-            f"parameters, {remedy}",
-            has_layers=True,
-        )

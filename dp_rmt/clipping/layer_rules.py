@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from dp_rmt.clipping.contraction import Contraction
+from dp_rmt.clipping.coordinates import rider_of
 from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, Offset, Scale
 from dp_rmt.clipping.products import is_wide_float
 from dp_rmt.types import Batch, Params, PerExampleLosses
@@ -135,6 +136,7 @@ class FoundLayer(NamedTuple):
     inputs: jax.Array  # what the rules take as x
     output: jax.Array  # computed with the leaves held constant
     rules: Mapping[str, LeafRule]
+    riders: Mapping[str, Any]  # what rides beside some of the leaves (`dp_rmt.clipping.coordinates.with_riders`)
     problem: str | None  # why the rules do not hold for this call
 
 
@@ -211,7 +213,8 @@ def _found(
     if problem is None:
         inputs = rule.rule_input(module, inputs, output)
     name = f"{type(module).__name__} {'/'.join(module.path)!r}" + ("" if method == "__call__" else f".{method}")
-    return FoundLayer(name, leaves, tuple(jax.tree.leaves(held)), inputs, output, rules, problem)
+    riders = {leaf: rider for leaf in rules if (rider := rider_of(params, leaf)) is not None}
+    return FoundLayer(name, leaves, tuple(jax.tree.leaves(held)), inputs, output, rules, riders, problem)
 
 
 def _problem(rule: LayerRule, module: Any, num_arguments: int, shape: tuple[int, ...], batch_size: int) -> str | None:

@@ -13,6 +13,7 @@ import optax
 from dp_accounting import NeighboringRelation
 
 from dp_rmt.clipping.batch_leaves import num_examples, padding_mask
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.types import Batch, Params, PerExampleLosses, check_leaves_are_real
 
 ClippingStyle = Literal["flat", "automatic"]
@@ -100,6 +101,7 @@ def clipped_grad(
     normalize_by: float = 1.0,
     clip: ClippingStyle = "flat",
     microbatch_size: int | None = None,
+    coordinates: Coordinates | None = None,
 ) -> ClippedGradient:
     """Makes a function for the sum of clipped per-example gradients, divided by a constant.
 
@@ -135,6 +137,9 @@ def clipped_grad(
       clip: "flat" or "automatic".
       microbatch_size: how many examples are differentiated at once (memory is proportional to it); None for all. It
         must divide the batch.
+      coordinates: public maps of some leaves; None for the parameters as they are. Each example's gradient is mapped
+        before its norm is taken, and the sum is that of mapped gradients (`dp_rmt.clipping.coordinates`). The
+        coordinates must not depend on private data.
 
     Returns:
       A `ClippedGradient`; its gradient has the structure of ``params``. The loss is compiled with it, once for each
@@ -160,6 +165,8 @@ def clipped_grad(
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
         losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+        if coordinates is not None:
+            grads = jax.vmap(coordinates)(grads)
         norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from dp_rmt.clipping.contraction import Contraction
+from dp_rmt.clipping.coordinates import LeafMaps
 from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, head_rows, tied_product
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 from dp_rmt.clipping.products import with_range_of_float32
@@ -28,7 +29,12 @@ HEAD = Contraction("bsd", "vd", "bsv")
 
 
 def tap(
-    rules: Mapping[str, LeafRule], leaves: Mapping[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array
+    rules: Mapping[str, LeafRule],
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    weights_B: jax.Array,
+    maps: Mapping[str, LeafMaps],
 ) -> jax.Array:
     """Returns ``y`` unchanged, and gives ``leaves`` and ``weights_B`` their cotangents by the rules.
 
@@ -46,44 +52,48 @@ def tap(
       x: what the rules take as ``x``, (batch, ...).
       y: the output of the layer, (batch, ...).
       weights_B: (batch,), float32 or wider.
+      maps: the coordinates in which the gradients of some leaves are taken (`dp_rmt.clipping.coordinates`); their rules
+        are `Contraction`.
 
     Returns:
       ``y``.
     """
-    return _tap(tuple((name, rules[name]) for name in leaves), dict(leaves), x, y, weights_B)
+    return _tap(tuple((name, rules[name]) for name in leaves), dict(leaves), x, y, weights_B, dict(maps))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tap(
-    static: tuple[Any, ...], leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array
+    static: tuple[Any, ...], leaves: dict[str, jax.Array], x: jax.Array, y: jax.Array, weights_B: jax.Array, maps: Any
 ) -> jax.Array:
     return y
 
 
 def _tap_forward(
-    static: tuple[Any, ...], leaves: dict[str, Any], x: Any, y: Any, weights_B: Any
+    static: tuple[Any, ...], leaves: dict[str, Any], x: Any, y: Any, weights_B: Any, maps: Any
 ) -> tuple[jax.Array, Any]:
     # Residuals are arrays, but their tree is static: () marks a differentiated leaf, and None marks a frozen one.
     marks = {name: () if leaf.perturbed else None for name, leaf in leaves.items()}
     trained = any(leaf.perturbed for leaf in leaves.values())
-    return y.value, (marks, x.value if trained else None, weights_B.value)
+    held = jax.tree.map(lambda leaf: leaf.value, (x, maps)) if trained else (None, None)
+    return y.value, (marks, *held, weights_B.value)
 
 
 def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any, ...]:
-    marks, x, weights_B = residuals
+    marks, x, maps, weights_B = residuals
     if isinstance(g, SymbolicZero):
-        return None, None, None, None
+        return None, None, None, None, None
     if x is None:
-        return None, None, g, None
+        return None, None, g, None, None
     # See `dp_rmt.clipping.contraction.Contraction`. This is not done with x, of which a copy would be kept.
     g = jax.lax.optimization_barrier(g)
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)
     for name, rule in static:
         if marks[name] is not None:
-            sums[name] = rule.weighted_sum(x, g, weights_B).astype(weights_B.dtype)
-            squared_norms += rule.squared_norm(x, g).astype(weights_B.dtype)
-    return sums, None, g, squared_norms
+            seen = rule.in_coordinates(x, g, maps[name]) if name in maps else (x, g)
+            sums[name] = rule.weighted_sum(*seen, weights_B).astype(weights_B.dtype)
+            squared_norms += rule.squared_norm(*seen).astype(weights_B.dtype)
+    return sums, None, g, squared_norms, None
 
 
 _tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
+from dp_rmt.finetuning.geometry import geometry_of
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
@@ -117,10 +118,12 @@ def build_run(
     settings = _with_microbatch_size(settings, trained, mesh)
     privacy, train = settings.privacy, settings.train
     mechanism, delta = build_mechanism(settings, task.num_examples)
+    geometry = geometry_of(settings, task)
     _warn_of_nothing_to_truncate(name, settings, split_params(task.params, task.trainable)[0])
 
     def transforms(mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
-        stages = build_transforms(settings, mechanism, noise_seed, mesh)
+        coordinates = None if geometry is None else geometry.coordinates
+        stages = build_transforms(settings, mechanism, noise_seed, mesh, coordinates)
         return stages if observe is None else observe(stages)
 
     return prepare_run(
@@ -143,6 +146,7 @@ def build_run(
             **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
+            **{f"whitening.{key}": value for key, value in settings.whitening.as_dict().items()},
         },
         about=About(
             base_model=task.base_model,

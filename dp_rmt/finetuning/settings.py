@@ -147,6 +147,32 @@ class Train(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Whitening(Group):
+    """The coordinates in which a layer's inputs are nearly white, found on public rows before training."""
+
+    WHERE: ClassVar[str] = "config.whitening"
+    where: Literal["nowhere", "before_clipping", "before_optimizer", "after_optimizer"] = option(
+        "nowhere",
+        "before_clipping: gradients are clipped, noised, denoised and given to the optimizer in these coordinates; "
+        "before_optimizer and after_optimizer: the noisy gradient or the update is mapped.",
+    )
+    sides: Literal["inputs", "both"] = option("inputs", "Whitens inputs alone, or output gradients, too.")
+    ridge: float = option(0.1, "Added to the eigenvalues, in units of their mean.", POSITIVE)
+    power: float = option(
+        -0.5,
+        "Of the eigenvalues; 0 leaves all as it is.",
+        Check("be at least -2 and at most 0", lambda p: -2 <= p <= 0),
+    )
+    rank: int | None = option(
+        None, "Directions of each side that have a factor of their own; None: all. Few save memory and time.", POSITIVE
+    )
+    rows: int = option(500, "Public rows that the second moments are taken from.", POSITIVE)
+    text: str | None = option(
+        None, "A file of PUBLIC text, one text a line, to take the rows from; None takes random tokens."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh(Group):
     """How devices share the work (-1: those that are left). A run can go on with another mesh."""
 
@@ -231,6 +257,7 @@ class Settings(Group):
         "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
     )
     train: Train = group(Train, "The course of a run.")
+    whitening: Whitening = group(Whitening, "The coordinates of gradients and updates.")
     mesh: Mesh = group(Mesh, "How devices share the work.")
     checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
     generation: Generation = group(Generation, "How a trained decoder writes.")

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gates import Kappa, TracyWidom
 from dp_rmt.denoising.gradient import denoise_matrices
@@ -26,6 +27,7 @@ from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared
 from dp_rmt.denoising.matrix_view import kernels_are_matrices
 from dp_rmt.finetuning.options import Check, close_to, fitted
 from dp_rmt.finetuning.settings import NOT_NEGATIVE, POSITIVE, Named, Settings, Train
+from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.partitioning import by_matrix
@@ -82,7 +84,9 @@ _NUMBERS = {
 """Ranges of numbers that optax takes as they come."""
 
 
-def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh: Mesh) -> Transforms:
+def build_transforms(
+    settings: Settings, mechanism: DPSGD, noise_seed: int, mesh: Mesh, coordinates: Coordinates | None = None
+) -> Transforms:
     """The stages of a run at the mechanism's noise level.
 
     Args:
@@ -90,6 +94,7 @@ def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh
       mechanism: its noise_std goes to noise and denoiser, its num_steps to the schedule.
       noise_seed: secret, for private data.
       mesh: its devices share the denoiser's work.
+      coordinates: those of `config.whitening`; None where it is "nowhere".
 
     Returns:
       `Transforms`. Where there is no noise nothing is denoised and the optimizer is the ordinary one.
@@ -105,15 +110,43 @@ def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh
         "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
         "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
-    stages = _stages(denoise, optimizer, filled_in)
+    denoiser, last = _stages(denoise, optimizer, filled_in)
+    where = settings.whitening.where
+    if coordinates is not None:
+        if where == "before_optimizer":
+            denoiser = optax.chain(denoiser, whiten_inputs(coordinates))
+        else:
+            last = optax.chain(last, whiten_inputs(coordinates))
     is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
-    noise = mechanism.noise(noise_key(noise_seed))
-    return Transforms(noise, *stages, published=without_look_ahead if is_ahead else None)
+    return Transforms(
+        mechanism.noise(noise_key(noise_seed)),
+        denoiser,
+        last,
+        published=without_look_ahead if is_ahead else None,
+        coordinates=coordinates_of if where == "before_clipping" else None,
+    )
 
 
 def check_transforms(settings: Settings) -> None:
     """Raises the errors of `build_transforms` that need neither data nor model."""
     _stages(settings.denoise, settings.optimizer, {"noise_std": 1.0, "learning_rate": 1.0, "sharding": None})
+    _check_whitening(settings)
+
+
+def _check_whitening(settings: Settings) -> None:
+    where, (name, options) = settings.whitening.where, name_and_options(settings.optimizer)
+    if where not in ("before_clipping", "after_optimizer"):
+        return
+    if name == "kalman_filter":
+        raise ValueError(
+            f"config.whitening.where={where!r} maps the updates of the optimizer, and kalman_filter looks ahead along "
+            "its own, unmapped ones: take another optimizer, or whitening.where 'nowhere' or 'before_optimizer'"
+        )
+    if options.get("weight_decay"):
+        raise ValueError(
+            f"config.whitening.where={where!r} maps the updates of the optimizer, so that weight_decay "
+            f"{options['weight_decay']} would shrink some directions more than others: give weight_decay 0"
+        )
 
 
 def learning_rate_schedule(train: Train, num_steps: int) -> optax.Schedule:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.trees import merge_params
 from dp_rmt.types import Params
 
@@ -25,12 +26,16 @@ class Transforms:
       published: ``(state of the optimizer, trained parameters) -> trained parameters`` as they are evaluated and saved,
         for an optimizer that differentiates at another point than its iterate (`dp_rmt.baselines.filters.kalman_filter`
         with `without_look_ahead`); None where the two are the same.
+      coordinates: ``state of the optimizer -> Coordinates`` in which gradients are clipped, noised and given to the
+        optimizer, whose last stage takes the update back to the parameters (`dp_rmt.geometry.whiten_inputs`); None
+        where gradients are those of the parameters.
     """
 
     noise: optax.GradientTransformation
     denoise: optax.GradientTransformation
     optimizer: optax.GradientTransformation
     published: Callable[[Any, Params], Params] | None = None
+    coordinates: Callable[[Any], Coordinates] | None = None
 
     def published_params(self, state: TrainState) -> dict[str, Any]:
         """All parameters of a state, trained and frozen, as they are evaluated and saved."""

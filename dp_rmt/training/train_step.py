@@ -56,8 +56,9 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
+        coordinates = None if transforms.coordinates is None else transforms.coordinates(state.optimizer)
         clipped_grad = mechanism.clipped_grad(
-            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch), execution
+            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch), execution, coordinates
         )
         params = state.params
         if axis_name is not None:
@@ -82,7 +83,8 @@ def make_train_step(
             metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
             metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
             metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)
-            metrics["nonprivate/cosine_update"] = -mean_matrix_cosine(updates, grads)
+            step = grads if coordinates is None else coordinates(grads)
+            metrics["nonprivate/cosine_update"] = -mean_matrix_cosine(updates, step)
         state = dataclasses.replace(
             state, step=state.step + 1, params=params, noise=noise, denoise=denoise, optimizer=optimizer
         )

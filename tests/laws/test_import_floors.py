@@ -22,6 +22,7 @@ FLOORS = [
     "accounting",
     "batch_selection",
     "clipping",
+    "geometry",
     "denoising",
     "baselines",
     "mechanism",

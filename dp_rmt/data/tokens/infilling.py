@@ -13,6 +13,7 @@ import numpy as np
 
 from dp_rmt.data.readers.glue import Examples
 from dp_rmt.data.readers.glue_tasks import Infilling
+from dp_rmt.data.tokens.token_rows import special_tokens
 
 
 def label_word_ids(tokenizer: Any, infilling: Infilling) -> np.ndarray:
@@ -68,7 +69,7 @@ def infilling_rows(
     _check_mask_token(tokenizer)
     columns = [examples.texts] if examples.text_pairs is None else [examples.texts, examples.text_pairs]
     names = ["S"] if examples.text_pairs is None else ["S1", "S2"]
-    prefix, suffix = _special_tokens(tokenizer)
+    prefix, suffix = special_tokens(tokenizer)
     texts: dict[str, list[list[int]]] = {}
     prompt: list[str | list[int]] = []  # "S", "S1", "S2", "mask", and the tokens of what stands between them
     space = ""
@@ -143,13 +144,6 @@ def _split_template(template: str, names: list[str]) -> list[str]:
         wanted = ", ".join(f"<{name}>" for name in [*names, "mask"])
         raise ValueError(f"The template {template!r} must hold each of {wanted} once, and no other text.")
     return [piece for piece in pieces if piece]
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer puts before and after a single text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    is_text = np.flatnonzero(np.asarray(encoded["special_tokens_mask"]) == 0)
-    return encoded["input_ids"][: is_text[0]], encoded["input_ids"][is_text[-1] + 1 :]
 
 
 def _encode(tokenizer: Any, text: str | list[str]) -> Any:

@@ -22,6 +22,13 @@ def check_is_fast(tokenizer: Any) -> None:
         )
 
 
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts before and after a single text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    is_text = np.flatnonzero(np.asarray(encoded["special_tokens_mask"]) == 0)
+    return encoded["input_ids"][: is_text[0]], encoded["input_ids"][is_text[-1] + 1 :]
+
+
 def pad_right(rows: Sequence[Sequence[int]], max_length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
     """Makes one array of rows of different lengths.
 
