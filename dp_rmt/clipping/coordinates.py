@@ -162,11 +162,11 @@ def with_riders(params: Params, riders: Mapping[str, Any]) -> Params:
         *parents, name = path.split("/")
         level: Any = riding
         for parent in parents:
-            if isinstance(level, Mapping) and isinstance(level.get(parent), Mapping):
-                level[parent] = dict(level[parent])  # only what is on the way is copied
-                level = level[parent]
-            else:
-                level = None
+            inner: Any = level.get(parent) if isinstance(level, dict) else None
+            inner = dict(inner) if isinstance(inner, Mapping) else None  # only what is on the way is copied
+            if inner is not None:
+                level[parent] = inner
+            level = inner
         if not isinstance(level, dict) or name not in level:
             raise ValueError(f"coordinates of {path}: the parameters are no nested dicts in which there is such a leaf")
         level[_RIDER.format(name)] = rider

@@ -92,11 +92,10 @@ def public_text_rows(
 def _batch(input_ids: np.ndarray, num_labels: int | None, generator: np.random.Generator) -> dict[str, np.ndarray]:
     count, length = input_ids.shape
     ones = np.ones_like(input_ids)
-    labels: np.ndarray
     if num_labels is None:
-        labels = generator.standard_normal(count).astype(np.float32)
+        labels = np.asarray(generator.standard_normal(count), np.float32)
     else:
-        labels = generator.integers(0, num_labels, count).astype(np.int32)
+        labels = np.asarray(generator.integers(0, num_labels, count), np.int32)
     return {
         "input_ids": input_ids,
         "attention_mask": ones,
