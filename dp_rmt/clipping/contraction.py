@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 
-from dp_rmt.clipping.coordinates import LeafMaps, map_axes
 from dp_rmt.clipping.products import (
     count,
     einsum,
@@ -65,45 +64,36 @@ class Contraction:
         rows, cols = (tuple(self.w_axes.index(a) - len(self.w_axes) for a in side) for side in (inputs, outputs))
         return rows, cols
 
-    def in_coordinates(self, x: jax.Array, g: jax.Array, maps: LeafMaps) -> tuple[jax.Array, jax.Array]:
-        """``x F`` and ``g H``, whose gradients are ``F G H`` where those of x and g are G."""
-        _, inputs, outputs, _ = self._axes()
-        if maps.rows is not None:
-            x = map_axes(x, tuple(self.x_axes.index(a) - len(self.x_axes) for a in inputs), maps.rows)
-        if maps.cols is not None:
-            g = map_axes(g, tuple(self.y_axes.index(a) - len(self.y_axes) for a in outputs), maps.cols)
-        return x, g
-
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         tokens, inputs, outputs, _ = self._axes()
         num_tokens = count(tokens, self.x_axes, x)
         num_inputs, num_outputs = count(inputs, self.x_axes, x), count(outputs, self.y_axes, g)
         by_pairs = num_tokens * (num_inputs + num_outputs) <= num_inputs * num_outputs
-        if by_pairs and not self._keeps_gradients(x):
+        if by_pairs and not self.keeps_gradients(x):
             # These stand outside the choice, because layers that share their input (query, key and value) share the
             # products.
             of_x = self._products_of_pairs(self.x_axes, with_range_of_float32(x))
             ordinary = functools.partial(self._norm_by_pairs, of_x=of_x)
-            norm, size = self._choose(self._norm_by_pairs, x, g, self._token_norms(x, g), ordinary=ordinary)
+            norm, size = self.scaled_where_needed(self._norm_by_pairs, x, g, self.token_norms(x, g), ordinary=ordinary)
         else:
             size = self._size(x, g)
             norm = norm_of_sum(self._gradients(x, g), size, num_tokens)
-        return jnp.square(norm + self._roundoff_of_sum(x, g) * size)
+        return jnp.square(norm + self.roundoff_of_sum(x, g) * size)
 
     def rounding_of_sum(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """How much longer than its gradient an example's part of the sum can be at a weight of one, (batch,)."""
-        return self._roundoff_of_sum(x, g) * self._size(x, g)
+        return self.roundoff_of_sum(x, g) * self._size(x, g)
 
-    def _roundoff_of_sum(self, x: jax.Array, g: jax.Array) -> float:
+    def roundoff_of_sum(self, x: jax.Array, g: jax.Array) -> float:
         # Gradients that are kept are weighted in float32.
-        return 0.0 if self._keeps_gradients(x) else float(jnp.finfo(with_range_of_float32(g).dtype).eps) / 2
+        return 0.0 if self.keeps_gradients(x) else float(jnp.finfo(with_range_of_float32(g).dtype).eps) / 2
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
-        if self._keeps_gradients(x):
+        if self.keeps_gradients(x):
             return weighted_sum(self._gradients(x, g), weights_B)
-        residuals = (x, g, self._token_norms(x, g))
+        residuals = (x, g, self.token_norms(x, g))
         # This is opaque to differentiation in the weights, which would otherwise keep copies of what follows.
         total: jax.Array = linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
         return total
@@ -115,7 +105,7 @@ class Contraction:
         def contracted(x: jax.Array, g: jax.Array, *token_norms: jax.Array) -> jax.Array:
             return einsum(f"{self.x_axes},{self.y_axes}->{self.w_axes}", x, (g * weights).astype(g.dtype))
 
-        total: jax.Array = self._choose(contracted, x, g, token_norms, finite=True)
+        total: jax.Array = self.scaled_where_needed(contracted, x, g, token_norms, finite=True)
         return total
 
     def _products_of_pairs(self, axes: str, a: jax.Array) -> jax.Array:
@@ -141,15 +131,15 @@ class Contraction:
         squared = with_rounding(squared, size, math.sqrt(num_inputs) + math.sqrt(num_outputs))
         return jnp.sqrt(squared), size
 
-    def _token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def token_norms(self, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The norms ``|x_t|`` and ``|g_t|``, with the axes ``_kept()``."""
         kept = self._kept()
         return jnp.sqrt(sum_of_squares(self.x_axes, kept, x)), jnp.sqrt(sum_of_squares(self.y_axes, kept, g))
 
     def _size(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """The size ``sum_t |x_it| |g_it|``, (batch,). For several matrices it is the norm of their sizes."""
-        sizes_B: jax.Array = self._choose(
-            lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self._token_norms(x, g)
+        sizes_B: jax.Array = self.scaled_where_needed(
+            lambda x, g, *norms: self._sum_of_sizes(*norms), x, g, self.token_norms(x, g)
         )
         return sizes_B
 
@@ -159,7 +149,7 @@ class Contraction:
         sizes_B: jax.Array = jnp.linalg.norm(sizes.reshape(len(sizes), -1), axis=1)
         return sizes_B
 
-    def _choose(
+    def scaled_where_needed(
         self,
         function: Callable[..., Any],
         x: jax.Array,
@@ -190,7 +180,7 @@ class Contraction:
             if finite:
                 pair = [jnp.where(jnp.isfinite(a), a, 0) for a in pair]
             x, g = (a.astype(old.dtype) for a, old in zip(pair, (x, g)))
-            return function(x, g, *self._token_norms(x, g))
+            return function(x, g, *self.token_norms(x, g))
 
         return jax.lax.cond(are_ordinary(*token_norms), ordinary or function, scaled, x, g, *token_norms)
 
@@ -201,7 +191,7 @@ class Contraction:
     def _gradients(self, x: jax.Array, g: jax.Array) -> jax.Array:
         return einsum(f"{self.x_axes},{self.y_axes}->{self.x_axes[0]}{self.w_axes}", x, g)
 
-    def _keeps_gradients(self, x: jax.Array) -> bool:
+    def keeps_gradients(self, x: jax.Array) -> bool:
         tokens, inputs, _, _ = self._axes()
         return count(inputs, self.x_axes, x) <= 2 * count(tokens, self.x_axes, x)
 

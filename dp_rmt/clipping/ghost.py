@@ -127,7 +127,11 @@ def ghost_clipped_grad(
         return weighted_sum(factors), PerExample(*(jnp.where(is_padding, 0.0, a) for a in (losses, norms)))
 
     return summed_over_microbatches(
-        clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
+        clipped_sum,
+        l2_clip_norm=l2_clip_norm,
+        normalize_by=normalize_by,
+        microbatch_size=microbatch_size,
+        coordinates=coordinates,
     )
 
 

@@ -165,9 +165,8 @@ def clipped_grad(
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
         losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
-        if coordinates is not None:
-            grads = jax.vmap(coordinates)(grads)
-        norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)))
+        mapped = grads if coordinates is None else jax.vmap(coordinates)(grads)
+        norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(mapped)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
         contributes = jnp.isfinite(norms) & ~is_padding
         factors = jnp.where(contributes, clip_factors(norms, l2_clip_norm=l2_clip_norm, clip=clip), 0.0)
@@ -175,7 +174,11 @@ def clipped_grad(
         return total, PerExample(jnp.where(is_padding, 0.0, losses), jnp.where(is_padding, 0.0, norms))
 
     return summed_over_microbatches(
-        clipped_sum, l2_clip_norm=l2_clip_norm, normalize_by=normalize_by, microbatch_size=microbatch_size
+        clipped_sum,
+        l2_clip_norm=l2_clip_norm,
+        normalize_by=normalize_by,
+        microbatch_size=microbatch_size,
+        coordinates=coordinates,
     )
 
 
@@ -185,6 +188,7 @@ def summed_over_microbatches(
     l2_clip_norm: float,
     normalize_by: float,
     microbatch_size: int | None,
+    coordinates: Coordinates | None,
 ) -> ClippedGradient:
     """Makes a `ClippedGradient` of a function that clips and sums one microbatch.
 
@@ -197,6 +201,7 @@ def summed_over_microbatches(
       l2_clip_norm: a bound on what one example adds to the sum.
       normalize_by: the number that divides the sum.
       microbatch_size: None for the whole batch at once.
+      coordinates: map the sum, once it is complete; its clip factors are of mapped gradients.
 
     Returns:
       The `ClippedGradient`.
@@ -217,7 +222,8 @@ def summed_over_microbatches(
                 num_real_microbatches=jnp.max(jnp.where(has_examples, 1 + jnp.arange(len(has_examples)), 0)),
             )
         total, per_example = sum_(params, batch, is_padding)
-        return jax.tree.map(lambda g: g / normalize_by, total), per_example
+        mapped = total if coordinates is None else coordinates(total)
+        return jax.tree.map(lambda g: g / normalize_by, mapped), per_example
 
     # The function is jitted: op by op, loops and the layers of ghost clipping would be compiled at every call and kept.
     return ClippedGradient(

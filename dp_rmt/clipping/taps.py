@@ -22,6 +22,7 @@ from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.coordinates import LeafMaps
 from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, head_rows, tied_product
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
+from dp_rmt.clipping.mapped_norms import squared_norm_of_mapped
 from dp_rmt.clipping.products import with_range_of_float32
 
 HEAD = Contraction("bsd", "vd", "bsv")
@@ -52,8 +53,8 @@ def tap(
       x: what the rules take as ``x``, (batch, ...).
       y: the output of the layer, (batch, ...).
       weights_B: (batch,), float32 or wider.
-      maps: the coordinates in which the gradients of some leaves are taken (`dp_rmt.clipping.coordinates`); their rules
-        are `Contraction`.
+      maps: the coordinates in which the norms of some leaves' gradients are taken; their rules are `Contraction`. The
+        sums are not mapped.
 
     Returns:
       ``y``.
@@ -90,9 +91,9 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
     squared_norms = jnp.zeros_like(weights_B)
     for name, rule in static:
         if marks[name] is not None:
-            seen = rule.in_coordinates(x, g, maps[name]) if name in maps else (x, g)
-            sums[name] = rule.weighted_sum(*seen, weights_B).astype(weights_B.dtype)
-            squared_norms += rule.squared_norm(*seen).astype(weights_B.dtype)
+            sums[name] = rule.weighted_sum(x, g, weights_B).astype(weights_B.dtype)
+            squared = squared_norm_of_mapped(rule, x, g, maps[name]) if name in maps else rule.squared_norm(x, g)
+            squared_norms += squared.astype(weights_B.dtype)
     return sums, None, g, squared_norms, None
 
 
