@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
+from dp_rmt.baselines.iterates import average_iterates, averaged_params
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
@@ -24,8 +25,8 @@ from dp_rmt.denoising.gates import Kappa, TracyWidom
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.denoising.matrix_view import kernels_are_matrices
-from dp_rmt.finetuning.options import Check, close_to, fitted
-from dp_rmt.finetuning.settings import NOT_NEGATIVE, POSITIVE, Named, Settings, Train
+from dp_rmt.finetuning.options import close_to, fitted
+from dp_rmt.finetuning.settings import FRACTION, NOT_NEGATIVE, POSITIVE, Named, Settings, Train
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.partitioning import by_matrix
@@ -73,9 +74,8 @@ _RULES: Mapping[str, Table] = {
 }
 """Options whose value is a function that is named."""
 
-_FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
 _NUMBERS = {
-    **dict.fromkeys(("b1", "b2", "beta"), _FRACTION),
+    **dict.fromkeys(("b1", "b2", "beta"), FRACTION),
     **dict.fromkeys(("eps", "consistent_rms"), POSITIVE),
     **dict.fromkeys(("eps_root", "weight_decay"), NOT_NEGATIVE),
 }
@@ -105,15 +105,28 @@ def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh
         "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
         "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
-    stages = _stages(denoise, optimizer, filled_in)
-    is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
-    noise = mechanism.noise(noise_key(noise_seed))
-    return Transforms(noise, *stages, published=without_look_ahead if is_ahead else None)
+    denoiser, stepper = _stages(denoise, optimizer, filled_in)
+    published = without_look_ahead if name_and_options(optimizer)[0] == "kalman_filter" else None
+    if settings.train.average_iterates is not None:
+        _check_average(settings)
+        stepper, published = optax.chain(stepper, average_iterates(settings.train.average_iterates)), averaged_params
+    return Transforms(mechanism.noise(noise_key(noise_seed)), denoiser, stepper, published=published)
 
 
 def check_transforms(settings: Settings) -> None:
     """Raises the errors of `build_transforms` that need neither data nor model."""
     _stages(settings.denoise, settings.optimizer, {"noise_std": 1.0, "learning_rate": 1.0, "sharding": None})
+    _check_average(settings)
+
+
+def _check_average(settings: Settings) -> None:
+    """Raises ValueError where the points that the optimizer steps between are not the iterates to average."""
+    decay = settings.train.average_iterates
+    if decay is not None and name_and_options(settings.optimizer)[0] == "kalman_filter":
+        raise ValueError(
+            f"config.train.average_iterates={decay} does not go with config.optimizer kalman_filter, whose points are "
+            "ahead of its iterates: let config.train.average_iterates be None, or take another config.optimizer"
+        )
 
 
 def learning_rate_schedule(train: Train, num_steps: int) -> optax.Schedule:

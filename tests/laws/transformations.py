@@ -15,6 +15,7 @@ import pytest
 
 from dp_rmt import add_gaussian_noise, denoise_matrices, scale_by_denoised_adam
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.iterates import average_iterates
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising import gates
@@ -67,6 +68,7 @@ CASES = {
     "adam_own": Case(scale_by_denoised_adam, {"noise_std": STD}, {"second_moment": "denoised", "svd": "subspace"}),
     "low_pass": Case(low_pass_filter, {}),
     "kalman": Case(kalman_filter, {"kappa": 0.7}, {"optimizer": optax.adam(1e-2)}),
+    "average": Case(average_iterates, {"decay": 0.7}),
     "truncate": Case(truncate_rank, {}, {"rank": 2}, ("rank",)),
     "muon": Case(private_muon, {"learning_rate": 0.02, "beta": 0.9}, {"others": optax.sgd(0.1)}),
 }
