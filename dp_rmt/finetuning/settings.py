@@ -234,7 +234,7 @@ class Settings(Group):
     )
     optimizer: Named = option(
         ("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}),
-        "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
+        "A name or (name, options): adamw, muon, kalman_filter; denoised_adam, adam_bc, muon_bc (then denoise is ()).",
     )
     train: Train = group(Train, "The course of a run.")
     mesh: Mesh = group(Mesh, "How devices share the work.")

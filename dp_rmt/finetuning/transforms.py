@@ -16,9 +16,11 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
+from dp_rmt.baselines.adam_bc import adam_bc
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
 from dp_rmt.baselines.iterates import average_iterates, averaged_params
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gates import Kappa, TracyWidom
@@ -58,6 +60,8 @@ OPTIMIZERS: Table = {
     "denoised_adam": denoised_adam,
     "muon": private_muon,
     "kalman_filter": kalman_filter,
+    "adam_bc": adam_bc,
+    "muon_bc": muon_bc,
 }
 """What `config.optimizer` names."""
 
@@ -226,7 +230,7 @@ def _without_denoising(optimizer: Named) -> Named:
     name, options = name_and_options(optimizer)
     if name == "kalman_filter":
         return _without_denoising(options["optimizer"])
-    if name == "denoised_adam":
+    if name in ("denoised_adam", "adam_bc"):
         shared = inspect.signature(optax.adamw).parameters
         return "adamw", {"weight_decay": 0.0, **{key: value for key, value in options.items() if key in shared}}
     return optimizer
