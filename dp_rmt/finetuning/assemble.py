@@ -140,10 +140,9 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
-            **{
-                f"train.{key}": getattr(train, key)
-                for key in ("learning_rate", "schedule", "warmup_steps", "average_iterates")
-            },
+            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
+            # Left out where nothing is averaged, so that what was begun before there was this option can go on.
+            **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
         },
