@@ -1,4 +1,4 @@
-"""The program with `train.average_iterates`: the average is evaluated and saved, resumed exactly, and in the identity."""
+"""The program with `train.average_iterates`: the average is evaluated, saved, resumed exactly, and in the identity."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def run(config: Settings, workdir: Path, *, until: int | None = None) -> arms.Ar
     return arm
 
 
+@pytest.mark.slow
 def test_the_average_is_what_a_run_evaluates_and_saves(make_config: MakeConfig, tmp_path: Path) -> None:
     whole = run(make_config(AVERAGED), tmp_path / "whole")
     restored = whole.run.checkpoints(tmp_path / "whole").restore(whole.run.state)
