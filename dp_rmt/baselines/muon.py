@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from dp_rmt.denoising.explicit_axes import with_auto_axes
 from dp_rmt.random_matrix.units import largest_entry, unit_of
 from dp_rmt.trees import leaves_by_path, wide, wide_zeros_like
 from dp_rmt.types import Params
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the Newton-Schulz step of Jordan et al. (2024), chosen for a large slope at 0."""
 
 
 def private_muon(
@@ -68,36 +72,17 @@ def private_muon(
     [-0.5 -0.5]
     """
 
-    def labels(params: Params) -> Params:
-        axes = matrix_view.matrix_leaves(params, matrix_rule)
-        names = ["muon" if path in axes else "others" for path, _ in leaves_by_path(params)]
-        return jax.tree.unflatten(jax.tree.structure(params), names)
+    def direction(momentum: Params, gradient: Params, step: jax.Array) -> Params:
+        if not nesterov:
+            return optax.tree.bias_correction(momentum, beta, step)
+        return jax.tree.map(
+            lambda m, g: beta * m + (1 - beta) * g,
+            optax.tree.bias_correction(momentum, beta, optax.safe_increment(step)),
+            optax.tree.bias_correction(gradient, beta, step),
+        )
 
-    matrices = optax.chain(
-        _orthogonal_momentum(beta, nesterov, consistent_rms, matrix_rule),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    both = optax.partition({"muon": matrices, "others": others}, labels)
-
-    def init(params: Params) -> optax.OptState:
-        matrix_view.check_names_some(params, matrix_rule, "private_muon")
-        return both.init(params)
-
-    return optax.GradientTransformationExtraArgs(init, both.update)
-
-
-class MomentumState(NamedTuple):
-    """State of the matrices: the number of updates so far, an int32 scalar, and their exponential average."""
-
-    step: jax.Array
-    momentum: Params
-
-
-def _orthogonal_momentum(
-    beta: float, nesterov: bool, consistent_rms: float | None, matrix_rule: matrix_view.MatrixRule | None
-) -> optax.GradientTransformation:
-    """The transformation to ``sqrt(max(1, cols / rows)) X_t`` of `private_muon`, for a tree of matrices alone."""
+    def factor(rows: int, cols: int) -> float:
+        return max(1.0, cols / rows) ** 0.5 if consistent_rms is None else consistent_rms * max(rows, cols) ** 0.5
 
     def init(params: Params) -> MomentumState:
         return MomentumState(jnp.zeros([], jnp.int32), wide_zeros_like(params))
@@ -107,35 +92,93 @@ def _orthogonal_momentum(
         step = optax.safe_increment(state.step)
         gradient = jax.tree.map(wide, updates)
         momentum = optax.tree.update_moment(gradient, state.momentum, beta, 1)
-        if nesterov:
-            direction = jax.tree.map(
-                lambda m, g: beta * m + (1 - beta) * g,
-                optax.tree.bias_correction(momentum, beta, optax.safe_increment(step)),
-                optax.tree.bias_correction(gradient, beta, step),
-            )
-        else:
-            direction = optax.tree.bias_correction(momentum, beta, step)
-
-        def orthogonalize(tree: Params) -> tuple[Params, tuple[()]]:
-            axes = matrix_view.matrix_leaves(tree, matrix_rule)
-            steps = [_orthogonal(leaf, axes[path], consistent_rms) for path, leaf in leaves_by_path(tree)]
-            return jax.tree.unflatten(jax.tree.structure(tree), steps), ()
-
-        steps, _ = with_auto_axes(orthogonalize, direction)
+        steps = map_matrices(
+            lambda matrices: factor(*matrices.shape[1:]) * orthogonalize(matrices),
+            direction(momentum, gradient, step),
+            matrix_rule,
+        )
         return steps, MomentumState(step, momentum)
 
-    return optax.GradientTransformation(init, update)
+    matrices = optax.GradientTransformation(init, update)
+    return with_others("private_muon", matrices, others, learning_rate, weight_decay, matrix_rule)
 
 
-def _orthogonal(leaf: jax.Array, axes: matrix_view.MatrixAxes, consistent_rms: float | None) -> jax.Array:
-    """Sets the singular values of each matrix of a leaf to about the factor of its shape."""
-    matrices = matrix_view.to_matrices(leaf, axes)
-    # The matrix is in units of its largest entry, because Newton-Schulz divides by its norm plus 1e-8, and squares it.
+class MomentumState(NamedTuple):
+    """State of the matrices: the number of updates so far, an int32 scalar, and their exponential average."""
+
+    step: jax.Array
+    momentum: Params
+
+
+def with_others(
+    name: str,
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    matrix_rule: matrix_view.MatrixRule | None,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of matrices beside that of the other leaves.
+
+    Args:
+      name: of the optimizer, for messages.
+      matrices: gives the directions of the matrices, which alone it is given.
+      others: the optimizer of the other leaves, with its own learning rate.
+      learning_rate: of the matrices.
+      weight_decay: of the matrices, multiplied with the learning rate.
+      matrix_rule: which leaves are matrices.
+
+    Returns:
+      The optimizer of all leaves.
+    """
+
+    def labels(params: Params) -> Params:
+        axes = matrix_view.matrix_leaves(params, matrix_rule)
+        names = ["muon" if path in axes else "others" for path, _ in leaves_by_path(params)]
+        return jax.tree.unflatten(jax.tree.structure(params), names)
+
+    stepped = optax.chain(
+        matrices, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
+    )
+    both = optax.partition({"muon": stepped, "others": others}, labels)
+
+    def init(params: Params) -> optax.OptState:
+        matrix_view.check_names_some(params, matrix_rule, name)
+        return both.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, both.update)
+
+
+def map_matrices(
+    function: Callable[[jax.Array], jax.Array], tree: Params, matrix_rule: matrix_view.MatrixRule | None
+) -> Params:
+    """Maps a function of matrices (B, rows, cols) over a tree in which every leaf is one or more matrices."""
+
+    def map_leaf(leaf: jax.Array, axes: matrix_view.MatrixAxes) -> jax.Array:
+        return matrix_view.from_matrices(function(matrix_view.to_matrices(leaf, axes)), axes, leaf.shape)
+
+    def map_all(tree: Params) -> tuple[Params, tuple[()]]:
+        axes = matrix_view.matrix_leaves(tree, matrix_rule)
+        leaves = [map_leaf(leaf, axes[path]) for path, leaf in leaves_by_path(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves), ()
+
+    return with_auto_axes(map_all, tree)[0]
+
+
+def orthogonalize(matrices: jax.Array, coefficients: tuple[float, float, float] = JORDAN) -> jax.Array:
+    """Sets all singular values of each matrix to about 1, by five quintic Newton-Schulz steps from ``X / |X|_F``.
+
+    Args:
+      matrices: (B, rows, cols).
+      coefficients: (a, b, c) of ``X <- (a + b X X^T + c (X X^T)^2) X``.
+
+    Returns:
+      (B, rows, cols).
+    """
+    # A matrix is in units of its largest entry, because Newton-Schulz divides by its norm plus 1e-8, and squares it.
     matrices = matrices * (1 / unit_of(largest_entry(matrices)))[:, None, None]
     newton_schulz = contrib.scale_by_muon(
-        beta=0.0, nesterov=False, weight_dimension_numbers=contrib.MuonDimensionNumbers(1, 2)
+        coefficients, beta=0.0, nesterov=False, weight_dimension_numbers=contrib.MuonDimensionNumbers(1, 2)
     )
     orthogonal, _ = newton_schulz.update(matrices, newton_schulz.init(matrices))
-    rows, cols = matrices.shape[1:]
-    factor = max(1.0, cols / rows) ** 0.5 if consistent_rms is None else consistent_rms * max(rows, cols) ** 0.5
-    return matrix_view.from_matrices(factor * orthogonal, axes, leaf.shape)
+    return orthogonal

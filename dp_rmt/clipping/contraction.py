@@ -64,6 +64,11 @@ class Contraction:
         rows, cols = (tuple(self.w_axes.index(a) - len(self.w_axes) for a in side) for side in (inputs, outputs))
         return rows, cols
 
+    @property
+    def has_shared_axes(self) -> bool:
+        """Whether there is a matrix for each index of an axis that x, W and y all have."""
+        return bool(self._axes()[3])
+
     def squared_norm(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         tokens, inputs, outputs, _ = self._axes()

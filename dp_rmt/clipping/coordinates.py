@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,20 @@ class AxisMap:
         return (scale * damped).reshape(x.shape)
 
 
-class LeafMaps(NamedTuple):
-    """The maps of one leaf; None leaves a side as it is."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LeafMaps:
+    """The maps of one matrix; None leaves a side as it is.
+
+    Attributes:
+      rows: of the inputs.
+      cols: of the outputs.
+      has_bias: whether the layer's bias is mapped with the matrix, as its last row.
+    """
 
     rows: AxisMap | None
     cols: AxisMap | None
+    has_bias: bool = dataclasses.field(metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,9 @@ class LeafAxes:
     """Which axes of a leaf are mapped, and by which of the maps.
 
     Attributes:
-      path: of the leaf.
+      path: of the matrix.
+      bias: path of the bias of its layer, which is then the last row of the matrix: the weight of an input that is 1.
+        None leaves the bias as it is.
       row_axes: the leaf's axes that are a layer's inputs, as negative numbers, in order.
       col_axes: likewise its outputs.
       rows: name of the map of the inputs; None leaves them as they are.
@@ -77,6 +88,7 @@ class LeafAxes:
     col_axes: tuple[int, ...]
     rows: str | None = None
     cols: str | None = None
+    bias: str | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -93,11 +105,12 @@ class Coordinates:
     leaves: tuple[LeafAxes, ...] = dataclasses.field(metadata={"static": True})
 
     def by_path(self) -> dict[str, LeafMaps]:
-        """The maps of each leaf that has any."""
-        return {
-            leaf.path: LeafMaps(*(None if name is None else self.maps[name] for name in (leaf.rows, leaf.cols)))
-            for leaf in self.leaves
-        }
+        """The maps of each matrix that has any."""
+
+        def named(name: str | None) -> AxisMap | None:
+            return None if name is None else self.maps[name]
+
+        return {leaf.path: LeafMaps(named(leaf.rows), named(leaf.cols), leaf.bias is not None) for leaf in self.leaves}
 
     def __call__(self, tree: Params) -> Params:
         """Takes gradients to the coordinates, and updates from them to the parameters.
@@ -111,34 +124,40 @@ class Coordinates:
         Raises:
           ValueError: a leaf of the coordinates is missing in the tree.
         """
-        axes, maps, found = {leaf.path: leaf for leaf in self.leaves}, self.by_path(), leaves_by_path(tree)
-        if missing := maps.keys() - dict(found).keys():
+        maps, leaves = self.by_path(), dict(leaves_by_path(tree))
+        wanted = {path for leaf in self.leaves for path in (leaf.path, leaf.bias) if path is not None}
+        if missing := wanted - leaves.keys():
             raise ValueError(
                 f"the coordinates are those of {', '.join(sorted(missing))}, which the parameters do not have: make "
                 "them from the parameters that are trained"
             )
-
-        def mapped(path: str, leaf: jax.Array) -> jax.Array:
-            for side, axis_map in zip((axes[path].row_axes, axes[path].col_axes), maps[path], strict=True):
-                leaf = leaf if axis_map is None else map_axes(leaf, side, axis_map)
-            return leaf
-
-        leaves = [mapped(path, leaf) if path in maps else leaf for path, leaf in found]
-        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        for axes in self.leaves:
+            matrix, bias = leaves[axes.path], None if axes.bias is None else leaves[axes.bias]
+            leaves[axes.path], mapped_bias = map_matrix(matrix, bias, axes, maps[axes.path])
+            if axes.bias is not None:
+                leaves[axes.bias] = mapped_bias
+        return jax.tree.unflatten(jax.tree.structure(tree), list(leaves.values()))
 
 
-def map_axes(x: jax.Array, axes: Sequence[int], axis_map: AxisMap) -> jax.Array:
-    """Maps some axes of an array, taken together as one side; axes of a stack must come first.
-
-    >>> halved = AxisMap(jnp.asarray(0.5), jnp.zeros((6, 1)))
-    >>> map_axes(jnp.ones((2, 4, 3)), (0, 2), halved)[0, 0].tolist()
-    [0.5, 0.5, 0.5]
-    """
-    last = range(-len(axes), 0)
-    moved = jnp.moveaxis(x, axes, last)
-    side = math.prod(moved.shape[axis] for axis in last)
-    mapped = axis_map.along_last_axis(moved.reshape(*moved.shape[: -len(axes)], side))
-    return jnp.moveaxis(mapped.reshape(moved.shape), last, axes)
+def map_matrix(
+    matrix: jax.Array, bias: jax.Array | None, axes: LeafAxes, maps: LeafMaps
+) -> tuple[jax.Array, jax.Array | None]:
+    """``F [W; b] H``, split again into matrix and bias; without a bias ``F W H``."""
+    sides = [tuple(axis % matrix.ndim for axis in side) for side in (axes.row_axes, axes.col_axes)]
+    stack = [axis for axis in range(matrix.ndim) if axis not in sides[0] + sides[1]]
+    order = (*stack, *sides[1], *sides[0])
+    moved = jnp.transpose(matrix, order)
+    shape, cut = moved.shape, len(stack)
+    rows, cols = (math.prod(matrix.shape[axis] for axis in side) for side in sides)
+    flat = moved.reshape(*shape[:cut], cols, rows)
+    if bias is not None:
+        flat = jnp.concatenate([flat, bias.reshape(*shape[:cut], cols, 1).astype(flat.dtype)], axis=-1)
+    if maps.rows is not None:
+        flat = maps.rows.along_last_axis(flat)
+    if maps.cols is not None:
+        flat = jnp.swapaxes(maps.cols.along_last_axis(jnp.swapaxes(flat, -1, -2)), -1, -2)
+    mapped = jnp.transpose(flat[..., :rows].reshape(shape), [order.index(axis) for axis in range(matrix.ndim)])
+    return mapped, None if bias is None else flat[..., rows].reshape(bias.shape).astype(bias.dtype)
 
 
 # ---- How maps come to where a layer is computed --------------------------------------------------------------------

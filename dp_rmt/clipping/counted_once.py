@@ -12,7 +12,7 @@ from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
-from dp_rmt.clipping.leaf_rules import LeafRule
+from dp_rmt.clipping.leaf_rules import LeafRule, Offset
 from dp_rmt.clipping.leaf_uses import (
     LeafWithoutRule,
     Use,
@@ -22,6 +22,7 @@ from dp_rmt.clipping.leaf_uses import (
     uses_of_leaves,
 )
 from dp_rmt.clipping.products import is_wide_float
+from dp_rmt.clipping.taps import BIAS
 from dp_rmt.trees import name_of
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
@@ -87,14 +88,30 @@ class TracedLayers(NamedTuple):
     uses: list[tuple[str, list[Use]]]  # of each leaf, with its path, in tree order
     rules: dict[tuple[str, str], set[LeafRule]]  # by layer and parameter name
 
-    def matrices(self) -> dict[str, Contraction]:
-        """The leaves by path that one layer uses, once and as a matrix, and the rule of each."""
+    def matrices(self) -> dict[str, Matrix]:
+        """The leaves by path that one layer uses, once and as a matrix."""
+        used_once = {path: uses[0].by for path, uses in self.uses if len(uses) == 1}
         found = {}
-        for path, uses in self.uses:
-            rules = [rule for use in uses for rule in self.rules.get((use.by, path.rpartition("/")[2]), ())]
-            if len(uses) == len(rules) == 1 and isinstance(rule := rules[0], Contraction):
-                found[path] = rule
+        for path, layer in used_once.items():
+            parent, slash, name = path.rpartition("/")
+            rule, bias = self._only_rule(layer, name), f"{parent}{slash}{BIAS}"
+            if isinstance(rule, Contraction):
+                offset = self._only_rule(layer, BIAS) if used_once.get(bias) == layer else None
+                outputs = "".join(rule.w_axes[axis] for axis in rule.matrix_axes[1])
+                joins = isinstance(offset, Offset) and offset.axes == outputs and not rule.has_shared_axes
+                found[path] = Matrix(rule, bias if joins else None)
         return found
+
+    def _only_rule(self, layer: str, name: str) -> LeafRule | None:
+        rules = self.rules.get((layer, name), set())
+        return next(iter(rules)) if len(rules) == 1 else None
+
+
+class Matrix(NamedTuple):
+    """A leaf that a layer uses as its matrix."""
+
+    rule: Contraction
+    bias: str | None  # path of the layer's bias, if it has one entry for each output of the matrix and is trained
 
 
 def trace_layers(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> TracedLayers:
@@ -120,19 +137,24 @@ def trace_layers(per_example_losses: PerExampleLosses, params: Params, batch: Ba
     return TracedLayers(jaxpr, names, list(zip(paths, uses_of_leaves(jaxpr, len(paths)), strict=True)), rules)
 
 
-def _check_coordinates(coordinates: Coordinates, matrices: Mapping[str, Contraction]) -> None:
+def _check_coordinates(coordinates: Coordinates, matrices: Mapping[str, Matrix]) -> None:
     for leaf in coordinates.leaves:
-        rule = matrices.get(leaf.path)
-        if rule is None:
+        if (matrix := matrices.get(leaf.path)) is None:
             raise ValueError(
                 f"coordinates of {leaf.path}, which no layer uses once and as a matrix: leave it out of the "
                 "coordinates, or use clipped_grad"
             )
-        if rule.matrix_axes != (leaf.row_axes, leaf.col_axes):
+        rule = matrix.rule
+        if rule.has_shared_axes or rule.matrix_axes != (leaf.row_axes, leaf.col_axes):
             raise ValueError(
                 f"coordinates of {leaf.path} map its axes {leaf.row_axes} and {leaf.col_axes}, while its layer has "
                 f"inputs at {rule.matrix_axes[0]} and outputs at {rule.matrix_axes[1]}: make the coordinates from "
                 "this model's own layers (dp_rmt.geometry)"
+            )
+        if leaf.bias not in (None, matrix.bias):
+            raise ValueError(
+                f"coordinates of {leaf.path} with the bias {leaf.bias}, while its layer's is {matrix.bias}: make the "
+                "coordinates from this model's own layers (dp_rmt.geometry)"
             )
 
 

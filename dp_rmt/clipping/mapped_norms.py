@@ -22,6 +22,8 @@ _PLAIN = Contraction("bti", "io", "bto")
 def squared_norm_of_mapped(rule: Contraction, x: jax.Array, g: jax.Array, maps: LeafMaps) -> jax.Array:
     """The squared norm (batch,) of each example's mapped gradient, plus a bound of what rounding takes from it.
 
+    With ``maps.has_bias`` it is that of matrix and bias together: the bias is the weight of one more input, which is 1.
+
     The difference of two squares is small against them where a map damps most of an input. The bound is therefore one
     of the unmapped size: with ``size = sum_t |x_t| |g_t|`` and T tokens it is ``n eps (2 sqrt T + sqrt I + sqrt O)
     (a b size)^2`` for n squares. What rounding adds to the weighted sum is mapped with the sum, so that it is counted
@@ -36,7 +38,9 @@ def squared_norm_of_mapped(rule: Contraction, x: jax.Array, g: jax.Array, maps: 
     Returns:
       The squared norms, float32 or wider; not finite where the gradient is not.
     """
-    x_BxTxI, g_BxTxO = _as_tokens(rule, x, g)
+    x_BxTxI, g_BxTxO = as_tokens(rule, x, g)
+    if maps.has_bias:
+        x_BxTxI = with_ones(x_BxTxI)
     norm, size = _PLAIN.scaled_where_needed(
         lambda x, g, *norms: _norm_and_size(x, g, *norms, maps=maps),
         x_BxTxI,
@@ -90,7 +94,7 @@ def _token_squares(parts: list[_Part]) -> jax.Array:
     return sum(squares[1:], start=squares[0])
 
 
-def _as_tokens(rule: Contraction, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def as_tokens(rule: Contraction, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Input (B, T, I) and output gradient (B, T, O), with the tokens in the same order."""
     rows, cols = ("".join(rule.w_axes[axis] for axis in side) for side in rule.matrix_axes)
     tokens = "".join(letter for letter in rule.x_axes[1:] if letter not in rule.w_axes)
@@ -100,3 +104,8 @@ def _as_tokens(rule: Contraction, x: jax.Array, g: jax.Array) -> tuple[jax.Array
         return ordered.reshape(len(a), -1, math.prod(ordered.shape[1 + len(tokens) :]))
 
     return with_range_of_float32(flat(rule.x_axes, rows, x)), with_range_of_float32(flat(rule.y_axes, cols, g))
+
+
+def with_ones(x_BxTxI: jax.Array) -> jax.Array:
+    """The inputs with one more, which is 1 and whose weight is the bias."""
+    return jnp.concatenate([x_BxTxI, jnp.ones_like(x_BxTxI[..., :1])], axis=-1)

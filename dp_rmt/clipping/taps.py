@@ -25,6 +25,9 @@ from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 from dp_rmt.clipping.mapped_norms import squared_norm_of_mapped
 from dp_rmt.clipping.products import with_range_of_float32
 
+BIAS = "bias"
+"""How layers with rules name what they add to a product."""
+
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
 
@@ -53,8 +56,8 @@ def tap(
       x: what the rules take as ``x``, (batch, ...).
       y: the output of the layer, (batch, ...).
       weights_B: (batch,), float32 or wider.
-      maps: the coordinates in which the norms of some leaves' gradients are taken; their rules are `Contraction`. The
-        sums are not mapped.
+      maps: the coordinates in which the norms of some leaves' gradients are taken; their rules are `Contraction`. Where
+        one has the bias in it, the bias has no norm of its own. The sums are not mapped.
 
     Returns:
       ``y``.
@@ -92,8 +95,10 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
     for name, rule in static:
         if marks[name] is not None:
             sums[name] = rule.weighted_sum(x, g, weights_B).astype(weights_B.dtype)
-            squared = squared_norm_of_mapped(rule, x, g, maps[name]) if name in maps else rule.squared_norm(x, g)
-            squared_norms += squared.astype(weights_B.dtype)
+            if name in maps:
+                squared_norms += squared_norm_of_mapped(rule, x, g, maps[name]).astype(weights_B.dtype)
+            elif not (name == BIAS and any(of_matrix.has_bias for of_matrix in maps.values())):
+                squared_norms += rule.squared_norm(x, g).astype(weights_B.dtype)
     return sums, None, g, squared_norms, None
 
 

@@ -13,6 +13,7 @@ from dp_rmt.denoising.gates import Gate
 from dp_rmt.denoising.gradient import DenoiseState, TreeDenoiser, check_noise_std
 from dp_rmt.denoising.joins import JoinRule
 from dp_rmt.denoising.matrix_denoiser import AT_THE_EDGE, Backend, BelowEdge, Blend, MatrixDenoiser, Rescale, Shrinker
+from dp_rmt.denoising.second_moment import noise_in_average, without_noise
 from dp_rmt.random_matrix.units import in_units, unit_of
 from dp_rmt.trees import is_known, leaves_by_path, wide, wide_zeros_like
 from dp_rmt.types import Params
@@ -144,7 +145,7 @@ def scale_by_denoised_adam(
         gradient = jax.tree.map(lambda leaf: wide(leaf) * (1 / state.unit), updates)
         mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
         mu_variance = b1**2 * state.mu_variance + (1 - b1) ** 2 * std**2
-        nu_offset = b2 * state.nu_offset + (1 - b2) * std**2
+        nu_offset = noise_in_average(state.nu_offset, std, b2)
 
         moment_std = jnp.sqrt(mu_variance) / (1 - b1 ** step.astype(jnp.float32))
         denoised, denoise = denoiser(optax.tree.bias_correction(mu, b1, step), state.denoise, moment_std)
@@ -156,7 +157,7 @@ def scale_by_denoised_adam(
         subtracted, least = (0.0, offset) if noise_correction is None else (offset, noise_correction * offset)
 
         def scale(own: bool, m: jax.Array, v: jax.Array) -> jax.Array:
-            return m / (jnp.sqrt(v if own else jnp.maximum(v - subtracted, least)) + eps * (1 / state.unit))
+            return m / (jnp.sqrt(v if own else without_noise(v, subtracted, least)) + eps * (1 / state.unit))
 
         scaled = jax.tree.map(scale, has_own, denoised, optax.tree.bias_correction(nu, b2, step))
         return scaled, DenoisedAdamState(step, mu, nu, mu_variance, nu_offset, state.unit, denoise)

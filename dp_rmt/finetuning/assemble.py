@@ -14,11 +14,12 @@ from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning.geometry import geometry_of
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.stages import build_transforms, learning_rate_schedule
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
 from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_text_task
-from dp_rmt.finetuning.transforms import build_transforms, learning_rate_schedule, name_and_options
+from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
@@ -144,6 +145,8 @@ def build_run(
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
             **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
+            # Left out where nothing is averaged, so that what was begun before there was this option can go on.
+            **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
             **{f"whitening.{key}": value for key, value in settings.whitening.as_dict().items()},

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from dp_rmt.finetuning.options import replaced
 from dp_rmt.finetuning.settings import DocumentTaskName, Settings, TextTaskName
+from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
-from dp_rmt.finetuning.transforms import check_transforms
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
 """Of arms and jobs; neither "..", nor what a command takes for a flag."""

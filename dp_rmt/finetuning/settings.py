@@ -19,6 +19,7 @@ SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "da
 
 POSITIVE = Check("be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
+FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
 LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
 DELTA = Check("be above 0 and below 1", lambda x: 0 < x < 1, "; leave it out for N^-1.1")
 # `jax.random.key` keeps 32 bits of a seed, so that of longer ones two could be the same.
@@ -133,6 +134,11 @@ class Train(Group):
     learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
     schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
     warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
+    average_iterates: float | None = option(
+        None,
+        "Decay of the exponential average of the iterates, which is then evaluated and saved; None: the last iterate.",
+        FRACTION,
+    )
     clipping_method: Literal["auto", "bookkeeping", "ghost", "vmap"] = option(
         "auto", "How per-example norms are computed; vmap takes layers without a rule. The result is the same."
     )
@@ -164,7 +170,7 @@ class Whitening(Group):
         Check("be at least -2 and at most 0", lambda p: -2 <= p <= 0),
     )
     rank: int | None = option(
-        None, "Directions of each side that have a factor of their own; None: all. Few save memory and time.", POSITIVE
+        128, "Directions of each side that have a factor of their own; None: all. Few save memory and time.", POSITIVE
     )
     rows: int = option(500, "Public rows that the second moments are taken from.", POSITIVE)
     text: str | None = option(
@@ -254,7 +260,7 @@ class Settings(Group):
     )
     optimizer: Named = option(
         ("adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}),
-        "A name or (name, options): adamw, denoised_adam (then denoise is ()), muon, kalman_filter.",
+        "A name or (name, options): adamw, muon, kalman_filter; denoised_adam, adam_bc, muon_bc (then denoise is ()).",
     )
     train: Train = group(Train, "The course of a run.")
     whitening: Whitening = group(Whitening, "The coordinates of gradients and updates.")

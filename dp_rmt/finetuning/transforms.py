@@ -14,24 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
-from jax.sharding import Mesh
 
-from dp_rmt.baselines.filters import kalman_filter, low_pass_filter, without_look_ahead
+from dp_rmt.baselines.adam_bc import adam_bc
+from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
-from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gates import Kappa, TracyWidom
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.denoising.matrix_view import kernels_are_matrices
-from dp_rmt.finetuning.options import Check, close_to, fitted
-from dp_rmt.finetuning.settings import NOT_NEGATIVE, POSITIVE, Named, Settings, Train
-from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs
-from dp_rmt.mechanism import DPSGD
-from dp_rmt.noise_addition import noise_key
-from dp_rmt.training.partitioning import by_matrix
-from dp_rmt.training.train_state import Transforms
+from dp_rmt.finetuning.options import close_to, fitted
+from dp_rmt.finetuning.settings import FRACTION, NOT_NEGATIVE, POSITIVE, Named
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -59,6 +54,8 @@ OPTIMIZERS: Table = {
     "denoised_adam": denoised_adam,
     "muon": private_muon,
     "kalman_filter": kalman_filter,
+    "adam_bc": adam_bc,
+    "muon_bc": muon_bc,
 }
 """What `config.optimizer` names."""
 
@@ -75,88 +72,12 @@ _RULES: Mapping[str, Table] = {
 }
 """Options whose value is a function that is named."""
 
-_FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
 _NUMBERS = {
-    **dict.fromkeys(("b1", "b2", "beta"), _FRACTION),
+    **dict.fromkeys(("b1", "b2", "beta"), FRACTION),
     **dict.fromkeys(("eps", "consistent_rms"), POSITIVE),
     **dict.fromkeys(("eps_root", "weight_decay"), NOT_NEGATIVE),
 }
 """Ranges of numbers that optax takes as they come."""
-
-
-def build_transforms(
-    settings: Settings, mechanism: DPSGD, noise_seed: int, mesh: Mesh, coordinates: Coordinates | None = None
-) -> Transforms:
-    """The stages of a run at the mechanism's noise level.
-
-    Args:
-      settings: of one arm.
-      mechanism: its noise_std goes to noise and denoiser, its num_steps to the schedule.
-      noise_seed: secret, for private data.
-      mesh: its devices share the denoiser's work.
-      coordinates: those of `config.whitening`; None where it is "nowhere".
-
-    Returns:
-      `Transforms`. Where there is no noise nothing is denoised and the optimizer is the ordinary one.
-
-    Raises:
-      ValueError: a name or an option is unknown, or its value cannot be used; the message names the key.
-    """
-    denoise, optimizer = settings.denoise, settings.optimizer
-    if mechanism.noise_std == 0:
-        denoise, optimizer = (), _without_denoising(optimizer)
-    filled_in = {
-        "noise_std": mechanism.noise_std,
-        "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
-        "sharding": by_matrix(mesh) if mesh.size > 1 else None,
-    }
-    denoiser, last = _stages(denoise, optimizer, filled_in)
-    where = settings.whitening.where
-    if coordinates is not None:
-        if where == "before_optimizer":
-            denoiser = optax.chain(denoiser, whiten_inputs(coordinates))
-        else:
-            last = optax.chain(last, whiten_inputs(coordinates))
-    is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
-    return Transforms(
-        mechanism.noise(noise_key(noise_seed)),
-        denoiser,
-        last,
-        published=without_look_ahead if is_ahead else None,
-        coordinates=coordinates_of if where == "before_clipping" else None,
-    )
-
-
-def check_transforms(settings: Settings) -> None:
-    """Raises the errors of `build_transforms` that need neither data nor model."""
-    _stages(settings.denoise, settings.optimizer, {"noise_std": 1.0, "learning_rate": 1.0, "sharding": None})
-    _check_whitening(settings)
-
-
-def _check_whitening(settings: Settings) -> None:
-    where, (name, options) = settings.whitening.where, name_and_options(settings.optimizer)
-    if where not in ("before_clipping", "after_optimizer"):
-        return
-    if name == "kalman_filter":
-        raise ValueError(
-            f"config.whitening.where={where!r} maps the updates of the optimizer, and kalman_filter looks ahead along "
-            "its own, unmapped ones: take another optimizer, or whitening.where 'nowhere' or 'before_optimizer'"
-        )
-    if options.get("weight_decay"):
-        raise ValueError(
-            f"config.whitening.where={where!r} maps the updates of the optimizer, so that weight_decay "
-            f"{options['weight_decay']} would shrink some directions more than others: give weight_decay 0"
-        )
-
-
-def learning_rate_schedule(train: Train, num_steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to zero at num_steps, or constant."""
-    peak, warmup = train.learning_rate, train.warmup_steps
-    if warmup >= num_steps:
-        raise ValueError(f"config.train.warmup_steps={warmup} must be less than the {num_steps} steps of the run")
-    end = 0.0 if train.schedule == "linear" else peak
-    decay = optax.linear_schedule(peak, end, num_steps - warmup)
-    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), decay], [warmup])
 
 
 def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
@@ -168,7 +89,7 @@ def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
     return (named, {}) if isinstance(named, str) else (named[0], dict(named[1]))
 
 
-def _stages(
+def named_stages(
     denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and so its noise level."""
@@ -239,14 +160,3 @@ def _is_plain(kind: Any) -> bool:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return all(map(_is_plain, typing.get_args(kind)))
     return typing.get_origin(kind) is typing.Literal or kind in (bool, int, float, str, types.NoneType)
-
-
-def _without_denoising(optimizer: Named) -> Named:
-    """The optimizer that is left where there is no noise to remove."""
-    name, options = name_and_options(optimizer)
-    if name == "kalman_filter":
-        return _without_denoising(options["optimizer"])
-    if name == "denoised_adam":
-        shared = inspect.signature(optax.adamw).parameters
-        return "adamw", {"weight_decay": 0.0, **{key: value for key, value in options.items() if key in shared}}
-    return optimizer

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import string
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import numpy as np
 
 from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.coordinates import with_riders
-from dp_rmt.clipping.counted_once import trace_layers
+from dp_rmt.clipping.counted_once import Matrix, trace_layers
 from dp_rmt.clipping.layer_rules import FoundLayer, intercepted
+from dp_rmt.clipping.mapped_norms import as_tokens, with_ones
 from dp_rmt.clipping.products import einsum
 from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Batch, Params, PerExampleLosses
@@ -32,16 +32,18 @@ class LayerMoments:
     """Second moments of one matrix's layer, summed over all tokens.
 
     Attributes:
-      inputs: ``sum a a^T`` of the layer's inputs a, (n, n) or (layers, n, n).
+      inputs: ``sum a a^T`` of the layer's inputs a, (n, n) or (layers, n, n). Where there is a bias, a is (x, 1).
       outputs: ``sum g g^T`` of the loss's gradients g with respect to its outputs; None if they were not asked for.
       row_axes: the axes of the matrix that are inputs, as negative numbers.
       col_axes: those that are outputs.
+      bias: path of the layer's bias, if it is trained, too.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray | None
     row_axes: tuple[int, ...]
     col_axes: tuple[int, ...]
+    bias: str | None = None
 
 
 def layer_moments(
@@ -50,7 +52,8 @@ def layer_moments(
     """Computes the second moments of the inputs of every matrix, and on request of its output gradients.
 
     ``A = sum_t a_t a_t^T`` over all tokens t of all examples, and ``B = sum_t g_t g_t^T``: Kronecker factors of the
-    curvature (K-FAC; Martens & Grosse 2015). All rows count, so the batches must not hold padding.
+    curvature (K-FAC; Martens & Grosse 2015). A bias that is trained is the weight of one more input, which is 1 (the
+    homogeneous coordinates of the same paper). All rows count, so the batches must not hold padding.
 
     Formal guarantee: none of its own. What is computed from public rows (random tokens, public text) is a public
     constant. Private rows would make it private: never give them.
@@ -74,15 +77,15 @@ def layer_moments(
     >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2)))
     >>> moments = layer_moments(losses, params, [jnp.array([[1.0, 2.0], [0.0, 1.0]])])
     >>> moments["params/kernel"].inputs.tolist()
-    [[1.0, 2.0], [2.0, 5.0]]
+    [[1.0, 2.0, 1.0], [2.0, 5.0, 3.0], [1.0, 3.0, 2.0]]
     """
     total: dict[str, _Sums] = {}
-    rules: dict[str, Contraction] = {}
+    matrices: dict[str, Matrix] = {}
     compiled: Any = None
     for batch in batches:
-        if not rules:
-            rules = _matrices(per_example_losses, params, batch)
-            compiled = jax.jit(partial(_moments, per_example_losses, rules, outputs))
+        if not matrices:
+            matrices = _matrices(per_example_losses, params, batch)
+            compiled = jax.jit(partial(_moments, per_example_losses, matrices, outputs))
         for path, found in compiled(params, batch).items():
             sums = _Sums(*(None if part is None else np.asarray(part, np.float64) for part in found))
             total[path] = sums if path not in total else total[path].plus(sums)
@@ -93,7 +96,9 @@ def layer_moments(
             f"the second moments of {', '.join(broken)} are not finite: what the layer sees overflows on these rows. "
             "Give other rows, or a model whose pre-trained values are finite"
         )
-    return {path: LayerMoments(*sums, *rules[path].matrix_axes) for path, sums in total.items()}
+    return {
+        path: LayerMoments(*sums, *matrices[path].rule.matrix_axes, matrices[path].bias) for path, sums in total.items()
+    }
 
 
 class _Sums(NamedTuple):
@@ -109,23 +114,23 @@ class _Sums(NamedTuple):
         return all(part is None or bool(np.isfinite(part).all()) for part in self)
 
 
-def _matrices(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> dict[str, Contraction]:
+def _matrices(per_example_losses: PerExampleLosses, params: Params, batch: Batch) -> dict[str, Matrix]:
     """The matrices that one layer uses, with a side of inputs and one of outputs and no axes of both."""
     matrices = trace_layers(per_example_losses, params, batch).matrices()
-    return {path: rule for path, rule in matrices.items() if all(rule.matrix_axes) and _has_two_sides(rule)}
-
-
-def _has_two_sides(rule: Contraction) -> bool:
-    return sum(map(len, rule.matrix_axes)) == len(rule.w_axes)
+    return {
+        path: matrix
+        for path, matrix in matrices.items()
+        if all(matrix.rule.matrix_axes) and not matrix.rule.has_shared_axes
+    }
 
 
 def _moments(
-    per_example_losses: PerExampleLosses, rules: Mapping[str, Contraction], outputs: bool, params: Params, batch: Batch
+    per_example_losses: PerExampleLosses, matrices: Mapping[str, Matrix], outputs: bool, params: Params, batch: Batch
 ) -> dict[str, _Sums]:
     """The moments of one batch."""
     batch_size = len(jax.tree.leaves(batch)[0])
     leaves = dict(leaves_by_path(params))
-    zeros = {path: _zeros(rule, leaves[path].shape, outputs) for path, rule in rules.items()}
+    zeros = {path: _zeros(matrix, leaves[path].shape, outputs) for path, matrix in matrices.items()}
 
     def total_loss(riders: Mapping[str, _Sums]) -> jax.Array:
         losses = intercepted(per_example_losses, with_riders(params, riders), batch, batch_size, _with_tap)
@@ -135,9 +140,10 @@ def _moments(
     return found
 
 
-def _zeros(rule: Contraction, shape: tuple[int, ...], outputs: bool) -> _Sums:
-    stack = shape[: len(shape) - len(rule.w_axes)]
-    rows, cols = (math.prod(shape[axis] for axis in side) for side in rule.matrix_axes)
+def _zeros(matrix: Matrix, shape: tuple[int, ...], outputs: bool) -> _Sums:
+    stack = shape[: len(shape) - len(matrix.rule.w_axes)]
+    rows, cols = (math.prod(shape[axis] for axis in side) for side in matrix.rule.matrix_axes)
+    rows += matrix.bias is not None
     return _Sums(jnp.zeros((*stack, rows, rows)), jnp.zeros((*stack, cols, cols)) if outputs else None)
 
 
@@ -160,23 +166,12 @@ def _tap_forward(rule: Contraction, rider: _Sums, x: jax.Array, y: jax.Array) ->
 
 def _tap_backward(rule: Contraction, residuals: Any, g: jax.Array) -> tuple[Any, ...]:
     rider, x = residuals
-    inputs = _second_moment(x, rule.x_axes, rule, of_inputs=True).astype(rider.inputs.dtype)
-    outputs = None if rider.outputs is None else _second_moment(g, rule.y_axes, rule, of_inputs=False)
+    x_BxTxI, g_BxTxO = as_tokens(rule, x, g)
+    if rider.inputs.shape[-1] > x_BxTxI.shape[-1]:  # there is a bias
+        x_BxTxI = with_ones(x_BxTxI)
+    inputs = einsum("bti,btj->ij", x_BxTxI, x_BxTxI).astype(rider.inputs.dtype)
+    outputs = None if rider.outputs is None else einsum("bti,btj->ij", g_BxTxO, g_BxTxO).astype(rider.outputs.dtype)
     return _Sums(inputs, outputs), jnp.zeros_like(x), g
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
-
-
-def _second_moment(a: jax.Array, axes: str, rule: Contraction, *, of_inputs: bool) -> jax.Array:
-    """``sum_t a_t a_t^T`` of the side of an array that the rule's matrix has, flattened."""
-    side = "".join(rule.w_axes[axis] for axis in rule.matrix_axes[0 if of_inputs else 1])
-    other = side.translate(str.maketrans(side, "".join(_unused(axes, len(side)))))
-    copied = axes.translate(str.maketrans(side, other))
-    moment = einsum(f"{axes},{copied}->{side}{other}", a, a)
-    size = math.isqrt(moment.size)
-    return moment.reshape(size, size)
-
-
-def _unused(axes: str, number: int) -> list[str]:
-    return [letter for letter in string.ascii_letters if letter not in axes][:number]

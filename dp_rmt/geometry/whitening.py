@@ -64,7 +64,7 @@ def whitened_coordinates(
 
     for path, moment in moments.items():
         names = (name_of_map(path, moment.inputs, "rows"), name_of_map(path, moment.outputs, "cols"))
-        leaves.append(LeafAxes(path, moment.row_axes, moment.col_axes, *names))
+        leaves.append(LeafAxes(path, moment.row_axes, moment.col_axes, *names, moment.bias))
     return Coordinates(maps, tuple(leaves))
 
 

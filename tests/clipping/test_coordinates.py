@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from dp_rmt.clipping.auto import auto_clipped_grad
-from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes, map_axes, rider_of, with_riders
+from dp_rmt.clipping.coordinates import (
+    AxisMap,
+    Coordinates,
+    LeafAxes,
+    LeafMaps,
+    map_matrix,
+    rider_of,
+    with_riders,
+)
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.geometry import layer_moments, whitened_coordinates
@@ -104,21 +112,22 @@ def test_every_method_clips_the_gradient_of_v(whitened, method, remat):
     losses, params, batch = problem(remat)
     zeros = jax.tree.map(jnp.zeros_like, params)
 
-    def one_loss(v, i):
-        moved = jax.tree.map(jnp.add, params, coordinates(v))
-        return losses(moved, jax.tree.map(lambda x: x[i : i + 1], batch))[0]
+    def losses_of_v(v):
+        return losses(jax.tree.map(jnp.add, params, coordinates(v)), batch)
 
-    each = [jax.grad(one_loss)(zeros, i) for i in range(BATCH)]
-    norms = jnp.stack([jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(tree))) for tree in each])
+    each = jax.jit(jax.jacrev(losses_of_v))(zeros)
+    norms = jnp.sqrt(sum(jnp.sum(jnp.square(g.reshape(BATCH, -1)), 1) for g in jax.tree.leaves(each)))
     clip_norm = float(jnp.median(norms))
     factors = jnp.minimum(1, clip_norm / norms)
-    wanted = jax.tree.map(lambda *g: sum(f * x for f, x in zip(factors, g, strict=True)) / 10, *each)
+    wanted = jax.tree.map(lambda g: jnp.tensordot(factors, g, 1) / 10, each)
 
     function = METHODS[method](losses, l2_clip_norm=clip_norm, normalize_by=10, coordinates=coordinates)
     got, per_example = function(params, batch, is_padding_example=None)
-    # Ghost norms are rounded upwards by a bound of their rounding, which is 1e-5 at most.
-    np.testing.assert_allclose(per_example.grad_norm, norms, rtol=3e-5)
-    close(got, wanted, 3e-5)
+    # Ghost norms are rounded upwards, by a bound of what rounding takes from the unmapped squares: here at most 2e-4.
+    excess = per_example.grad_norm / norms - 1
+    assert float(jnp.min(excess)) > -1e-6
+    assert float(jnp.max(excess)) < (1e-6 if method == "vmap" else 2e-4)
+    close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
 def test_microbatches_change_nothing(whitened):
@@ -142,7 +151,8 @@ def test_the_identity_changes_nothing(whitened):
         mapped, _ = METHODS[name](losses, l2_clip_norm=0.5, coordinates=identity)(
             params, batch, is_padding_example=None
         )
-        close(mapped, plain, 1e-6)
+        # The bound of a ghost norm's rounding has the terms of two squares in the place of one.
+        close(mapped, plain, 1e-6 if name == "vmap" else 2e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -222,15 +232,23 @@ def test_riders_travel_beside_their_leaf_and_leave_the_tree_alone():
         with_riders(params, {"b/kernel": "map"})
 
 
-def test_axes_are_mapped_together_and_stacks_apart():
+def test_axes_are_mapped_together_with_the_bias_and_stacks_apart():
+    """``F [W; b] H`` of attention's reshaped kernels, stacked, against dense matrices."""
     rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((6, 6)))[0][:, :4] * 0.5
-    axis_map = AxisMap(jnp.asarray(2.0), jnp.asarray(basis, jnp.float32))
-    dense = 2 * (np.eye(6) - basis @ basis.T)
-    x = rng.standard_normal((2, 5, 3)).astype(np.float32)
-    got = map_axes(jnp.asarray(x), (0, 2), axis_map)
-    wanted = np.einsum("ijk,ikmn->mjn", x, dense.reshape(2, 3, 2, 3))
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
-    stack = AxisMap(jnp.array([1.0, 2.0]), jnp.stack([jnp.zeros((3, 2)), jnp.eye(3)[:, :2]]))
-    y = jnp.ones((2, 3, 4))
-    np.testing.assert_allclose(map_axes(y, (-2,), stack)[:, :, 0], [[1, 1, 1], [0, 0, 2]])
+
+    def axis_map(n, scale):
+        basis = np.stack([np.linalg.qr(rng.standard_normal((n, n)))[0][:, :2] * [0.9, 0.5] for _ in range(2)])
+        return AxisMap(jnp.asarray([scale, 1.0]), jnp.asarray(basis, jnp.float32)), [
+            s * (np.eye(n) - u @ u.T) for s, u in zip((scale, 1.0), basis, strict=True)
+        ]
+
+    (rows, F), (cols, H) = axis_map(7, 2.0), axis_map(4, 3.0)
+    kernel = rng.standard_normal((2, 2, 3, 4)).astype(np.float32)  # layers, heads, size of a head, outputs
+    bias = rng.standard_normal((2, 4)).astype(np.float32)
+    axes = LeafAxes("kernel", (-3, -2), (-1,), "rows", "cols", "bias")
+    mapped, mapped_bias = map_matrix(jnp.asarray(kernel), jnp.asarray(bias), axes, LeafMaps(rows, cols, True))
+    for layer in range(2):
+        whole = np.concatenate([kernel[layer].reshape(6, 4), bias[layer][None]])
+        wanted = F[layer] @ whole @ H[layer]
+        np.testing.assert_allclose(mapped[layer].reshape(6, 4), wanted[:6], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mapped_bias[layer], wanted[6], rtol=1e-4, atol=1e-5)

@@ -13,13 +13,15 @@ import pytest
 
 from configs import sst2_methods
 from dp_rmt import DPSGD, Kappa, TracyWidom, denoise_matrices, scale_by_denoised_adam
+from dp_rmt.baselines.adam_bc import adam_bc
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.transforms import build_transforms, check_transforms, learning_rate_schedule
+from dp_rmt.finetuning.stages import build_transforms, check_transforms, learning_rate_schedule
 from dp_rmt.training.partitioning import data_mesh
 
 MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
@@ -100,6 +102,7 @@ def test_a_named_transform_is_the_call_of_the_library(arm: str) -> None:
     [
         (("denoised_adam", {"b1": 0.5, "second_moment": "denoised"}), optax.adamw(1.0, b1=0.5, weight_decay=0.0)),
         (("kalman_filter", {"optimizer": ("adamw", {"b2": 0.5})}), optax.adamw(1.0, b2=0.5)),
+        (("adam_bc", {"b1": 0.5, "floor": 1.0}), optax.adamw(1.0, b1=0.5, weight_decay=0.0)),
     ],
 )
 def test_without_noise_the_ordinary_optimizer_is_left(optimizer: Any, left: optax.GradientTransformation) -> None:
@@ -108,6 +111,38 @@ def test_without_noise_the_ordinary_optimizer_is_left(optimizer: Any, left: opta
     stages = build_transforms(settings, mechanism, 0, data_mesh(jax.devices()[:1]))
     expected = updates_of(optax.identity(), left)
     jax.tree.map(np.testing.assert_array_equal, updates_of(stages.denoise, stages.optimizer), expected)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "call"),
+    [
+        (("adam_bc", {"b2": 0.99, "floor": 1e-8}), lambda rate: adam_bc(rate, STD, b2=0.99, floor=1e-8)),
+        (
+            ("muon_bc", {"others": "adamw", "beta": 0.9, "num_probes": 2}),
+            lambda rate: muon_bc(rate, STD, optax.adamw(rate), beta=0.9, num_probes=2),
+        ),
+    ],
+    ids=["adam_bc", "muon_bc"],
+)
+def test_corrected_optimizers_get_the_noise_of_the_run(optimizer: Any, call: Any) -> None:
+    settings = Settings().changed({"denoise": (), "optimizer": optimizer})
+    stages = build_transforms(settings, MECHANISM, 0, data_mesh(jax.devices()[:1]))
+    expected = updates_of(optax.identity(), call(learning_rate_schedule(settings.train, 30)))
+    jax.tree.map(np.testing.assert_array_equal, updates_of(stages.denoise, stages.optimizer), expected)
+
+
+def test_the_average_comes_after_the_learning_rate_and_is_published() -> None:
+    changes = {"train": {"average_iterates": 0.5, "learning_rate": 0.1, "schedule": "constant"}, "denoise": ()}
+    stages = build_transforms(Settings().changed(changes), MECHANISM, 0, data_mesh(jax.devices()[:1]))
+    assert stages.published is not None
+    x, iterates = {"bias": jnp.zeros(3)}, []
+    state = stages.optimizer.init(x)
+    for _ in range(2):
+        updates, state = stages.optimizer.update({"bias": jnp.ones(3)}, state, x)
+        x = optax.apply_updates(x, updates)
+        iterates.append(x["bias"])
+    np.testing.assert_allclose(x["bias"], -0.2, rtol=1e-4)  # two steps of Adam, which are of the learning rate
+    np.testing.assert_allclose(stages.published(state, x)["bias"], (iterates[0] + 2 * iterates[1]) / 3, rtol=1e-6)
 
 
 def test_stages_follow_each_other() -> None:
@@ -163,6 +198,19 @@ def matrices(**options: Any) -> dict[str, Any]:
         ({"optimizer": ("kalman_filter", {"optimizer": "adamw", "kappa": 1.5})}, "kappa must be above 0 and at most 1"),
         ({"optimizer": ("kalman_filter", {"optimizer": "denoised_adam"})}, "optimizer: there is no 'denoised_adam'"),
         ({"optimizer": "denoised_adam"}, "denoised_adam works at the noise level of the gradient itself"),
+        ({"optimizer": "adam_bc"}, "adam_bc works at the noise level of the gradient itself"),
+        ({"optimizer": ("muon_bc", {"others": "adamw"})}, "muon_bc works at the noise level of the gradient itself"),
+        ({"denoise": (), "optimizer": "muon_bc"}, "config.optimizer: muon_bc needs the option 'others'"),
+        ({"denoise": (), "optimizer": ("adam_bc", {"floor": 0.0})}, "adam_bc: .*floor must be above 0"),
+        ({"denoise": (), "optimizer": ("adam_bc", {"flor": 1.0})}, "adam_bc has no option 'flor'; did you mean 'floor"),
+        (
+            {"denoise": (), "optimizer": ("muon_bc", {"others": "adamw", "num_probes": 0})},
+            "muon_bc: .*num_probes must be at least 1",
+        ),
+        (
+            {"train.average_iterates": 0.5, "optimizer": ("kalman_filter", {"optimizer": "adamw"})},
+            "config.train.average_iterates=0.5 does not go with config.optimizer kalman_filter",
+        ),
         (
             {"denoise": (), "optimizer": ("denoised_adam", {"noise_correction": 0.0})},
             "noise_correction must be above 0",

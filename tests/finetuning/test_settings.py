@@ -68,6 +68,7 @@ BAD: dict[str, Any] = {
     "train.num_steps": 0,
     "train.learning_rate": 0.0,
     "train.warmup_steps": -1,
+    "train.average_iterates": 1.0,
     "train.microbatch_size": 0,
     "train.eval_every": 0,
     "train.eval_batch_size": 0,

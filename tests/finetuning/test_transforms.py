@@ -17,7 +17,7 @@ from dp_rmt.denoising.first_moment import DenoisedAdamState
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.transforms import build_transforms
+from dp_rmt.finetuning.stages import build_transforms
 from dp_rmt.training.partitioning import data_mesh
 from dp_rmt.training.train_state import TrainState, Transforms
 

@@ -58,20 +58,25 @@ def flat(a, tokens):
     return np.asarray(a, np.float64).reshape(int(np.prod(a.shape[:tokens])), -1)
 
 
+def with_one(rows):
+    """The bias is the weight of an input that is 1."""
+    return np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+
+
 def test_moments_are_those_of_inputs_and_output_gradients(seen):
     losses, params, x, inputs, grads = seen
     moments = layer_moments(losses, params, [x], outputs=True)
     tokens = {"heads": 2, "joined": 2, "head": 1}
     for number, name in enumerate(("heads", "joined", "head"), start=2):
-        for got, a in (
-            (moments[f"{name}/kernel"].inputs, inputs[number]),
-            (moments[f"{name}/kernel"].outputs, grads[number]),
-        ):
-            rows = flat(a, tokens[name])
-            np.testing.assert_allclose(got, rows.T @ rows, rtol=2e-5, atol=1e-6)
-    for got, seen_by in ((moments["layers/kernel"].inputs, inputs), (moments["layers/kernel"].outputs, grads)):
-        rows = [flat(seen_by[i], 2) for i in range(2)]
-        np.testing.assert_allclose(got, np.stack([r.T @ r for r in rows]), rtol=2e-5, atol=1e-6)
+        a, g = with_one(flat(inputs[number], tokens[name])), flat(grads[number], tokens[name])
+        np.testing.assert_allclose(moments[f"{name}/kernel"].inputs, a.T @ a, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(moments[f"{name}/kernel"].outputs, g.T @ g, rtol=2e-5, atol=1e-6)
+    moment = moments["layers/kernel"]
+    assert moment.bias == "layers/bias"
+    for layer in range(2):
+        a, g = with_one(flat(inputs[layer], 2)), flat(grads[layer], 2)
+        np.testing.assert_allclose(moment.inputs[layer], a.T @ a, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(moment.outputs[layer], g.T @ g, rtol=2e-5, atol=1e-6)
 
 
 def test_axes_are_those_of_inputs_and_outputs(seen):
@@ -91,7 +96,7 @@ def test_batches_add_up_whatever_their_shapes(seen):
 
 
 def test_the_top_share_is_one_where_all_inputs_are_the_same():
-    model = nn.Dense(2)
+    model = nn.Dense(2, use_bias=False)
     losses = lambda params, x: model.apply(params, x).sum(-1)  # noqa: E731
     params = model.init(jax.random.key(0), jnp.ones((1, 3)))
     same = layer_moments(losses, params, [jnp.ones((4, 3))])

@@ -15,7 +15,9 @@ import optax
 import pytest
 
 from dp_rmt import denoise_matrices, scale_by_denoised_adam
+from dp_rmt.baselines.iterates import average_iterates
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 
 _shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
@@ -127,8 +129,8 @@ def test_trees_like_the_parameters_are_found_in_states(case: Case) -> None:
         for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(state), strict=True)
     )
     assert copies == len(seen)
-    is_matrix = {"muon": 3}  # momentum is kept of the matrices alone
-    trees = {"adam": 2, "adam_bc": 2, "adam_own": 2, "low_pass": 1, "kalman": 4}
+    is_matrix = {"muon": 3, "muon_bc": 3}  # momentum is kept of the matrices alone
+    trees = {"adam": 2, "adam_bc": 2, "adam_own": 2, "low_pass": 1, "kalman": 4, "average": 1, "plain_adam_bc": 2}
     name = next(name for name, other in CASES.items() if other is case)
     assert len(seen) == is_matrix.get(name, trees.get(name, 0) * len(jax.tree.leaves(gradients)))
     # As for `NamedSharding`s of a state: fields that are no parameters get one value for all that is in them.
@@ -153,7 +155,8 @@ def test_dtypes(case: Case, dtype: str) -> None:
             gradients["wide"] = tree(dtype="float16")["wide"]
         out, state = run(transform, gradients, gradients)
         for leaf in jax.tree.leaves((out["layers"]["attention"]["key"]["kernel"], out["wide"])):
-            assert leaf.dtype == jnp.promote_types(dtype, jnp.float32)
+            # All of it passes through an average of the iterates, which is in the state.
+            assert case.factory is average_iterates or leaf.dtype == jnp.promote_types(dtype, jnp.float32)
         assert all(is_wide(leaf) for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
         passes = case.factory in (denoise_matrices, truncate_rank)
         assert out["embedding"].dtype == (dtype if passes else out["embedding"].dtype)
@@ -199,7 +202,8 @@ def test_biases_alone_are_no_error(case: Case) -> None:
 @ALL
 def test_parameters_are_not_needed(case: Case) -> None:
     gradients = tree()
-    if case.factory is private_muon:  # decays weights, as optax.contrib.muon does: by 0 unless told otherwise
+    # Muon decays weights, as optax.contrib.muon does: by 0 unless told otherwise.
+    if case.factory in (private_muon, muon_bc, average_iterates):
         with pytest.raises(ValueError, match="params"):
             case.transform.update(gradients, case.transform.init(gradients))
         return

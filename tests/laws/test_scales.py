@@ -156,7 +156,11 @@ def test_adam_and_its_moments(variant: str, exponent: int) -> None:
 
 def test_muon_and_truncation() -> None:
     muon = private_muon(1.0, optax.sgd(1.0))
-    transforms = {"muon": muon, "exact": truncate_rank(2, svd="exact"), "gram": truncate_rank(2, svd="gram")}
+    transforms: dict[str, Any] = {
+        "muon": muon,
+        "exact": truncate_rank(2, svd="exact"),
+        "gram": truncate_rank(2, svd="gram"),
+    }
 
     @jax.jit
     def steps(tree: Any) -> dict[str, jax.Array]:

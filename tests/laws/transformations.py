@@ -14,8 +14,11 @@ import optax
 import pytest
 
 from dp_rmt import add_gaussian_noise, denoise_matrices, scale_by_denoised_adam
+from dp_rmt.baselines.adam_bc import scale_by_adam_bc
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.iterates import average_iterates
 from dp_rmt.baselines.muon import private_muon
+from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising import gates
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
@@ -67,8 +70,13 @@ CASES = {
     "adam_own": Case(scale_by_denoised_adam, {"noise_std": STD}, {"second_moment": "denoised", "svd": "subspace"}),
     "low_pass": Case(low_pass_filter, {}),
     "kalman": Case(kalman_filter, {"kappa": 0.7}, {"optimizer": optax.adam(1e-2)}),
+    "average": Case(average_iterates, {"decay": 0.7}),
     "truncate": Case(truncate_rank, {}, {"rank": 2}, ("rank",)),
     "muon": Case(private_muon, {"learning_rate": 0.02, "beta": 0.9}, {"others": optax.sgd(0.1)}),
+    "plain_adam_bc": Case(scale_by_adam_bc, {"noise_std": STD, "b1": 0.9, "b2": 0.99, "floor": 0.01}),
+    "muon_bc": Case(
+        muon_bc, {"learning_rate": 0.02, "noise_std": STD, "beta": 0.9}, {"others": optax.sgd(0.1)}, ("num_probes",)
+    ),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 _OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon"}

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
+from dp_rmt.baselines.iterates import average_iterates
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.models import (
     CausalLanguageModel,
@@ -135,8 +136,13 @@ def test_a_parameter_without_a_rule_is_named():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.adamw(0.1), optax.chain(low_pass_filter(), optax.sgd(0.1, momentum=0.9)), kalman_filter(optax.adam(0.1))],
-    ids=["adamw", "low_pass", "kalman"],
+    [
+        optax.adamw(0.1),
+        optax.chain(low_pass_filter(), optax.sgd(0.1, momentum=0.9)),
+        kalman_filter(optax.adam(0.1)),
+        optax.chain(optax.sgd(0.1), average_iterates(0.9)),
+    ],
+    ids=["adamw", "low_pass", "kalman", "average"],
 )
 def test_what_is_kept_of_a_parameter_lies_like_it(optimizer):
     """All leaves of a parameter's shape; steps, keys and the denoiser's own state are on every device."""

@@ -92,12 +92,13 @@ def public_text_rows(
 def _batch(input_ids: np.ndarray, num_labels: int | None, generator: np.random.Generator) -> dict[str, np.ndarray]:
     count, length = input_ids.shape
     ones = np.ones_like(input_ids)
-    labels = generator.standard_normal(count) if num_labels is None else generator.integers(0, num_labels, (count,))
+    labels: Any = generator.standard_normal(count) if num_labels is None else generator.integers(0, num_labels, count)
+    kind: Any = np.float32 if num_labels is None else np.int32
     return {
         "input_ids": input_ids,
         "attention_mask": ones,
         "token_type_ids": np.zeros_like(input_ids),
         "loss_mask": ones,
-        "mask_position": generator.integers(0, length, count).astype(np.int32),
-        "label": np.asarray(labels, np.float32 if num_labels is None else np.int32),
+        "mask_position": generator.integers(0, length, (count,)).astype(np.int32),
+        "label": np.asarray(labels, kind),
     }
