@@ -68,4 +68,4 @@ def read_audit(workdir: str | os.PathLike[str]) -> AuditBound | None:
     try:
         return AuditBound.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}. Repeat the audit (python -m experiments.audit --workdir=...)") from error
+        raise ValueError(f"{path}: {error}. Repeat the audit (dp-rmt audit --workdir=...)") from error
