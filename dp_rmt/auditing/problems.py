@@ -100,7 +100,7 @@ class Audited(DPSGD):
         return super().noise(key)
 
     def clipped_grad(self, per_example_losses: PerExampleLosses, execution: Execution = AUTO) -> ClippedGradient:
-        """The clipped gradient of `DPSGD`, or one with a mistake in it, which claims the right one's bound."""
+        """As of `DPSGD`, or with a mistake in it; the bound that it claims is the right one's."""
         right = super().clipped_grad(per_example_losses, execution)
         function: Any = right.function
         if self.mutation == "clipping skipped":

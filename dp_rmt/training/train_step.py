@@ -49,10 +49,10 @@ def make_train_step(
         Without it the compiler may follow the denoiser and hold both whole on every device.
 
     Returns:
-      The step. Its metrics are ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf. With nonprivate_metrics
-      they are also the mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size
-      of the sample, and three mean cosines of the matrices to the clean (clipped) gradient: before denoising, after
-      denoising, and that of the parameter update with its sign turned.
+      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
+      mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
+      the mean cosine of the matrices to the clean (clipped) gradient before and after denoising, and that of the step
+      against it.
     """
 
     def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
