@@ -1,6 +1,6 @@
-"""The experiments: programs, each of which runs as ``python -m experiments.NAME``, and what they share.
+"""The experiments: programs, each of which runs as ``python -m experiments.NAME``, and the studies below them.
 
-Python loads this package before any program in it, and so the process is prepared before one of them loads JAX.
+Python loads this package before any program in it, so that the process is prepared before a program loads JAX.
 """
 
 from dp_rmt import environment

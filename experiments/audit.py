@@ -1,12 +1,12 @@
 """Attacks runs of this project's own mechanism, right and with mistakes, and bounds their epsilon from below.
 
-    python -m experiments.audit              the code as it is, at every epsilon of --epsilons
-    python -m experiments.audit --mutations  and with every mistake of `dp_rmt.auditing.problems.MUTATIONS`
-    python -m experiments.audit --workdir=RUN --runs=2000    with the noise, sampling and updates of a run, whose
-                                             privacy.md then has the bound: the same as `dp-rmt audit`
+    python -m experiments.audit              attacks the code as it is, at every epsilon of --epsilons
+    python -m experiments.audit --mutations  also attacks it with every mistake of `dp_rmt.auditing.problems.MUTATIONS`
+    python -m experiments.audit --workdir=RUN --runs=2000    attacks the code with the noise, sampling and updates of a
+                                             run, and puts the bound into its privacy.md, as `dp-rmt audit` does
 
-Writes a record per epsilon and prints its table, in which "!" marks a bound above the proven epsilon; the exit status
-is 1 if an audit did not say what it must (`dp_rmt.auditing.audits`).
+The first two write a record per epsilon and print its table, in which "!" marks a bound above the proven epsilon. Their
+exit status is 1 if an audit failed (`dp_rmt.auditing.audits`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if __name__ == "__main__":
     else:
         flags.DEFINE_bool("mutations", False, "also audit the code with mistakes in it")
         flags.DEFINE_list("epsilons", ["3", "8"], "proven epsilons")
-        flags.DEFINE_float("delta", 1e-5, "of the guarantee; of one run at most 0.01 / canaries", 0.0, 1.0)
-        flags.DEFINE_integer("runs", 24_000, "repeated runs with, and so many without, the canary", lower_bound=20)
+        flags.DEFINE_float("delta", 1e-5, "delta of the guarantee; one run takes at most 0.01 / canaries", 0.0, 1.0)
+        flags.DEFINE_integer("runs", 24_000, "number of runs with the canary, and again without it", lower_bound=20)
         flags.DEFINE_integer("canaries", 16_000, "of the one run; a multiple of 500, or less than 500", lower_bound=2)
-        flags.DEFINE_integer("seed", 0, "of coins, sampling and noise")
+        flags.DEFINE_integer("seed", 0, "seed of coins, sampling and noise")
         flags.DEFINE_string("results", "experiments/studies/audit/results", "where the records lie")
         app.run(main)

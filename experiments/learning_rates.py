@@ -30,9 +30,9 @@ def main(settings: Settings, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/learning_rates", "Folder of the runs.")
-    flags.DEFINE_string("record", None, "JSON file of what was found.")
+    flags.DEFINE_string("record", None, "JSON file of the results.")
     flags.DEFINE_list("arms", None, "Only these arms of the config.")
-    flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "Of the arm's learning rate, to begin with.")
-    flags.DEFINE_integer("steps", 6, "Of each run.")
+    flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "The first rates, as multiples of the arm's learning rate.")
+    flags.DEFINE_integer("steps", 6, "Steps of each run.")
     flags.mark_flag_as_required("record")
     command_line.run_with_settings(main)

@@ -1,8 +1,9 @@
 """Attacks on this project's own mechanism, right and with mistakes, which bound its epsilon from below.
 
-Three audits: many runs with one canary in or out (Clopper-Pearson), one run with many canaries (Steinke et al. 2023) of
-a linear model whose canaries are worst cases, one run of an MLP with random labels, by white-box and by loss scores.
-The code as it is must stay below the proven epsilon; a mistake must come out above it.
+There are three audits. The first has many runs with one canary in or out (Clopper-Pearson). The second is one run with
+many canaries (Steinke et al. 2023), the worst cases for a linear model. The third is one run of an MLP with random
+labels, by white-box and by loss scores. The code as it is must stay below the proven epsilon, and a mistake must come
+out above it.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ from dp_rmt.files import write_atomically
 from dp_rmt.reporting import machine
 
 ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
-"""Padding shows one canary among the many; and in the full batches of the one run, noise used twice cancels nothing."""
+"""The one run cannot show two mistakes. Padding that is counted concerns one canary among the many. In full batches the
+canary is in every step, so that it cancels together with noise that is used twice."""
 
 EXAMPLES = 20
-"""Of repeated runs."""
+"""The number of examples in repeated runs."""
 MLP_EXAMPLES, MLP_WIDTH, MLP_HIDDEN = 500, 512, 8
 SHARE, MLP_SHARE = 0.45, 0.1
-"""Of the canaries, guessed at either end. Worst cases are sure all together; of others only the extremes tell."""
+"""The share of the canaries that is guessed to be in, and again to be out. Nearly all worst cases can be guessed; among
+random examples only the extreme scores tell."""
 
 
 def repeated_mechanism(epsilon: float, delta: float, mutation: str = "none") -> Audited:
-    """Twenty examples, each sampled with probability 1/2 in each of 8 steps."""
+    """A mechanism of twenty examples, each sampled with probability 1/2 in each of 8 steps."""
     settings: Any = {"num_examples": EXAMPLES, "expected_batch_size": EXAMPLES / 2, "num_steps": 8}
     settings["max_batch_size"] = EXAMPLES
     return _calibrated(epsilon, delta, mutation, settings)
@@ -53,14 +56,14 @@ def repeated_mechanism(epsilon: float, delta: float, mutation: str = "none") -> 
 def full_batch_mechanism(
     epsilon: float, delta: float, num_examples: int, num_steps: int, mutation: str = "none"
 ) -> Audited:
-    """All examples in every step."""
+    """A mechanism with all examples in every step."""
     settings: Any = {"num_examples": num_examples, "expected_batch_size": float(num_examples), "num_steps": num_steps}
     settings["max_batch_size"] = num_examples
     return _calibrated(epsilon, delta, mutation, settings)
 
 
 def audit_repeated(epsilon: float, *, delta: float, num_runs: int, seed: int, mutation: str = "none") -> dict[str, Any]:
-    """Many runs with one worst-case canary in or out; the row of a record."""
+    """Audits many runs with one worst-case canary in or out; returns the row of a record."""
     mechanism = repeated_mechanism(epsilon, delta, mutation)
     claim = {"proven": epsilon, "delta": delta}
     return _timed(
@@ -71,7 +74,7 @@ def audit_repeated(epsilon: float, *, delta: float, num_runs: int, seed: int, mu
 def audit_one_run(
     epsilon: float, *, delta: float, num_canaries: int, seed: int, mutation: str = "none"
 ) -> dict[str, Any]:
-    """One run of the linear model with worst-case canaries; the row of a record."""
+    """Audits one run of the linear model with worst-case canaries; returns the row of a record."""
     mechanism = full_batch_mechanism(epsilon, delta, num_canaries, num_steps=4, mutation=mutation)
     flips = coin_flips(num_canaries, seed)
     rows, size = {"row": np.arange(num_canaries)}, min(500, num_canaries)
@@ -85,7 +88,7 @@ def audit_one_run(
 
 
 def audit_mlp(epsilon: float, *, delta: float, seed: int, mutation: str = "none") -> list[dict[str, Any]]:
-    """One run of the MLP: the rows of white-box and of loss scores."""
+    """Audits one run of the MLP; returns the rows of white-box and of loss scores."""
     mechanism = full_batch_mechanism(epsilon, delta, MLP_EXAMPLES, num_steps=30, mutation=mutation)
     flips = coin_flips(MLP_EXAMPLES, seed)
     params, arrays = mlp_params(MLP_WIDTH, MLP_HIDDEN, seed), mlp_arrays(MLP_EXAMPLES, MLP_WIDTH, seed)
@@ -105,7 +108,7 @@ def audit_mlp(epsilon: float, *, delta: float, seed: int, mutation: str = "none"
 def audit(
     epsilon: float, *, mutations: bool, delta: float, num_runs: int, num_canaries: int, seed: int
 ) -> list[dict[str, Any]]:
-    """All rows of one proven epsilon."""
+    """Runs all audits of one proven epsilon; returns their rows."""
     names = tuple(MUTATIONS) if mutations else ("none",)
     rows = []
     for mutation in names:
@@ -134,15 +137,15 @@ def write_records(
 
     Args:
       folder: gets ``eps<EPSILON>_seed<SEED>.json``, with ``_mutations`` behind the seed where these are audited.
-      epsilons: what is proven.
+      epsilons: the proven epsilons.
       mutations: whether the code with mistakes in it is audited, too.
-      delta: of the guarantee; of one run at most ``0.01 / num_canaries``.
-      num_runs: repeated runs with, and as many without, the canary.
-      num_canaries: of the one run.
-      seed: of coins, sampling and noise.
+      delta: the delta of the guarantee; the linear model's one run takes at most ``0.01 / num_canaries``.
+      num_runs: number of repeated runs with the canary, and again of those without it.
+      num_canaries: canaries of the linear model's one run.
+      seed: seed of coins, sampling and noise.
 
     Returns:
-      What the audits should have said and did not; empty if all is well.
+      The failures of the audits (`failures`); empty if all is well.
     """
     problems = []
     for epsilon in epsilons:
@@ -157,7 +160,7 @@ def write_records(
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """What the audits should have said and did not: the right code above its epsilon, or a mistake that none shows."""
+    """The audits that failed: the right code came out above its epsilon, or no audit showed a mistake."""
     found = [
         f"{row['audit']}: {_rounded_down(row['epsilon'])} > {row['proven']}"
         for row in rows

@@ -1,8 +1,9 @@
 """Canaries: examples that are planted by coin flips, and scores that tell which ones were.
 
-The released update of a step is the noisy clipped gradient. A canary's white-box score is its inner product with the
-canary's own clipped gradient, summed over steps (Nasr et al. 2023): ``sum_t <u_t, c_i g_i(w_t)>``. All that a score
-uses is public under the guarantee: the released updates, the parameters that follow from them, and the canary itself.
+The released update of a step is the noisy clipped gradient. A canary's white-box score is the inner product of that
+update with the canary's own clipped gradient, summed over steps (Nasr et al. 2023): ``sum_t <u_t, c_i g_i(w_t)>``. A
+score uses only what is public under the guarantee: the released updates, the parameters that follow from them, and the
+canary itself.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def plant(
 
     Args:
       arrays: the training set, name -> (N, ...).
-      canaries: name -> (m, ...), of the same names, shapes of a row and kinds of number.
+      canaries: name -> (m, ...), with the same names, row shapes and kinds of number.
       flips: (m,) bool from `coin_flips`.
 
     Returns:
       name -> (N + number planted, ...), with the dtypes of `arrays`.
 
     Raises:
-      ValueError: the canaries do not look like rows of the training set, or are longer than its context.
+      ValueError: the canaries have other names or row shapes than the training set, or another number than the flips.
 
     >>> plant({"x": np.zeros(2)}, {"x": np.array([1.0, 2.0])}, np.array([False, True]))
     {'x': array([0., 0., 2.])}
@@ -64,20 +65,20 @@ def plant(
 def random_token_canaries(
     num_canaries: int, length: int, *, vocabulary_size: int, context_length: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Canaries of uniformly random tokens, whose loss no model can know but from training on them.
+    """Canaries of uniformly random tokens, which a model can only predict if it was trained on them.
 
     Args:
       num_canaries: m.
-      length: tokens of each.
-      vocabulary_size: ids are drawn from 0 up to it.
+      length: number of tokens of each.
+      vocabulary_size: ids are drawn below this number.
       context_length: L, columns of the arrays; what is left is padding on the right.
-      seed: of the tokens, which have a stream of their own beside the `coin_flips` of the same seed.
+      seed: seed of the tokens, which have a stream of their own beside the `coin_flips` of the same seed.
 
     Returns:
-      ``input_ids``, ``attention_mask``, ``loss_mask``: (m, L) int32, every token a target.
+      ``input_ids``, ``attention_mask``, ``loss_mask``: (m, L) int32; every token is a target.
 
     Raises:
-      ValueError: a canary longer than the context.
+      ValueError: a canary has no token, or is longer than the context.
 
     >>> random_token_canaries(1, 2, vocabulary_size=9, context_length=3, seed=0)["attention_mask"]
     array([[1, 1, 0]], dtype=int32)
@@ -88,7 +89,7 @@ def random_token_canaries(
             "measure nothing; shorten it or raise the context (data.max_length)"
         )
     mask = np.broadcast_to(np.arange(context_length) < length, (num_canaries, context_length)).astype(np.int32)
-    stream = np.random.SeedSequence(seed, spawn_key=(1,))  # a token that knows its coin would be found without a model
+    stream = np.random.SeedSequence(seed, spawn_key=(1,))  # tokens drawn with the coins would give the coins away
     ids = np.random.default_rng(stream).integers(0, vocabulary_size, mask.shape, dtype=np.int32) * mask
     return {"input_ids": ids, "attention_mask": mask, "loss_mask": mask.copy()}
 
@@ -102,12 +103,12 @@ def gradient_scores(
     *,
     l2_clip_norm: float,
 ) -> jax.Array:
-    """``<u, c_i g_i>`` of every canary, c_i its clip factor: one derivative of the losses along u, no gradient is kept.
+    """``<u, c_i g_i>`` of every canary, with its clip factor c_i, by one derivative of the losses along u.
 
     Args:
-      per_example_losses: as it was trained.
+      per_example_losses: the losses that were trained.
       params: w_t, at which the step's gradients were taken.
-      canaries: batch of m examples.
+      canaries: a batch of m examples.
       released: u, the noisy clipped gradient of the step; like params.
       grad_norms: (m,) norms of the canaries' gradients before clipping, from `ClippedGradient`.
       l2_clip_norm: C.
@@ -125,10 +126,10 @@ def gradient_scores(
 
 
 def repetition_scores(step_scores_TxM: jax.Array) -> jax.Array:
-    """Scores that see noise used twice: how far the second half of a run is from the first, by canary.
+    """Scores that see noise used twice: for each canary, how far the second half of a run is from the first.
 
     ``sum_t |s_t - s_(t + T/2)|`` with the `gradient_scores` s_t. If a resumed run repeats the noise of its first half,
-    noise cancels, and what is left is zero unless the canary was sampled in one of the two steps only.
+    the noise cancels. What is left is zero unless the canary was sampled in only one of the two steps.
 
     Args:
       step_scores_TxM: T even.
@@ -143,7 +144,7 @@ def repetition_scores(step_scores_TxM: jax.Array) -> jax.Array:
 def guess_by_rank(scores: np.ndarray, *, num_in: int, num_out: int) -> np.ndarray:
     """Guesses "in" of the highest scores and "out" of the lowest, and abstains from the rest.
 
-    How many is fixed beforehand, so nothing about the coin flips chooses the number of guesses.
+    The number of guesses is fixed beforehand, so that the coin flips do not influence it.
 
     Args:
       scores: (m,), higher for canaries that seem to have been in.

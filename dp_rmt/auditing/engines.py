@@ -40,12 +40,12 @@ class OneRun:
         self.execution = Execution("vmap", microbatch_size)
 
     def scores(self, flips: np.ndarray, *, seed: int, learning_rate: float) -> dict[str, np.ndarray]:
-        """Trains on the canaries whose coin says so, and scores all.
+        """Trains on the canaries whose coin says so, and scores all canaries.
 
         Args:
-          flips: (m,); canaries are the first m rows of the arrays, and all further rows are always in.
-          seed: of sampling and noise.
-          learning_rate: of plain gradient descent.
+          flips: (m,) bool. The canaries are the first m rows of the arrays; all further rows are always trained on.
+          seed: seed of sampling and noise.
+          learning_rate: learning rate of plain gradient descent.
 
         Returns:
           ``gradient`` (white-box) and ``loss`` (by how much the loss fell), each (m,).
@@ -72,7 +72,7 @@ class OneRun:
         total_scores = np.zeros(num_canaries)
         for step in range(mechanism.num_steps):
             indices = sampling.indices(step)
-            rows = present[indices]  # padding becomes the last row: a right step does not notice
+            rows = present[indices]  # padding becomes the last row, which a right step does not use
             batch = {name: x[rows] for name, x in self.arrays.items()}
             before = state.params
             state, _ = train_step(state, [(batch, indices < 0)])
@@ -84,12 +84,12 @@ class OneRun:
 def one_run_bound(
     scores: np.ndarray, flips: np.ndarray, *, share: float, delta: float, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The bound from guesses of the `share` of canaries at either end, with what it was made of.
+    """The bound from guessing the highest and the lowest scores, with the numbers that it was made of.
 
     Args:
-      scores: (m,).
-      flips: (m,).
-      share: of all canaries, at most a half: so many are guessed to be in, so many out.
+      scores: (m,) scores of the canaries.
+      flips: (m,) their coins.
+      share: the share of all canaries that is guessed to be in, and again to be out; at most a half.
       delta: of the bound.
       confidence: of the bound.
     """
@@ -107,8 +107,8 @@ def sampled_rows(
     """Poisson samples of all runs, by the project's sampler.
 
     Returns:
-      ``(rows, is_padding)``, each (num_runs, num_steps, N) of the data without the canary if num_examples is N - 1;
-      the canary is row 0 of the model and the last of the data, where the index -1 of padding points.
+      ``(indices, is_padding)``, each (num_runs, num_steps, num_examples). Where the data has the canary, it is the last
+      example, to which the index -1 of padding points.
     """
     indices = np.empty((num_runs, num_steps, num_examples), np.int32)
     for run in range(num_runs):
@@ -126,14 +126,14 @@ def repeated_scores(
     The N - 1 other examples are always there; every run has sampling and noise of its own.
 
     Args:
-      mechanism: of N examples; its model has N coordinates.
-      with_canary: whether the runs train on it.
-      num_runs: how many.
-      seed: of all of them.
-      chunk: runs at once.
+      mechanism: a mechanism of N examples; its model has N coordinates.
+      with_canary: whether the runs train on the canary.
+      num_runs: number of runs.
+      seed: seed of all runs.
+      chunk: number of runs computed at once.
 
     Returns:
-      ``sum`` (inner products with the released updates) and ``repetition`` (that see noise used twice), (num_runs,).
+      ``sum`` (inner products with the released updates) and ``repetition`` (`repetition_scores`), each (num_runs,).
     """
     size, steps = mechanism.num_examples, mechanism.num_steps
     present = np.concatenate([np.arange(1, size), [0]]) if with_canary else np.arange(1, size)
@@ -152,7 +152,10 @@ def repeated_scores(
 def repeated_bound(
     mechanism: Audited, *, num_runs: int, delta: float, seed: int, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The bound of `num_runs` runs with and as many without the canary; a tenth chooses attack and threshold."""
+    """The bound of `num_runs` runs with the canary and as many without.
+
+    A tenth of the runs chooses the attack and its threshold, and the others are counted.
+    """
     scores_in = repeated_scores(mechanism, with_canary=True, num_runs=num_runs, seed=seed)
     scores_out = repeated_scores(mechanism, with_canary=False, num_runs=num_runs, seed=seed + 1)
     tuning = num_runs // 10

@@ -1,7 +1,7 @@
 """Canary exposure (Carlini et al. 2019, arXiv 1802.08232): how much better than chance a model ranks a secret.
 
-With R the space of all secrets the canary might have held, ``exposure = log2 |R| - log2 rank``: the bits of guessing
-that the model saves. 0 to 1 for a median canary, log2 |R| if it comes first.
+With R the space of all secrets that the canary might have held, ``exposure = log2 |R| - log2 rank``: the bits of
+guessing that the model saves. It is 0 for the canary that comes last, 1 in the middle, and log2 |R| for the first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from scipy import stats
 
 
 def exact_exposure(canary_loss: float, other_losses: np.ndarray) -> float:
-    """``log2 |R| - log2 rank`` with every other secret of the space at hand.
+    """``log2 |R| - log2 rank``, from the losses of all other secrets of the space.
 
     Args:
-      canary_loss: of the planted secret.
-      other_losses: (|R| - 1,), of all the others. Equal losses count against the canary.
+      canary_loss: loss of the planted secret.
+      other_losses: (|R| - 1,) losses of all other secrets. Equal losses count against the canary.
 
     Returns:
       bits, from 0 to log2 |R|.
@@ -34,13 +34,14 @@ def exact_exposure(canary_loss: float, other_losses: np.ndarray) -> float:
 def sampled_exposure(canary_loss: float, sampled_losses: np.ndarray) -> float:
     """``-log2 P[loss <= canary's]`` by a skew-normal fitted to the losses of random secrets.
 
-    For spaces too large to rank (section 4.4 of Carlini et al.): losses of random secrets are close to skew-normal, and
-    the fitted distribution function extends beyond the lowest of them. Without extrapolation n samples could show no
-    more than log2 n bits. The fit is by maximum likelihood from moments; the far tail is only as good as the family.
+    It is for spaces too large to rank (section 4.4 of Carlini et al.). Losses of random secrets are close to
+    skew-normal, and the fitted distribution function extends beyond the lowest of them. Without extrapolation n samples
+    could show no more than log2 n bits. The fit is by maximum likelihood and starts from the moments. Its far tail is
+    only as good as the family.
 
     Args:
-      canary_loss: of the planted secret.
-      sampled_losses: (n,) of uniformly random secrets, n at least 100.
+      canary_loss: loss of the planted secret.
+      sampled_losses: (n,) losses of uniformly random secrets, n at least 100.
 
     Returns:
       bits, at least 0.

@@ -1,6 +1,6 @@
 """Lower bounds on epsilon from what an attack got right (NumPy, SciPy); the formulas are derived in docs/math.md.
 
-A bound holds with the stated confidence if what decides (thresholds, ranks, which attack) was fixed before the counted
+A bound holds with the stated confidence if all choices (thresholds, ranks, the attack) were made before the counted
 flips and runs were seen. A bound above the proven epsilon refutes the proof or, far more likely, the code.
 """
 
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
 
 
 def one_run_p_value(num_canaries: int, num_guesses: int, num_correct: int, *, epsilon: float, delta: float) -> float:
-    """How probable so many right guesses are, at most, under (epsilon, delta)-differential privacy.
+    """The largest probability of this many right guesses under (epsilon, delta)-differential privacy.
 
     ``p = f(v) + 2 m delta max_(1<=i<=v) (f(v-i) - f(v)) / i`` with ``f(v) = P[Binomial(r, e^eps / (1 + e^eps)) >= v]``,
     m canaries, r guesses, v of them right (Steinke, Nasr & Jagielski 2023, arXiv 2305.08846, theorem 5.2 and
@@ -39,7 +39,7 @@ def one_run_p_value(num_canaries: int, num_guesses: int, num_correct: int, *, ep
 
     Args:
       num_canaries: m, all canaries whose coins were flipped.
-      num_guesses: r, at most m; whose inclusion the attack ventured to guess.
+      num_guesses: r, at most m, canaries whose inclusion the attack ventured to guess.
       num_correct: v, at most r.
       epsilon: at least 0.
       delta: in [0, 1).
@@ -71,8 +71,9 @@ def one_run_epsilon(
 ) -> float:
     """The largest epsilon that the guesses of ONE run refute, at a delta.
 
-    The epsilon at which `one_run_p_value` is ``1 - confidence``. If the run is (epsilon', delta)-differentially private
-    for neighbours that differ by one added or removed example, this exceeds epsilon' with at most that probability.
+    It is the epsilon at which `one_run_p_value` is ``1 - confidence``. If the run is (epsilon', delta)-differentially
+    private for neighbours that differ by one added or removed example, this exceeds epsilon' with at most that
+    probability.
 
     Args:
       num_canaries, num_guesses, num_correct, delta: as in `one_run_p_value`; the number of guesses must not depend on
@@ -109,8 +110,8 @@ def clopper_pearson(
 ) -> tuple[np.ndarray, np.ndarray]:
     """An interval that holds the success probability with at least the confidence (Clopper & Pearson 1934).
 
-    Each side errs with at most half of ``1 - confidence``: ``low`` is the p at which so many successes or more have
-    that probability, ``high`` the one at which so many or fewer have it.
+    Each side errs with a probability of at most half of ``1 - confidence``. At p = ``low``, this many successes or more
+    have exactly that probability. At p = ``high``, this many or fewer have it.
 
     Args:
       successes: integers of any shape, each from 0 to trials.
@@ -140,13 +141,13 @@ def clopper_pearson(
 def repeated_runs_epsilon(counts: Counts, *, delta: float, confidence: float = 0.95) -> float:
     """A lower bound on epsilon from independent runs with and without one canary.
 
-    ``P[out -> "in"] >= (P[in -> "in"] - delta) / e^eps``, the same for "out" (Kairouz, Oh & Viswanath 2015); with both
-    rates at the worse ends of Clopper-Pearson intervals that share ``1 - confidence`` (Jagielski, Ullman & Oprea
-    2020):
+    Differential privacy implies ``P[out -> "in"] >= (P[in -> "in"] - delta) / e^eps``, and the same for "out"
+    (Kairouz, Oh & Viswanath 2015). Both rates are taken at the worse ends of Clopper-Pearson intervals that share
+    ``1 - confidence`` (Jagielski, Ullman & Oprea 2020):
     ``eps = max(ln((TPR_low - delta) / FPR_high), ln((TNR_low - delta) / FNR_high))``.
 
     Args:
-      counts: of runs whose outcome did not choose the threshold (`best_threshold` on others).
+      counts: counts of runs whose outcome did not choose the threshold (call `best_threshold` on other runs).
       delta: in [0, 1).
       confidence: in (0, 1).
 
@@ -186,7 +187,7 @@ def best_threshold(
 
     Returns:
       ``(threshold, epsilon)``; thresholds lie midway between two neighbouring scores. The epsilon is that of the tuning
-      runs, good only for choosing between attacks: it has been searched for.
+      runs. It has been searched for, so it is good only for choosing between attacks.
 
     >>> best_threshold(np.full(20, 4.0), np.full(20, 1.0), delta=0.0)[0]
     2.5

@@ -1,7 +1,7 @@
 """Membership inference: scores of examples, and how well they tell members from others, with confidence intervals.
 
-Scores are higher for what seems to have been trained on. All are computed from raw private values: results belong under
-``nonprivate/`` or to public data.
+Scores are higher for examples that seem to have been trained on. All are computed from raw private values: show results
+only under ``nonprivate/`` or for public data.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class RatesAt(NamedTuple):
 
 
 def loss_scores(losses: np.ndarray) -> np.ndarray:
-    """Minus the loss: members are known better (Yeom et al. 2018)."""
+    """Minus the loss, because a model knows its members better (Yeom et al. 2018)."""
     return -np.asarray(losses)
 
 
 def relative_loss_scores(losses: np.ndarray, base_losses: np.ndarray) -> np.ndarray:
     """By how much the loss fell below that of the base model, ``base - loss``: what is easy for any model cancels.
 
-    (Calibration by a reference model: Watson et al. 2022; Carlini et al. 2021.)
+    This is calibration by a reference model (Watson et al. 2022; Carlini et al. 2021).
 
     Raises:
       ValueError: shapes differ.
@@ -58,12 +58,12 @@ def min_k_scores(log_probabilities_NxL: np.ndarray, is_target_NxL: np.ndarray, *
     """Min-K% probability: the mean log-probability of the least probable tokens (Shi et al. 2024, arXiv 2310.16789).
 
     Args:
-      log_probabilities_NxL: of each token given those before it.
+      log_probabilities_NxL: log-probability of each token given those before it.
       is_target_NxL: bool, which tokens count.
       share: K / 100, in (0, 1]; at least one token of each example is taken.
 
     Returns:
-      (N,); NaN never: an example without targets is an error.
+      (N,) scores.
 
     Raises:
       ValueError: share out of range, or an example has no target.
@@ -86,9 +86,9 @@ def auc(member_scores: np.ndarray, other_scores: np.ndarray, *, confidence: floa
     """Area under the ROC curve, ``P[member > other] + P[equal] / 2``, with DeLong's interval.
 
     The variance is ``var(V) / n + var(W) / k``: V_i is the share of the others below member i, W_j the share of members
-    above other j (DeLong, DeLong & Clarke-Pearson 1988). The interval is that of the logit of the area (Pepe 2003),
-    which stays in [0, 1]. Where the scores separate perfectly DeLong's variance is 0; the lower end is then the area
-    at which min(n, k) independent pairs, all in the right order, still have probability alpha/2,
+    above other j (DeLong, DeLong & Clarke-Pearson 1988). The interval is computed for the logit of the area (Pepe
+    2003), and so stays in [0, 1]. Where the scores separate perfectly DeLong's variance is 0. The lower end is then the
+    area at which min(n, k) independent pairs are all in the right order with probability alpha/2,
     ``(alpha/2)^(1 / min(n, k))``.
 
     Args:
@@ -126,13 +126,13 @@ def auc(member_scores: np.ndarray, other_scores: np.ndarray, *, confidence: floa
 def tpr_at_fpr(member_scores: np.ndarray, other_scores: np.ndarray, fpr: float, *, confidence: float = 0.95) -> RatesAt:
     """True-positive rate at a low false-positive rate (Carlini et al. 2022), and what both rates really may be.
 
-    The threshold is the lowest score that at most ``fpr k`` of the k others exceed. The members did not choose it, so
-    the Clopper-Pearson interval of their rate is exact. The rate of false positives that an order statistic really has
+    The threshold is the lowest score of the k others that at most ``fpr k`` of them exceed. The members did not choose
+    it, so the Clopper-Pearson interval of their rate is exact. The true false-positive rate of such an order statistic
     follows a beta distribution: with j others above it, between Beta(j, k - j + 1) and Beta(j + 1, k - j).
 
     Args:
       member_scores: (n,).
-      other_scores: (k,); with k < 1 / fpr none may lie above, and the interval says how little that proves.
+      other_scores: (k,). With k < 1 / fpr none of them may lie above; the interval says how little that proves.
       fpr: such as 0.001 or 0.01.
       confidence: of each interval.
 

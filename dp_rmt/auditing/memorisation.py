@@ -1,9 +1,9 @@
 """What a model learned of sensitive tokens: how far their loss fell below the base model's (arXiv 2502.13313).
 
 The fall of the loss on sensitive tokens of TRAINING data is the paper's measure of privacy. It contains what every
-document of the kind teaches (that a telephone number is digits and dots): the same fall on data that was not trained on
-is its control, and the difference is what was memorised. All is computed from raw private values: results belong under
-``nonprivate/`` or to public data.
+document of the kind teaches (that a telephone number is digits and dots). The same fall on data that was not trained on
+is its control, and the difference is what was memorised. All is computed from raw private values: show results only
+under ``nonprivate/`` or for public data.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class LossDrop(NamedTuple):
     """How far the loss fell.
 
     Attributes:
-      mean: nats per token, over all counted tokens.
+      mean: the mean fall in nats per token, over all counted tokens.
       worst: the mean fall in the record where it is largest.
-      worst_record: that record's row.
+      worst_record: the row of that record.
     """
 
     mean: Interval
@@ -33,12 +33,12 @@ class LossDrop(NamedTuple):
 def mean_loss(losses_NxL: np.ndarray, is_counted_NxL: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """Mean over all counted tokens, with an interval that takes the records as independent, not their tokens.
 
-    ``sum_i s_i / sum_i n_i`` of records with the sums s_i over n_i tokens; the variance of such a ratio is about
-    ``N / (N - 1) sum_i (s_i - m n_i)^2 / (sum_i n_i)^2`` (Cochran 1977, section 2.11).
+    The mean is ``m = sum_i s_i / sum_i n_i``, where record i has the sum s_i over n_i tokens. The variance of such a
+    ratio is about ``N / (N - 1) sum_i (s_i - m n_i)^2 / (sum_i n_i)^2`` (Cochran 1977, section 2.11).
 
     Args:
-      losses_NxL: per token, such as -log p in nats.
-      is_counted_NxL: bool or 0 and 1.
+      losses_NxL: loss of each token, such as -log p in nats.
+      is_counted_NxL: which tokens count, as bool or as 0 and 1.
       confidence: of the interval.
 
     Returns:
@@ -67,16 +67,16 @@ def loss_drop(
     """``base - tuned`` on sensitive tokens: in the mean, and in the worst record.
 
     Args:
-      base_losses_NxL: per token under the base model.
-      losses_NxL: under the fine-tuned one.
-      is_sensitive_NxL: which tokens count; records without any are left out.
+      base_losses_NxL: loss of each token under the base model.
+      losses_NxL: loss of each token under the fine-tuned model.
+      is_sensitive_NxL: which tokens count.
       confidence: of the interval of the mean.
 
     Returns:
       `LossDrop`.
 
     Raises:
-      ValueError: shapes differ, or no token is sensitive.
+      ValueError: shapes differ, no token is sensitive, or there are fewer than two records.
     """
     shapes = {np.shape(x) for x in (base_losses_NxL, losses_NxL, is_sensitive_NxL)}
     if len(shapes) > 1:

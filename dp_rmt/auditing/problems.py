@@ -1,6 +1,6 @@
 """What the audit trains: a linear model with worst-case canaries, an MLP with random labels; and code with mistakes.
 
-A mutation is a `DPSGD` with one method overridden, or a step of the run done wrongly; all else is the project's own.
+A mutation is a `DPSGD` with one method overridden, or a step of the run done wrongly. All else is the project's code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dp_rmt.types import Batch, Params, PerExampleLosses
 
 CLIP_NORM = 1.0
 SMALL, LARGE = 0.1, 100.0
-"""Norms of a canary's parts, over the clip norm; without noise a part of either size is plain to see."""
+"""Norms of a canary's parts, over the clip norm. Without noise a part of either size is plain to see."""
 
 MUTATIONS = {
     "none": "",
@@ -36,26 +36,26 @@ MUTATIONS = {
     "tied weight counted once": "clipping/test_layer_rules.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
 }
-"""The mistakes, and the test of laws (under tests/) that guards the same."""
+"""The mistakes, each with the test under tests/ that guards against it."""
 
 
 def canary_params(width: int) -> dict[str, jax.Array]:
-    """A leaf of its own, and a table that is used twice."""
+    """Parameters of the linear model: a bias, and a table that is used twice."""
     return {"bias": jnp.zeros(width), "table": jnp.zeros(width)}
 
 
 def canary_losses(params: Params, batch: Batch, head: jax.Array | None = None) -> jax.Array:
     """Example i has a gradient at its own place: small by the bias, small by the table's lookup, large by its head.
 
-    Gradients of different examples are orthogonal, so that every canary is attacked by itself ("Dirac canaries").
-    `head` is the table once more; another array shows what each of its two uses does.
+    Gradients of different examples are orthogonal, so that every canary is attacked by itself ("Dirac canaries"). The
+    head is the table once more, unless another array is given for it.
     """
     row, head = batch["row"], params["table"] if head is None else head
     return -CLIP_NORM * (SMALL * (params["bias"][row] + params["table"][row]) + LARGE * head[row])
 
 
 def mlp_params(width: int, hidden: int, seed: int) -> dict[str, jax.Array]:
-    """Two layers, Gaussian entries of variance 1 / inputs."""
+    """Parameters of two layers, with Gaussian entries of variance 1 / inputs."""
     first, second = jax.random.split(jax.random.key(seed))
     return {
         "hidden": jax.random.normal(first, (width, hidden)) / math.sqrt(width),
@@ -64,7 +64,7 @@ def mlp_params(width: int, hidden: int, seed: int) -> dict[str, jax.Array]:
 
 
 def mlp_losses(params: Params, batch: Batch) -> jax.Array:
-    """Logistic loss of one hidden layer."""
+    """The logistic loss of a network with one hidden layer."""
     logits = jnp.tanh(batch["x"] @ params["hidden"]) @ params["out"]
     return optax.sigmoid_binary_cross_entropy(logits, batch["label"])
 
@@ -78,7 +78,7 @@ def mlp_arrays(num_examples: int, width: int, seed: int) -> dict[str, np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Audited(DPSGD):
-    """`DPSGD`, right ("none") or with one of `MUTATIONS`; whatever it does, it claims the epsilon of the right one."""
+    """`DPSGD`, right ("none") or with one of `MUTATIONS`; it always claims the epsilon of the right one."""
 
     mutation: str = "none"
 
@@ -93,7 +93,7 @@ class Audited(DPSGD):
         return self.mutation == "noise reused on resume"
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
-        """As of `DPSGD`, or none, or too little."""
+        """The noise of `DPSGD`, or none, or too little."""
         if self.mutation == "noise removed":
             return add_gaussian_noise(0.0, key)
         if self.mutation == "noise divided by B once more":
@@ -128,7 +128,7 @@ class Audited(DPSGD):
         return dataclasses.replace(right, function=function)
 
     def _with_norms_of(self, losses: PerExampleLosses, norm_losses: PerExampleLosses, execution: Execution) -> Any:
-        """Clips by the norms of the gradients of other losses than those that are summed."""
+        """Sums the gradients of `losses`, but clips them by the norms of those of `norm_losses`."""
         norms_of = super().clipped_grad(norm_losses, execution)
 
         def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:

@@ -1,4 +1,4 @@
-"""The audit of a run's settings: its noise, sampling and updates, attacked; the bound comes into its statement."""
+"""The audit of a run's settings: it attacks its noise, sampling and updates, and puts the bound into its statement."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from dp_rmt.training.ledger import only_writer, read_ledger
 def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
     """Audits the code with a run's noise multiplier, sampling and updates, and puts the bound into its statement.
 
-    The run itself is not attacked: its canaries would have to be in its data. Repeated runs of twenty examples are.
+    It attacks repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be
+    in its data.
 
     Args:
-      workdir: of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.
-      num_runs: with, and so many without, the canary; the bound cannot exceed about ln of it.
-      seed: of sampling and noise.
+      workdir: folder of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.
+      num_runs: number of runs with the canary, and again without it; the bound cannot exceed about ln of this number.
+      seed: seed of sampling and noise.
       confidence: of the bound.
 
     Returns:
@@ -32,7 +33,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: it is not private, has done nothing, or its statement is broken.
+      ValueError: the run is not private or has done no update, or its statement is broken or older than its ledger.
     """
     statement = PrivacyStatement.from_json(read_privacy(workdir))
     if not statement.is_private or statement.delta is None:
@@ -66,7 +67,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
     )
     write_audit(workdir, bound)
     alone = only_writer(workdir) if (workdir / LEDGER).exists() else contextlib.nullcontext()
-    with contextlib.suppress(BlockingIOError), alone:  # a run that goes on meanwhile writes it itself, with this bound
-        now = PrivacyStatement.from_json(read_privacy(workdir))  # it may have gone on, and have spent more
+    with contextlib.suppress(BlockingIOError), alone:  # a run that is training writes its statement with this bound
+        now = PrivacyStatement.from_json(read_privacy(workdir))  # the run may have gone on and spent more
         write_privacy(workdir, dataclasses.replace(now, audit=bound))
     return bound

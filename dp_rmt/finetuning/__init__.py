@@ -6,6 +6,6 @@ MODULES = (
     *("datasets", "huggingface_hub", "matplotlib", "ml_collections", "orbax", "sacrebleu", "safetensors"),
     *("tokenizers", "tqdm", "transformers"),
 )
-"""What the extra "finetune" installs, by the names that Python knows."""
+"""The modules that the extra "finetune" installs, by the names under which Python imports them."""
 
 check_installed("finetune", MODULES)

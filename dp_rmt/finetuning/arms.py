@@ -32,7 +32,7 @@ from dp_rmt.training.train_state import TrainState
 from dp_rmt.types import Params
 
 SAMPLES = 8
-"""Texts of each run in the report."""
+"""The number of texts that the report shows of each run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Arm:
     """A checked arm of an experiment.
 
     Attributes:
-      name: of the arm.
-      settings: its own.
-      workdir: its own.
+      name: name of the arm.
+      settings: the arm's own settings.
+      workdir: the arm's own folder.
       task: data and model.
-      run: ready to train.
+      run: the run, ready to train.
     """
 
     name: str
@@ -58,8 +58,8 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
     """Checks everything and builds every arm; writes nothing but a new workdir's own files.
 
     Args:
-      settings: of the experiment.
-      workdir: new, empty, or of the same experiment, which is then resumed.
+      settings: settings of the experiment.
+      workdir: a new or empty folder, or that of the same experiment, which is then resumed.
 
     Returns:
       The arms, in order.
@@ -89,7 +89,7 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
 def train(arm: Arm, *, until: int | None = None) -> None:
     """Trains an arm to its end, from its last checkpoint if it has one, and writes everything but the report.
 
-    Of several processes all train, each on its devices; the first one writes.
+    If there are several processes, all train, each on its devices, and the first one writes.
 
     Args:
       arm: from `prepare`.
@@ -119,16 +119,16 @@ def trained_state(arm: Arm) -> TrainState:
 
 
 def report(workdir: Path) -> str:
-    """Writes ``report.html`` over all arms that have begun, from what is in their folders.
+    """Writes ``report.html`` about all arms that have begun, from the files in their folders.
 
     Args:
-      workdir: of the experiment.
+      workdir: the folder of the experiment.
 
     Returns:
-      What the report shows, as tables for the terminal.
+      The report's results and statements, as tables for the terminal.
 
     Raises:
-      FileNotFoundError: the folder is none of an experiment, or no arm has begun.
+      FileNotFoundError: the folder is not that of an experiment, or no arm has begun.
     """
     config = workdir / CONFIG_FILE
     if not config.exists():
@@ -153,7 +153,7 @@ def report(workdir: Path) -> str:
 
 
 def _folders(each: Iterable[str], workdir: Path) -> dict[str, Path]:
-    """The folder of every arm; one alone has the experiment's own."""
+    """The folder of every arm; a single arm has the experiment's own folder."""
     names = list(each)
     return {name: workdir if len(names) == 1 else workdir / name for name in names}
 
@@ -161,7 +161,7 @@ def _folders(each: Iterable[str], workdir: Path) -> dict[str, Path]:
 def _locate(
     settings: Settings, each: dict[str, Settings], folders: dict[str, Path], workdir: Path
 ) -> dict[str, Settings]:
-    """Checks the folders, and makes the data of a synthetic task: the arms' settings with its paths."""
+    """Checks the folders, and makes the data of a synthetic task; returns the arms' settings with its paths."""
     check_workdir(workdir, settings)
     if len(each) > 1:
         for name, folder in folders.items():
@@ -179,17 +179,17 @@ def _locate(
 
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
-    """The model; at the end of a run also the texts of a decoder, and their scores."""
+    """Writes the model, and at the end of a decoder's run also its texts and their scores."""
     _save_model(arm, params)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
-        mesh = data_mesh(jax.local_devices())  # the other processes have nothing to do with it
+        mesh = data_mesh(jax.local_devices())  # the other processes take no part
         scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
 
 
 def _save_model(arm: Arm, params: Params) -> None:
-    """The whole model, low-rank updates merged into its weights, and beside it the updates as a PEFT adapter."""
+    """Saves the model with low-rank updates merged into its weights, and the updates also as a PEFT adapter."""
     task = arm.task
     module, merged = without_lora(task.module, params)
     save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)

@@ -35,7 +35,7 @@ def load_task(settings: Settings) -> Task:
     """Reads data and model, and checks that they fit each other.
 
     Args:
-      settings: their data, model, generation and seed.
+      settings: data, model, generation and seed are read, and privacy for the check of delta.
 
     Returns:
       A `Task`.
@@ -50,18 +50,18 @@ def load_task(settings: Settings) -> Task:
 
 
 def task_key(settings: Settings) -> Hashable:
-    """What a task is made of: equal for settings that have the same one."""
+    """The settings that a task is made of: two settings with equal keys have the same task."""
     return settings.data, settings.model, settings.generation, settings.seed
 
 
 class TaskLoader:
-    """`load_task` that keeps its last task, for runs in a row that have the same one."""
+    """`load_task`, which keeps its last task for successive runs that have the same one."""
 
     def __init__(self) -> None:
         self._last: tuple[Hashable, Task] | None = None
 
     def __call__(self, settings: Settings) -> Task:
-        """The task of these settings; errors as of `load_task`."""
+        """The task of these settings; errors as in `load_task`."""
         key = task_key(settings)
         if self._last is None or self._last[0] != key:
             self._last = key, load_task(settings)
@@ -69,10 +69,10 @@ class TaskLoader:
 
 
 def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float]:
-    """The DP-SGD of a run on so many training examples, and its delta.
+    """The DP-SGD of a run on this many training examples, and its delta.
 
     Args:
-      settings: their privacy and train.
+      settings: privacy and train are read.
       num_examples: rows of the training data.
 
     Returns:
@@ -107,10 +107,10 @@ def build_run(
     """Puts the pieces of one arm together.
 
     Args:
-      settings: of the arm.
+      settings: settings of the arm.
       task: data and model.
-      name: for the progress bar.
-      observe: puts what reads along, such as `optax.snapshot`, between the stages of a step.
+      name: name for the progress bar.
+      observe: adds transformations that only look, such as `optax.snapshot`, between the stages of a step.
 
     Returns:
       A `Run`.
@@ -162,7 +162,7 @@ def build_run(
 
 
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
-    """What of the task the training knows."""
+    """The part of the task that training needs."""
     evaluators = {
         name: task.evaluator(arrays, settings.train.eval_batch_size) for name, arrays in task.evaluations.items()
     }
@@ -170,10 +170,10 @@ def _trained_task(settings: Settings, task: Task) -> TrainedTask:
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:
-    """Fills in ``train.microbatch_size`` where it is "auto": the largest power of two whose step fits into the memory.
+    """Fills in ``train.microbatch_size`` where it is "auto", by `fitting_microbatch_size`.
 
-    The shape of a batch is rounded up to whole microbatches, so that the size is a part of the run's identity: to
-    resume on a machine with other memory, give the size that the first one found.
+    The shape of a batch is rounded up to whole microbatches, so that the size is a part of the run's identity. To
+    resume on a machine with other memory, give the size that the first machine found.
     """
     if settings.train.microbatch_size != "auto":
         return settings
@@ -190,7 +190,7 @@ def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> 
 
 
 def _warn_of_nothing_to_truncate(name: str, settings: Settings, params: Any) -> None:
-    """Of the other denoisers of matrices the run warns itself, by their states; truncation has none."""
+    """Warns of a truncation without matrices; `prepare_run` warns of the other denoisers, which have a state."""
     truncates = any(name_and_options(named)[0] == "truncate_rank" for named in settings.denoise)
     if truncates and not matrix_view.matrix_leaves(params):
         logging.warning(

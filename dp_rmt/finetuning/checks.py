@@ -1,4 +1,4 @@
-"""The arms of an experiment, and what can be found wrong in their settings without data and without a model."""
+"""The arms of an experiment, and the mistakes in their settings that can be found without data and model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
-"""Of arms and jobs; neither "..", nor what a command takes for a flag."""
+"""The names of arms and jobs: neither "..", nor anything that a command takes for a flag."""
 
 _CAUSAL = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
 
@@ -23,7 +23,7 @@ def arm_settings(settings: Settings) -> dict[str, Settings]:
     """The checked settings of every arm; an experiment without arms is its own only arm, named after it.
 
     Args:
-      settings: of the experiment.
+      settings: settings of the experiment.
 
     Returns:
       name -> settings without arms, in order.
@@ -46,7 +46,7 @@ def arm_settings(settings: Settings) -> dict[str, Settings]:
 
 
 def _complaints(settings: Settings) -> Iterator[str]:
-    """What does not go together."""
+    """What does not go together in the settings, in messages for the user."""
     data, model, privacy, train = settings.data, settings.model, settings.privacy, settings.train
     if (train.epochs is None) == (train.num_steps is None):
         yield "give exactly one of config.train.epochs and config.train.num_steps"

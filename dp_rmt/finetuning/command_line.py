@@ -1,6 +1,6 @@
-"""What a user meets at the terminal: settings are read, wrong ones end in one clear line, other libraries keep quiet.
+"""What a user meets at the terminal: settings are read, mistakes end in one clear line, other libraries keep quiet.
 
-Nothing here imports JAX: a mistyped key is answered before anything heavy is loaded.
+Nothing here imports JAX, so that a mistyped key is answered before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOT
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """`absl.app.run` for programs with flags alone; quiet below warnings unless the user gives --verbosity."""
+    """`absl.app.run` for programs that have only flags; it logs no more than warnings unless --verbosity is given."""
     app.run(
         _quietly(main),
         argv,
@@ -43,10 +43,10 @@ def run_with_settings(
     """Runs a program that takes settings: a file of them (--config=FILE) and changes (--config.KEY=VALUE).
 
     Args:
-      main: gets the settings, and what of the command line is neither a flag nor a setting.
+      main: gets the settings, and those arguments of the command line that are neither flags nor settings.
       argv: the program's name and its arguments; None takes those of the process.
-      default: makes the settings that are changed where there is no --config=FILE, once the flags are parsed; None asks
-        for a file.
+      default: makes the settings to change where --config=FILE is missing; it is called once the flags are parsed.
+        With None the file is required.
     """
     found: list[Settings] = []
 
@@ -65,7 +65,7 @@ def run_with_settings(
 
 
 def stop(error: Exception) -> NoReturn:
-    """Ends the program with the message of an error; --verbosity=1 shows where it arose, too."""
+    """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose."""
     logging.debug("stopped", exc_info=error)
     sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
 
@@ -101,8 +101,8 @@ def read(
     Args:
       config: ``FILE.py`` or ``FILE.py:CHOICE``, whose function get_config gives a ConfigDict or nested dictionaries;
         None for the default.
-      assignments: in order.
-      default: makes the settings where there is no file; None asks for one.
+      assignments: changes, in order.
+      default: makes the settings where no file is given; with None the file is required.
 
     Raises:
       ValueError: a key is unknown or a value cannot be used.
@@ -117,7 +117,7 @@ def read(
 
 
 def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[[list[str]], list[str]]) -> list[str]:
-    """What `parse` gives; --help and mistakes end the program."""
+    """The result of `parse`; --help and mistakes end the program."""
     program = Path(arguments[0]).stem
     if any(argument in ("-h", "--help", "--helpshort", "--helpfull") for argument in arguments[1:]):
         print(f"usage: {program} [--FLAG=VALUE ...]\n\nflags:\n{help_text()}")
@@ -129,7 +129,7 @@ def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[
 
 
 def _help_of_flags() -> str:
-    """The flags of this program alone, not those of absl."""
+    """Help for the flags of this program, without those of absl."""
     by_module = flags.FLAGS.flags_by_module_dict()
     own = [flag for module, found in by_module.items() if not module.startswith("absl.") for flag in found]
     return "\n".join(
@@ -139,7 +139,7 @@ def _help_of_flags() -> str:
 
 
 def _help_of_settings() -> str:
-    """Every setting, its doc and its default."""
+    """Help for every setting: its doc and its default."""
     defaults = Settings()
     lines = [
         f"  --config.{key}={_default(defaults, key)!r}\n{_indented(field.metadata['doc'] + _choices(kind))}"
@@ -166,7 +166,7 @@ def _indented(text: str) -> str:
 
 
 def _called(config: str) -> Any:
-    """What get_config of a file returns; it is called as ml_collections calls it."""
+    """The result of a file's get_config, which is called as ml_collections calls it."""
     path, _, choice = config.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -186,7 +186,7 @@ def _called(config: str) -> Any:
 
 
 def _assigned(settings: Settings, key: str, text: str) -> Settings:
-    """The settings with one key changed; below arms.NAME. the key is one of that arm's changes."""
+    """The settings with one key changed; a key that begins with ``arms.NAME.`` is one of that arm's changes."""
     if not key.startswith("arms."):
         return settings.changed({key: parsed(_kind(Settings, key, "config"), text, f"config.{key}")})
     _, name, rest = (*key.split(".", 2), "")[:3]
@@ -219,7 +219,7 @@ def _kind(of: type[Group], key: str, where: str) -> Any:
 
 def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     def quiet(argv: list[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:  # here, since absl makes it INFO after the flags are parsed
+        if not flags.FLAGS["verbosity"].present:  # only here, because absl sets INFO after the flags are parsed
             logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(is_of_interest)
         main(argv)
@@ -230,6 +230,6 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 def is_of_interest(record: python_logging.LogRecord) -> bool:
     """Whether a record of the log is for the user.
 
-    dp_accounting warns of every Rényi order that it leaves out, and the bound by the others holds as it is.
+    dp_accounting warns of every Rényi order that it leaves out, but the bound by the other orders holds all the same.
     """
     return "_compute_log_a_frac failed to converge" not in str(record.msg)

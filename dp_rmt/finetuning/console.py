@@ -1,7 +1,8 @@
-"""The installed program, ``dp-rmt COMMAND ...``: a door, so that flags are allowed here.
+"""The installed program, ``dp-rmt COMMAND ...``. It is a door, so flags are allowed here.
 
-``dp-rmt finetune``, ``sweep`` and ``audit`` are the same code as ``python -m experiments.finetune`` and so on. What
-loads JAX is imported once the command line is known to be right, so that a mistake in it is answered at once.
+``dp-rmt finetune`` and ``sweep`` are the same code as ``python -m experiments.finetune`` and ``experiments.sweep``, and
+``dp-rmt audit`` as ``python -m experiments.audit --workdir=...``. Modules that load JAX are imported once the command
+line is known to be right, so that a mistake in it is answered at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dp_rmt.finetuning import command_line, shorthand
 from dp_rmt.finetuning.settings import Settings
 
 INSTALLED = ("-m", "dp_rmt.finetuning.console", "finetune")
-"""What a sweep runs, as arguments of Python."""
+"""The arguments of Python with which a sweep runs a job."""
 
 
 def main() -> None:
@@ -99,14 +100,14 @@ def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
     """Runs many runs that differ in some settings, restartable, with one table and one plot.
 
     Args:
-      argv: of the command.
-      program: arguments of Python that make it the program of a job.
+      argv: the command and its arguments.
+      program: the arguments of Python with which it runs a job.
     """
     flags.DEFINE_string("sweep", None, "The file of the sweep, such as one of configs/sweeps/.", required=True)
     flags.DEFINE_enum("executor", "local", ["local", "submitit", "print"], "What launches the jobs.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep; default runs/sweeps/NAME.")
-    flags.DEFINE_integer("jobs_at_once", None, "Of local, on CPUs; default one for two cores.", lower_bound=1)
-    flags.DEFINE_string("target", "gcloud", "Of print: gcloud, xpk or skypilot.")
+    flags.DEFINE_integer("jobs_at_once", None, "For local; default one for two cores, or per GPU.", lower_bound=1)
+    flags.DEFINE_string("target", "gcloud", "For print: gcloud, xpk or skypilot.")
     flags.DEFINE_multi_string("launch", [], "KEY=VALUE for submitit or print; docs/launch.md lists them.")
     settings = [argument for argument in argv[1:] if argument.startswith("--config.")]  # the jobs take these
     own = [argument for argument in argv if argument not in settings]
@@ -135,8 +136,8 @@ def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
 def audit(argv: list[str]) -> None:
     """Attacks runs with the noise, sampling and updates of a run, and bounds its epsilon from below."""
     _define_workdir()
-    flags.DEFINE_integer("runs", 24_000, "Repeated runs with, and so many without, the canary.", lower_bound=20)
-    flags.DEFINE_integer("seed", 0, "Of coins, sampling and noise.")
+    flags.DEFINE_integer("runs", 24_000, "Number of runs with the canary, and again without it.", lower_bound=20)
+    flags.DEFINE_integer("seed", 0, "Seed of sampling and noise.")
 
     def run() -> str:
         from dp_rmt.auditing.run_folder import audit_workdir
@@ -165,7 +166,7 @@ def _define_workdir() -> None:
 
 
 def _run(command: Callable[[], str | None], argv: list[str]) -> None:
-    """Prints what a command gives; mistakes in the input end it with one clear line."""
+    """Prints the result of a command; mistakes in the input end it with one clear line."""
 
     def call(rest: list[str]) -> None:
         _refuse(rest)

@@ -32,10 +32,10 @@ class Finetuned:
 
     Attributes:
       params: all parameters, which may be released under the guarantee of `privacy`.
-      scores: on the evaluation data at the end, such as ``{"dev/accuracy": 0.8}``.
+      scores: scores on the evaluation data at the end, such as ``{"dev/accuracy": 0.8}``.
       privacy: the privacy statement, as `privacy.json` has it: epsilon, delta and what they rest on.
-      settings: of the run.
-      workdir: the run's folder, with its report, metrics and checkpoints; the last are as secret as the data.
+      settings: settings of the run.
+      workdir: the run's folder, with its report, metrics and checkpoints; the checkpoints are as secret as the data.
       task: data and model.
     """
 
@@ -47,14 +47,14 @@ class Finetuned:
     task: Task
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[str] | list[float]:
-        """The class of every text by its name, or its score where the task is one of scores.
+        """The name of every text's class, or its score where the task is regression.
 
         Args:
-          texts: to be classified.
+          texts: texts to classify.
           text_pairs: the second texts, for a task of pairs.
 
         Raises:
-          ValueError: the task is none of classification.
+          ValueError: the task is not classification.
         """
         logits = self.logits(texts, text_pairs)
         names = self._classifier().names
@@ -63,15 +63,15 @@ class Finetuned:
         return [names[number] for number in logits.argmax(axis=1)]
 
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Unnormalised log probabilities, (N, number of classes); arguments and errors as of `predict`."""
+        """Unnormalised log probabilities, (N, number of classes); arguments and errors as in `predict`."""
         return self._classifier()(self.params, texts, text_pairs)
 
     def generate(self, prompts: Sequence[str], **changes: Any) -> list[str]:
-        """What the model writes for every prompt.
+        """The text that the model writes for every prompt.
 
         Args:
           prompts: sources of the kind that was trained on.
-          **changes: of `settings.generation`, such as ``method="sampling"``.
+          **changes: changes to `settings.generation`, such as ``method="sampling"``.
 
         Raises:
           ValueError: the model is no decoder, a change is unknown, or a prompt is too long.
@@ -96,7 +96,8 @@ class Finetuned:
         """Copies what may be released: the model in Hugging Face layout, and the privacy statement beside it.
 
         Args:
-          folder: new; gets ``config.json``, ``model.safetensors``, the tokenizer, ``privacy.json`` and ``privacy.md``.
+          folder: a new folder. It gets ``config.json``, ``model.safetensors``, the tokenizer, ``privacy.json`` and
+            ``privacy.md``.
 
         Raises:
           FileExistsError: the folder is there already.
@@ -122,19 +123,19 @@ def finetune(
     """Fine-tunes a model on private data: the main job of this library as a function.
 
     Formal guarantee: `Finetuned.params` is (epsilon, delta)-differentially private for neighbours that differ by one
-    row of the training data, as the statement `Finetuned.privacy` says in full. What else is in the workdir
-    (checkpoints, ledger, metrics named ``nonprivate/...``) stays secret.
+    row of the training data, as the statement `Finetuned.privacy` says in full. The checkpoints, the ledger and the
+    metrics named ``nonprivate/...`` in the workdir must stay secret.
 
     Args:
       model: folder, name on the hub, or package:NAME/FOLDER of an installed package.
       train: a CSV, TSV or JSONL file of labelled text, with the columns ``text`` and ``label`` unless `data` says
-        otherwise; a folder with train, and perhaps dev and test, as such files; the name of a task such as "sst2"; or
-        the folder of a task that `data` names, as in ``data={"task": "e2e"}``.
+        otherwise; a folder with such files named train, and perhaps dev and test; the name of a task such as "sst2";
+        or the folder of a task that `data` names, as in ``data={"task": "e2e"}``.
       epsilon: the privacy budget; `math.inf` trains without privacy.
-      workdir: the run's folder. A call with the same settings resumes the run there, or reads it where it is finished.
-      **settings: any others by name, such as ``num_steps=200, l2_clip_norm=0.5, denoise=()``: nested, as in
-        ``data={"max_length": 32}``; dotted, as in ``**{"train.schedule": "constant"}``; or by the last part of a dotted
-        name, where that says enough. ``dp-rmt finetune --help`` lists them.
+      workdir: the run's folder. A call with the same settings resumes the run there, or reads it if it is finished.
+      **settings: any other settings by name, such as ``num_steps=200, l2_clip_norm=0.5, denoise=()``. A name is nested,
+        as in ``data={"max_length": 32}``; dotted, as in ``**{"train.schedule": "constant"}``; or the last part of a
+        dotted name, if only one setting has it. ``dp-rmt finetune --help`` lists them.
 
     Returns:
       A `Finetuned`.
@@ -146,14 +147,14 @@ def finetune(
 
 
 def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
-    """`finetune` with settings that are put together.
+    """`finetune` with a whole `Settings`.
 
     Args:
-      settings: of one run, without arms.
+      settings: settings of one run, with one arm at most.
       workdir: the run's folder.
 
     Raises:
-      ValueError, FileNotFoundError, FileExistsError: as of `finetune`.
+      ValueError, FileNotFoundError, FileExistsError: as in `finetune`.
     """
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
@@ -165,11 +166,11 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
 
 
 def load_finetuned(workdir: str | os.PathLike[str], arm: str | None = None) -> Finetuned:
-    """A trained run, by its folder.
+    """The model of a run that was trained before, from its folder.
 
     Args:
-      workdir: of `finetune`, or of the program.
-      arm: which of its arms; may be left out where there is one.
+      workdir: the folder that `finetune` or the program was given.
+      arm: name of one of its arms; may be left out if there is only one.
 
     Raises:
       FileNotFoundError: nothing has been trained there.

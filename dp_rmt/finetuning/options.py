@@ -19,12 +19,12 @@ GroupT = TypeVar("GroupT", bound="Group")
 
 
 class Check(NamedTuple):
-    """What a value must be, beside being of its type.
+    """What a value must be, besides being of its type.
 
     Attributes:
       wanted: completes "the option must ...".
-      holds: whether a value (never None) is so.
-      hint: what to do otherwise, where it is not obvious.
+      holds: whether a value (never None) passes the check.
+      hint: advice for a value that does not, where it is not obvious.
     """
 
     wanted: str
@@ -36,8 +36,8 @@ def option(default: Any, doc: str, check: Check | None = None) -> Any:
     """A field of a `Group`: the annotation is its type, where a Literal lists the choices.
 
     Args:
-      default: its default.
-      doc: what it does, in one sentence.
+      default: the default value.
+      doc: what the option does, in one sentence.
       check: which values of its type can be used; None for all.
     """
     metadata = {"doc": doc, "check": check}
@@ -81,7 +81,7 @@ def kinds(of: type[Group]) -> dict[str, Any]:
     return _KINDS[of]
 
 
-_KINDS: dict[type[Group], dict[str, Any]] = {}  # to read the annotations of all groups takes a tenth of a second
+_KINDS: dict[type[Group], dict[str, Any]] = {}  # a cache: reading the annotations of all groups takes 0.1 s
 
 
 def group_of(kind: Any) -> type[Group] | None:
@@ -96,7 +96,7 @@ def checked(of: type[Group], name: str, value: Any, where: str) -> Any:
     """The value as the option `name` of a group holds it.
 
     Raises:
-      ValueError: it is not of the option's type, or out of its range.
+      ValueError: the value is not of the option's type, or out of its range.
     """
     value = fitted(kinds(of)[name], value, where)
     check = next(field for field in dataclasses.fields(of) if field.name == name).metadata["check"]
@@ -109,8 +109,8 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
     """The group with some options changed.
 
     Args:
-      group: to begin with.
-      changes: by name, nested or dotted.
+      group: the group to begin with.
+      changes: new values by name, nested or dotted.
       where: the name of the group in messages.
 
     Raises:
@@ -135,13 +135,13 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
 
 
 def check_name(of: type[Group], name: str, where: str) -> None:
-    """Raises ValueError unless a group has an option of this name; the message knows what was meant, and all others."""
+    """Raises ValueError unless a group has an option of this name; the message suggests one and lists all."""
     if name not in kinds(of):
         raise ValueError(f"{where}.{name}: there is no such key; {close_to(name, list(kinds(of)))}")
 
 
 def close_to(name: str, names: list[str]) -> str:
-    """What to say of a name that is none of these.
+    """Advice for a name that is none of these.
 
     >>> close_to("epsilonn", ["delta", "epsilon"])
     "did you mean 'epsilon'? Choose from delta, epsilon"
@@ -152,7 +152,7 @@ def close_to(name: str, names: list[str]) -> str:
 
 
 def fitted(kind: Any, value: Any, where: str) -> Any:
-    """A value as an option of this type holds it: lists as tuples, whole numbers as floats where those are wanted.
+    """A value as an option of this type holds it: lists become tuples, and integers floats where a float is wanted.
 
     Args:
       kind: the type, as an annotation says it.
@@ -160,7 +160,7 @@ def fitted(kind: Any, value: Any, where: str) -> Any:
       where: the option, for the message.
 
     Raises:
-      ValueError: it is not of the type.
+      ValueError: the value is not of the type.
 
     >>> fitted(float | None, 3, "config.privacy.delta"), fitted(tuple[int, ...], [1, 2], "config.data.length_groups")
     (3.0, (1, 2))
@@ -218,7 +218,7 @@ def parsed(kind: Any, text: str, where: str) -> Any:
 
     Args:
       kind: the option's type.
-      text: what stands after "=", a Python literal or plain text.
+      text: the text after "=", a Python literal or plain text.
       where: the option, for the message.
 
     Raises:
@@ -255,7 +255,7 @@ def _readings(text: str) -> Iterator[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Dictionaries and tuples of Python's own, whatever holds the same."""
+    """The value with other mappings and lists replaced by Python's dictionaries and tuples."""
     if hasattr(value, "items"):
         return {name: _plain(item) for name, item in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, tuple | list) else value

@@ -1,10 +1,10 @@
 """The learning rate of every arm of a config, by the training loss of a short run, on PUBLIC data.
 
-For each arm, rates around its own train for the first steps of the schedule, at the noise of the whole run; while the
-best is the largest or the smallest tried, one further factor of 2 is tried. A rate is as good as its mean training loss
-over the last three of these steps is low. That costs no evaluation, but the loss of a batch is a private value, and
-what is chosen by it too: a config that switches nonprivate metrics off is refused. All rates meet the same samples and
-noise, those of the config's seed. Interrupted runs go on.
+For each arm, runs with rates around its own train for the first steps of the schedule, at the noise of the whole run.
+While the best rate is the largest or the smallest tried, one further factor of 2 is tried. The best rate has the lowest
+mean training loss over the last three of these steps. That needs no evaluation, but the loss of a batch is a private
+value, and so is a choice by it. A config that switches nonprivate metrics off is therefore refused. All rates meet the
+same samples and noise, which come from the config's seed. Interrupted runs go on.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.training.metrics import read_metrics
 
 LAST_STEPS = 3
-"""Whose losses are averaged."""
+"""The number of last steps whose losses are averaged."""
 
 
 def best_rate(
     score: Callable[[float], float], centre: float, factors: Iterable[float]
 ) -> tuple[float, dict[float, float]]:
-    """Tries the rates around a centre; while the best is the largest or smallest, one further factor of 2.
+    """Tries the rates around a centre, and one further factor of 2 while the best is the largest or smallest.
 
     Args:
-      score: trains at a rate and tells how good that was; more is better, and what is not finite is the worst.
-      centre: of the rates, such as what is customary.
-      factors: of the centre, to begin with.
+      score: trains at a rate and returns a score; higher is better, and a score that is not finite is the worst.
+      centre: the rate in the middle, such as the customary one.
+      factors: the first rates, as multiples of the centre.
 
     Returns:
       ``(best, every rate tried with its score)``.
@@ -67,18 +67,18 @@ def choose_rates(
     steps: int = 6,
     names: Collection[str] | None = None,
 ) -> None:
-    """Writes the losses of every rate, and the best, arm by arm.
+    """Tries the rates of each arm, and writes their losses and the best.
 
     Args:
-      settings: with arms.
+      settings: an experiment with arms.
       workdir: gets a folder for each run.
-      record: JSON file; arms that it has are left alone.
-      factors: of each arm's own rate, to begin with.
-      steps: of each run.
+      record: a JSON file; arms that it already has are left alone.
+      factors: the first rates, as multiples of each arm's own rate.
+      steps: the number of steps of each run.
       names: arms to try; None for all.
 
     Raises:
-      ValueError: an arm is unknown, or the settings allow no value of the private batch to be looked at.
+      ValueError: an arm is unknown, or the settings do not allow nonprivate metrics.
     """
     every = arm_settings(settings)
     if unknown := set(names or ()) - set(every):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from dp_rmt.finetuning.options import Check, Group, group, option, replaced
 
 Named = str | tuple[str, Mapping[str, Any]]
-"""Something of the library by its name, alone or with options; see `dp_rmt.finetuning.transforms`."""
+"""A function of the library by its name, alone or with options; see `dp_rmt.finetuning.transforms`."""
 
 GlueTaskName = Literal["sst2", "qnli", "qqp", "mnli", "rte", "mrpc", "cola", "stsb"]
 TextTaskName = Literal["e2e", "dart", "jsonl"]
@@ -91,7 +91,7 @@ class Model(Group):
     )
     lora: LoRA = group(LoRA, "Low-rank updates.")
     dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "Of activations; parameters, norms and noise are float32 whatever it is."
+        "float32", "Type of activations; parameters, norms and noise are always float32."
     )
     remat: bool = option(False, "Computes layers again in the backward pass: less memory, more time.")
     flash_attention: bool = option(False, "For decoders on NVIDIA GPUs, with dtype bfloat16.")
@@ -193,9 +193,9 @@ class Checkpoints(Group):
     """Which checkpoints are kept. A run can go on with others."""
 
     WHERE: ClassVar[str] = "config.checkpoints"
-    keep: int = option(2, "Keeps the newest so many.")
-    keep_best: int = option(0, "Keeps so many of the best beside; only those that are also evaluated have a score.")
-    score: str | None = option(None, "The score that is meant, such as eval/dev/accuracy.")
+    keep: int = option(2, "How many of the newest checkpoints are kept.")
+    keep_best: int = option(0, "How many of the best are kept, too; a checkpoint has a score if its step is evaluated.")
+    score: str | None = option(None, "The score that decides which are the best, such as eval/dev/accuracy.")
     best_is: Literal["max", "min"] = option("max", "Whether more or less of the score is better.")
 
 
@@ -208,7 +208,7 @@ class Generation(Group):
     max_prompts: int | None = option(None, "At most so many rows, evenly spaced; None: all.", POSITIVE)
     method: Literal["greedy", "beam", "sampling"] = option("beam", "How the next token is chosen.")
     max_new_tokens: int = option(100, "Longest text in tokens.")
-    no_repeat_ngram_size: int = option(0, "No so many tokens in a row come twice; 0: they may.")
+    no_repeat_ngram_size: int = option(0, "No sequence of this many tokens comes twice; 0: any may.")
     num_beams: int = option(5, "For beam.")
     length_penalty: float = option(1.0, "For beam: more favours longer texts.")
     seed: int = option(0, "For sampling.", PUBLIC_SEED)
@@ -234,7 +234,7 @@ class Synthetic(Group):
     num_heads: int = option(4, "Attention heads of the encoder.", POSITIVE)
     num_steps: int = option(70, "Updates of pre-training.", POSITIVE)
     batch_size: int = option(64, "Reviews in an update of pre-training.", POSITIVE)
-    learning_rate: float = option(1e-3, "Of pre-training.", POSITIVE)
+    learning_rate: float = option(1e-3, "Learning rate of pre-training.", POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,10 +276,10 @@ class Settings(Group):
 
     @classmethod
     def from_config(cls, config: Any) -> Settings:
-        """The settings that nested dictionaries give, such as a ConfigDict or a workdir's JSON; the rest is default.
+        """The settings in nested dictionaries, such as a ConfigDict or a workdir's JSON; others have their default.
 
         Args:
-          config: nested, by name; anything that has ``items``.
+          config: nested dictionaries by name; anything that has ``items``.
 
         Returns:
           The settings.
@@ -293,7 +293,7 @@ class Settings(Group):
         """These settings with some options changed.
 
         Args:
-          changes: by name, nested or dotted.
+          changes: new values by name, nested or dotted.
 
         Raises:
           ValueError: there is no such option, or its value cannot be used; the message names it.

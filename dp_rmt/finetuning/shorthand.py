@@ -16,7 +16,7 @@ from dp_rmt.finetuning.settings import DocumentTaskName, GlueTaskName, Settings,
 _CAUSAL = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
 _ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 EPOCHS = 3.0
-"""Length of a run whose length is not given."""
+"""The length of a run if neither epochs nor num_steps are given."""
 
 
 def settings_from(
@@ -33,10 +33,10 @@ def settings_from(
         folder of such files, the name of a task, which then comes from the hub, or the folder of the task that
         `data.task` names.
       epsilon: the privacy budget.
-      changes: any settings, by name: nested, dotted, or the last part of a dotted name where that says enough.
+      changes: any settings by name: nested, dotted, or the last part of a dotted name, if only one setting has it.
 
     Returns:
-      The settings; of a text or document task with the head "causal_lm", and 3 epochs long, unless changed.
+      The settings. Unless changed, a text or document task has the head "causal_lm", and a run is 3 epochs long.
 
     Raises:
       ValueError: there is no such setting, or its value cannot be used.
@@ -52,7 +52,7 @@ def settings_from(
 
 
 def started(model: str | None, train: str | Path | None, epsilon: float | None) -> Settings:
-    """The settings that three words give, before others are changed; arguments and errors as of `settings_from`."""
+    """The settings that follow from these three, before others are changed; errors as in `settings_from`."""
     changes: dict[str, Any] = {} if train is None else _data(str(train))
     changes |= {} if model is None else {"model.path": model}
     changes |= {} if epsilon is None else {"privacy.epsilon": epsilon}
@@ -60,7 +60,7 @@ def started(model: str | None, train: str | Path | None, epsilon: float | None) 
 
 
 def completed(settings: Settings) -> Settings:
-    """The settings with what follows from the others, or has to be said, where nobody has said it."""
+    """The settings with a decoder's head and a length filled in where they are needed and not given."""
     if settings.data.task in _CAUSAL and settings.model.head == "classification":
         settings = settings.changed({"model.head": "causal_lm"})
     if settings.train.epochs is None and settings.train.num_steps is None:

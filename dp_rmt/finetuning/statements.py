@@ -1,4 +1,4 @@
-"""What of a run's privacy statement goes into a record that is published."""
+"""The part of a run's privacy statement that goes into a published record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dp_rmt.reporting.privacy_statement import read_privacy
 
 
 def privacy_record(workdir: Path) -> dict[str, Any]:
-    """What privacy.json says, without folders of this machine, for a record that is published."""
+    """The content of privacy.json for a published record: without the command and the folders of this machine."""
     record = read_privacy(workdir)
     if record.get("about"):
         record["about"] |= {"command": None, "base_model": Path(record["about"]["base_model"] or "").name}

@@ -1,4 +1,4 @@
-"""What a trained decoder writes for the test set: kept row by row as it comes, then scored."""
+"""The texts that a trained decoder writes for a split: each is kept as it comes, and all are scored at the end."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def write_texts(folder: Path, task: Task, params: Params, settings: Generation, 
 
     Args:
       folder: gets ``texts.jsonl`` (row, source, text, and the split that the source is taken from verbatim) and
-        ``scores.json``; what is there already is not made again.
-      task: with prompts.
-      params: of its module.
+        ``scores.json``; texts and scores that are there already are not made again.
+      task: a task with prompts.
+      params: all parameters of the task's module.
       settings: `config.generation`.
-      mesh: its devices share each batch.
+      mesh: the devices that share each batch.
 
     Returns:
       The scores by name.
@@ -89,14 +89,14 @@ def write_texts(folder: Path, task: Task, params: Params, settings: Generation, 
 
 
 def samples(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The texts of the first so many rows, in order; none if nothing was written."""
+    """The texts of the first `count` rows, in order; none if nothing was written."""
     path = folder / TEXTS
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     return sorted(lines, key=lambda line: line["row"])[:count]
 
 
 def _written(path: Path) -> dict[int, str]:
-    """Row -> text of an earlier call; an unfinished last line, which a killed one leaves behind, is removed."""
+    """Row -> text of an earlier call; an unfinished last line, which a killed call leaves behind, is removed."""
     if not path.exists():
         return {}
     content = path.read_bytes()

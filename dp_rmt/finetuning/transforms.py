@@ -77,7 +77,7 @@ _NUMBERS = {
     **dict.fromkeys(("eps", "consistent_rms"), POSITIVE),
     **dict.fromkeys(("eps_root", "weight_decay"), NOT_NEGATIVE),
 }
-"""Ranges of numbers that optax takes as they come."""
+"""Ranges of numbers that optax itself does not check."""
 
 
 def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
@@ -92,7 +92,7 @@ def name_and_options(named: Named) -> tuple[str, dict[str, Any]]:
 def named_stages(
     denoise: tuple[Named, ...], optimizer: Named, filled_in: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """What denoises, and the optimizer. The first of them alone gets the noisy gradient, and so its noise level."""
+    """The denoiser and the optimizer. Only the first stage gets the noisy gradient, and so its noise level."""
     later = {name: value for name, value in filled_in.items() if name != "noise_std"}
     stages = [
         _made(named, DENOISERS, later if number else filled_in, f"config.denoise[{number}]")

@@ -1,4 +1,4 @@
-"""One experiment, one folder: a folder that another experiment has written is left alone."""
+"""Each experiment has its own folder: a folder that another experiment has written is left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dp_rmt.finetuning.settings import Settings
 
 CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
-"""What may differ between a run and its continuation: where it runs, and what it keeps."""
+"""Groups that may differ between a run and its continuation: where it runs, and which checkpoints it keeps."""
 LAST_OF_THE_OLD_LAYOUT = "227de1b"
 """The last commit whose settings had groups `denoise` and `optimizer`."""
 
@@ -25,11 +25,11 @@ def claim_workdir(workdir: Path, settings: Settings) -> None:
 
     Args:
       workdir: a new or empty folder, or one that equal settings have claimed before (the run is then resumed).
-      settings: of the experiment.
+      settings: settings of the experiment.
 
     Raises:
-      ValueError: it holds another experiment; the keys that differ are listed.
-      FileExistsError: it holds something else.
+      ValueError: the folder holds another experiment; the keys that differ are listed.
+      FileExistsError: the folder holds something else.
     """
     check_workdir(workdir, settings)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 
 def is_secret(key: str) -> bool:
-    """Whether a dotted key is that of a seed of sampling or noise, of a config or of one of its arms.
+    """Whether a dotted key names a seed of sampling or noise, of a config or of one of its arms.
 
     >>> is_secret("arms.noisy.privacy.noise_seed"), is_secret("seed")
     (True, False)

@@ -16,17 +16,17 @@ FILE = "audit.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditBound:
-    """What an attack on this code showed, and what it attacked: the mechanism of a run on a small problem, or the run.
+    """What an attack on this code showed, and what it attacked: the run, or its mechanism on a small problem.
 
     Attributes:
-      epsilon: lower bound.
-      delta: of the bound.
-      confidence: with which it holds.
+      epsilon: the lower bound.
+      delta: the delta of the bound.
+      confidence: the confidence with which the bound holds.
       subject: what was attacked, in words that go on from "An attack on".
-      is_this_run: whether the very run was attacked; otherwise the same code with the settings below.
-      noise_multiplier: of what was attacked, as the next two.
-      sampling_probability: with which a step uses an example.
-      num_steps: updates.
+      is_this_run: whether the very run was attacked; otherwise the same code was, with the settings below.
+      noise_multiplier: that of what was attacked, as in the next two fields.
+      sampling_probability: the probability with which a step uses an example.
+      num_steps: the number of updates.
     """
 
     epsilon: float
@@ -43,7 +43,7 @@ class AuditBound:
         """The bound in the content of an `audit.json`.
 
         Raises:
-          ValueError: it has other fields.
+          ValueError: the record has other fields.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, Mapping) or names != set(record):
@@ -68,4 +68,4 @@ def read_audit(workdir: str | os.PathLike[str]) -> AuditBound | None:
     try:
         return AuditBound.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}. Repeat the audit (python -m experiments.audit --workdir=...)") from error
+        raise ValueError(f"{path}: {error}. Repeat the audit (dp-rmt audit --workdir=...)") from error

@@ -1,4 +1,4 @@
-"""Which plots a report has: made of what the runs have recorded, and left out where they have not."""
+"""Which plots a report has: those for which the runs have recorded the metrics."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ def description() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Processor cores that this process may use, one thread on each."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> float:
-    """Bytes that a program may take now: of the accelerator, or of the machine; infinite where that is not known."""
+    """Free bytes of the accelerator's memory, or else of the machine's; infinite where that is not known."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -40,7 +40,7 @@ def free_memory() -> float:
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of Python and of those of the packages that are installed."""
+    """The versions of Python and of the named packages, without those that are not installed."""
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -51,6 +51,6 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _first(path: Path, pattern: str) -> str | None:
-    """The first match in a file of Linux's; None elsewhere."""
+    """The first match in a file that Linux has; None on other systems."""
     found = re.search(pattern, path.read_text()) if path.exists() else None
     return found[1] if found else None

@@ -13,8 +13,8 @@ Rounding = Literal["nearest", "up", "down"]
 def number(value: float, rounding: Rounding = "nearest") -> str:
     """A number for people: integers with separators, others in four digits.
 
-    What bounds from above (epsilon, delta) is rounded "up", what bounds from below (an audit) "down", and both stay
-    bounds as they are printed.
+    An upper bound (epsilon, delta) is rounded "up", and a lower bound (an audit) "down", so that both stay bounds as
+    they are printed.
 
     >>> number(67349.0), number(0.77182), number(1e-5)
     ('67,349', '0.7718', '1e-5')
@@ -23,7 +23,7 @@ def number(value: float, rounding: Rounding = "nearest") -> str:
     """
     if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e9):
         return f"{int(value):,}"
-    if math.isfinite(value):  # in decimal arithmetic: 0.1 stays 0.1, and what is above it does not become it
+    if math.isfinite(value):  # decimal arithmetic, in which 0.1 stays 0.1 and a number above it is rounded up
         value = float(decimal.Context(prec=4, rounding=_ROUNDING[rounding]).create_decimal(repr(float(value))))
     return f"{value:.4g}".replace("e-0", "e-")
 

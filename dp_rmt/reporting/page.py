@@ -27,8 +27,8 @@ from dp_rmt.reporting.style import CSS
 __all__ = ["Run", "results_table", "write_report"]
 
 
-# What the page uses and nothing else: its own style sheet, by its hash, and pictures in the page. It shows rows of data
-# and what a model made of them; were something of that not escaped, it could neither run nor be sent anywhere.
+# The policy allows what the page uses and nothing else: its own style sheet, by its hash, and pictures in the page. The
+# page shows rows of data and what a model made of them. Were any of that not escaped, it could neither run nor be sent.
 _STYLE_HASH = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode("ascii")
 _POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -130,7 +130,7 @@ def _texts(runs: Mapping[str, Run]) -> str:
 
 
 def _statements(runs: Mapping[str, Run]) -> list[str]:
-    """The privacy statement of every run; equal ones once."""
+    """The privacy statement of every run; runs with equal statements share one."""
     parts = [_joint_release(runs)]
     groups: dict[str, list[str]] = {}
     for label, run in zip(labels(runs), runs.values()):

@@ -79,13 +79,13 @@ def line_plot(
     percent: bool = False,
     size: tuple[float, float] = SMALL,
 ) -> Plot:
-    """Values over the updates.
+    """A plot of values over the updates.
 
     Args:
-      lines: at least one, each with at least one point; more than 400 points are averaged in blocks.
+      lines: at least one line, each with at least one point; more than 400 points are averaged in blocks.
       ylabel: quantity and unit.
       caption: how to read the plot.
-      levels: label -> value, drawn as a thin dashed line.
+      levels: label -> value, drawn as a thin dotted line.
       percent: write the values in percent.
       size: inches.
 
@@ -131,7 +131,7 @@ class Heat(NamedTuple):
 
 
 def heat_ranges(runs: Sequence[Heat]) -> tuple[CenteredNorm, Normalize]:
-    """Colour scales that all runs share: of log2(y_1 / e), centred at the edge, and of the kept rank."""
+    """Colour scales that all runs share: one for log2(y_1 / e), centred at the edge, and one for the kept rank."""
     ratios = [np.abs(_log_ratio(series.values)) for run in runs for series in run.top_over_edge.values()]
     ranks = [series.values for run in runs for series in run.kept_rank.values()]
     furthest, highest = (
@@ -141,7 +141,7 @@ def heat_ranges(runs: Sequence[Heat]) -> tuple[CenteredNorm, Normalize]:
 
 
 def heat_maps(heat: Heat, ranges: tuple[CenteredNorm, Normalize], *, label: str) -> Plot:
-    """Layers x updates for each kind of kernel: y_1 / e on the left, kept rank on the right.
+    """Heat maps of layers by updates for each kind of kernel: y_1 / e on the left, kept rank on the right.
 
     Args:
       heat: the matrices of one run, at least one.
@@ -190,7 +190,7 @@ def heat_maps(heat: Heat, ranges: tuple[CenteredNorm, Normalize], *, label: str)
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Paths without the folders that all share and without the final `kernel`.
+    """Paths without the first parts that all share and without the final `kernel`.
 
     >>> short_names(["encoder/layers/query/kernel", "encoder/layers/key/kernel"])
     {'encoder/layers/query/kernel': 'query', 'encoder/layers/key/kernel': 'key'}
@@ -205,7 +205,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def thin(series: Series, most: int) -> Series:
-    """At most `most` points: means over blocks of neighbouring updates, each at its last update."""
+    """A series of at most `most` points: means over blocks of neighbouring updates, each at its last update."""
     count = len(series.steps)
     if count <= most:
         return series
@@ -243,7 +243,7 @@ def _ratio_ticks(bar, heat: Heat) -> None:
 
 
 def _median(values: np.ndarray) -> float:
-    """Median of the finite values, NaN if there is none."""
+    """The median of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if finite.size else float("nan")
 

@@ -16,7 +16,7 @@ def write_privacy(workdir: str | os.PathLike[str], statement: PrivacyStatement) 
 
     Args:
       workdir: the run's folder; made if missing.
-      statement: its numbers at this point of the run.
+      statement: the numbers at this point of the run.
     """
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,16 +22,16 @@ class PrivacyStatement:
     Attributes:
       epsilon: spent by the updates done so far; None for a run that is not private.
       target_epsilon: what the noise was calibrated for at the end of the run; None if the noise was given.
-      delta: the delta of every epsilon here; None for a run that is not private.
-      epsilon_pld: spent, by privacy loss distributions; None if not computed.
-      epsilon_rdp: spent, by Renyi divergences; None if not computed.
+      delta: the delta of every epsilon here; a run that is not private may have None.
+      epsilon_pld: epsilon spent, by privacy loss distributions; None if not computed.
+      epsilon_rdp: epsilon spent, by Renyi divergences; None if not computed.
       noise_multiplier: std of the noise in the sum of clipped gradients, over l2_clip_norm.
       l2_clip_norm: bound on the l2 norm of one example's gradient; infinite without clipping.
       clip: style of clipping, "flat" or "automatic".
       sampling_probability: probability with which a step uses an example.
       expected_batch_size: sampling_probability times num_examples.
       max_batch_size: largest number of examples that a step uses; a larger sample is cut at random.
-      num_steps: updates done; no more than so many if `is_upper_bound`.
+      num_steps: updates done; an upper bound if `is_upper_bound`.
       num_examples: examples in the training set.
       noise_std: std of the noise in one entry of the averaged gradient.
       seeds_from: where the seeds of sampling and noise come from.
@@ -39,9 +39,9 @@ class PrivacyStatement:
       evaluation_data: names of the data sets that the run was evaluated on.
       audit: lower bound on epsilon from an attack; None if no audit was run.
       is_upper_bound: whether the run is under way, or was ended without being able to say how far it came.
-      detection: (false alarms, detection) of the mechanism's own trade-off curve: the largest share of present examples
-        that a test of so many false alarms detects; empty if not computed.
-      delta_of_truncation: the part of delta that is for the finite support of the noise; None if not known.
+      detection: pairs (false-alarm rate, detection rate) of the mechanism's own trade-off curve. The second is the
+        largest share of present examples that a test with that false-alarm rate can detect; empty if not computed.
+      delta_of_truncation: the part of delta that pays for the finite support of the noise; None if not known.
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
@@ -93,10 +93,12 @@ class PrivacyStatement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PrivacyStatement:
-        """The statement in the content of a `privacy.json`; what has a default may be missing, as of earlier versions.
+        """The statement in the content of a `privacy.json`.
+
+        Fields with a default may be missing, because files of earlier versions lack them.
 
         Raises:
-          ValueError: another field is missing.
+          ValueError: a field without a default is missing.
         """
         fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
         if missing := {name for name, required in fields.items() if required} - record.keys():
@@ -172,7 +174,7 @@ def statement_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
 def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
     """The numbers of the statement as (name, value), formatted; what does not apply is left out.
 
-    What bounds from above is rounded up, what bounds from below, down.
+    Upper bounds are rounded up, and lower bounds down.
     """
     bounds: list[tuple[str, float | None, Rounding]] = [
         ("ε spent", statement.epsilon, "up"),

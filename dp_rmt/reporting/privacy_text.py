@@ -11,7 +11,7 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement
 from dp_rmt.reporting.provenance import Provenance
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
-"""Rates at which the statement says what can be detected."""
+"""The false-alarm rates at which the statement says what can be detected."""
 
 Section = tuple[str, list[str]]
 """A heading and its paragraphs, with Markdown's `code` and **bold** only."""
@@ -80,8 +80,9 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         """
     if statement.delta_of_truncation is not None:
         text += f"""
-        The noise reaches only so far, as every number in a computer. What a Gaussian would do beyond its end is counted
-        as failure and costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above contains.
+        The noise reaches only so far, as every number in a computer does. What a Gaussian would do beyond its end is
+        counted as failure. It costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above
+        contains.
         """
     if delta * statement.num_examples >= 1:
         text += f"""
@@ -92,7 +93,7 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
 
 
 def _detection(statement: PrivacyStatement) -> str:
-    """The trade-off curve of the mechanism; of statements that lack it, of (epsilon, delta)."""
+    """What a test can detect, by the mechanism's trade-off curve; by (epsilon, delta) where a statement lacks it."""
     epsilon, delta = float(statement.epsilon or 0.0), float(statement.delta or 0.0)
     rates = [rate for rate, _ in statement.detection] or FALSE_ALARMS
     powers = [power for _, power in statement.detection] or [
@@ -197,8 +198,8 @@ def _release(statement: PrivacyStatement) -> list[str]:
         computed from it: **release `model/` only**.
 
         **Never release `checkpoints/`**: they hold the key of the noise and the seed of the sampler;
-        whoever has them can subtract the noise. **Keep `ledger.jsonl`, and to yourself**: it remembers what was spent,
-        and confirms guesses of the whole data set.
+        whoever has them can subtract the noise. **Keep `ledger.jsonl`, and keep it to yourself**: it remembers what was
+        spent, and confirms guesses of the whole data set.
 
         {metrics}
 
@@ -266,5 +267,5 @@ def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) ->
 
 
 def _percent(share: float) -> str:
-    """Rounded up; in decimal arithmetic, or 100 times .2504 would be above 25.04."""
+    """The share in percent, rounded up, in decimal arithmetic: in floats 100 times .2504 is above 25.04."""
     return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"

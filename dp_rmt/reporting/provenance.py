@@ -25,10 +25,10 @@ class Provenance:
     Attributes:
       base_model: folder or name of the pre-trained model.
       task: name of the training task.
-      tuning: what of the model trains.
-      data_fingerprint: of the training data, keyed (`keyed_fingerprint`).
-      version: of dp_rmt.
-      commit: of the checkout that dp_rmt was run from; None when it is installed.
+      tuning: which part of the model trains.
+      data_fingerprint: fingerprint of the training data, keyed (`keyed_fingerprint`).
+      version: version of dp_rmt.
+      commit: commit of the checkout that dp_rmt was run from; None where it runs from no checkout.
       command: the command line, without the seeds of sampling and noise.
     """
 
@@ -42,18 +42,18 @@ class Provenance:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Provenance:
-        """From the fields that are known; others are left out, so that files of other versions can be read."""
+        """Reads the fields that are known and ignores others, so that files of other versions can be read."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in names})
 
 
 def of_this_process(**facts: str | None) -> Provenance:
-    """The facts, and the version, commit and command of the program that runs."""
+    """The given facts, with the version, commit and command of the running program."""
     return Provenance(version=version(), commit=commit(), command=command_line(), **facts)
 
 
 def version() -> str | None:
-    """Of the installed dp_rmt, or of the checkout's metadata; None where there are none."""
+    """The version of dp_rmt in the metadata of its installation; None where there are none."""
     try:
         return importlib.metadata.version("dp_rmt")
     except importlib.metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """The command that runs, to be repeated from a shell, but for seeds: whoever knows them can subtract the noise.
+    """The command that runs, as a shell takes it, without its seeds: whoever knows them can subtract the noise.
 
     >>> command_line(["train.py", "--config.privacy.noise_seed=7", "--config.privacy.sampling_seed", "8", "--x=a b"])
     "train.py '--config.privacy.noise_seed=(given; not shown)' --config.privacy.sampling_seed '(given; not shown)' '--x=a b'"
@@ -109,8 +109,8 @@ def command_line(argv: Sequence[str] | None = None) -> str:
 def keyed_fingerprint(run: str, fingerprint: str) -> str:
     """HMAC-SHA256 of the fingerprint of a data set under a run's secret id, in 32 hexadecimal digits.
 
-    A bare digest beside a released model would be no noisy function of the data: whoever knows all examples but one
-    could try the last. This one can be tried by those alone who have the run's `ledger.jsonl`.
+    A bare digest beside a released model would be an exact function of the data: whoever knows all examples but one
+    could try guesses of the last. Only those who have the run's `ledger.jsonl` can try guesses on this one.
 
     >>> keyed_fingerprint("0" * 32, "1" * 64)
     '184aa6d8ec57712c80a4bd990f38309d'

@@ -1,4 +1,4 @@
-"""Records of studies: JSON with a line for each row, numbers of five digits."""
+"""Records of studies: JSON with a line for each row, and numbers of five digits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def learning_rate(config: Mapping[str, Any]) -> float:
-    """The learning rate of a record's config; records of before settings were dataclasses have it with the optimizer.
+    """The learning rate of a record's config, which old records keep with the optimizer.
 
     >>> learning_rate({"train": {"learning_rate": 0.5}}), learning_rate({"optimizer": {"learning_rate": 0.25}})
     (0.5, 0.25)

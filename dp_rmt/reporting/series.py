@@ -16,7 +16,7 @@ class Series(NamedTuple):
 
     Attributes:
       steps: (T,), updates done, ascending, each once.
-      values: (T,) for a number, (layers, T) for one that stacked layers have.
+      values: (T,) for one number, (layers, T) for one number per stacked layer.
     """
 
     steps: np.ndarray
@@ -42,7 +42,7 @@ class Run:
     texts: Sequence[Mapping[str, Any]] = ()
 
     def series(self, name: str) -> Series:
-        """The finite values of a metric that is a number; of a step that was written twice, the last."""
+        """The finite values of a metric that is a number; where a step was written twice, the last value counts."""
         found = {line["step"]: line[name] for line in self.metrics if line.get(name) is not None}
         steps = np.array(sorted(found), dtype=int)
         values = np.array([found[step] for step in steps.tolist()], dtype=float)
@@ -109,7 +109,7 @@ def score_label(name: str) -> str:
 
 
 def score_text(name: str, value: float) -> str:
-    """A score for people: accuracy in percent, others in three decimals."""
+    """A score for people: accuracy in percent with two decimals, other scores with four."""
     return f"{100 * value:.2f}%" if name.endswith("/accuracy") else f"{value:.4f}"
 
 
@@ -141,7 +141,7 @@ def headline(runs: Mapping[str, Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def findings(runs: Mapping[str, Run]) -> list[str]:
-    """Sentences that compare the runs: where each ends, and how soon it reaches the weakest."""
+    """Sentences that compare the runs: where each ends, and how soon it reaches the weakest run's final score."""
     sentences = []
     for name in main_scores(list(runs.values())):
         curves = {label: run.series(name) for label, run in zip(labels(runs), runs.values())}

@@ -33,22 +33,22 @@ class Checkpoints:
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
     to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
 
-    `run` is the run's random id: of what was restored, or of a new run. It says whose a ledger is.
+    `run` is the run's random id, that of the restored checkpoint or a new one. It says which run a ledger belongs to.
 
-    Digests of all files are saved with each checkpoint; one whose files have changed since is not restored, but the
-    one before.
+    Digests of all files are saved with each checkpoint. A checkpoint whose files have changed since is put aside, and
+    the one before it is restored.
 
     Args:
-      directory: where they lie; made with mode 0700, or closed to others if it is open to them: the key of the noise
-        is in there. Of several processes, all must see it.
+      directory: the folder of the checkpoints. It is made with mode 0700, or closed to others if it is open to them,
+        because the key of the noise is in it. All processes of a run must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
-      keep: so many of the newest are kept; older ones are deleted once the next is saved.
-      keep_best: so many of those with the best scores are kept, too.
-      score: name of the score that makes the best, such as "eval/dev/accuracy".
+      keep: how many of the newest checkpoints are kept; older ones are deleted once the next is saved.
+      keep_best: how many of those with the best scores are kept, too.
+      score: name of the score that decides which are the best, such as "eval/dev/accuracy".
       best_is: "max" or "min".
 
     Raises:
-      ValueError: less than one is to be kept, or the best by no score.
+      ValueError: fewer than one checkpoint is to be kept, or the best are to be kept and no score is named.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        facts = {**identity, "noise": NOISE_LAW}  # whoever repeats a step must repeat its noise
+        facts = {**identity, "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
         self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
         self._score = score if keep_best else None
         self._saving: int | None = None
@@ -87,14 +87,14 @@ class Checkpoints:
         self._manager = _Manager(self._directory, options=options)
 
     def begin(self, state: TrainState, *, sampling_seed: int) -> None:
-        """Writes down, before the first update, what its batches and noise depend on; the first checkpoint removes it.
+        """Writes down, before the first update, what batches and noise depend on; the first checkpoint removes it.
 
         A run that is killed before its first checkpoint then begins again with the same noise on the same batches, so
         that nothing more is spent. Parameters are not saved: they are those that the run is built with.
 
         Args:
-          state: before the first update.
-          sampling_seed: as of `save`.
+          state: the state before the first update.
+          sampling_seed: as in `save`.
         """
         if self._manager.latest_step() is None:
             run_start.write(self._directory, self._identity, self.run, sampling_seed, state)
@@ -102,7 +102,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, *, sampling_seed: int, scores: Mapping[str, float] | None = None
     ) -> None:
-        """Saves in the background; a step that is there already is left as it is.
+        """Saves a checkpoint in the background; a step that is saved already is left as it is.
 
         Args:
           step: number of updates done.
@@ -112,7 +112,7 @@ class Checkpoints:
 
         Raises:
           OSError: this checkpoint, or the last one in the background, could not be written, as on a full disk.
-          ValueError: the score that makes the best is not among the scores.
+          ValueError: the score that decides which are the best is not among the scores.
         """
         meta = {"identity": self._identity, "sampling_seed": str(sampling_seed), "run": self.run}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -130,7 +130,7 @@ class Checkpoints:
         """Waits for a save that is under way.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the checkpoint could not be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -140,13 +140,13 @@ class Checkpoints:
             run_start.remove(self._directory)
 
     def restore(self, template: TrainState) -> tuple[TrainState, int] | None:
-        """The newest checkpoint that is intact, or where a run began that has none; None where no run has begun.
+        """The newest intact checkpoint, or the start of a run that has no checkpoint yet; None where no run has begun.
 
-        Damaged ones after it are put aside, as ``STEP.damaged``, and the log says so.
+        Damaged checkpoints after it are put aside as ``STEP.damaged``, and the log says so.
 
         Args:
-          template: a state with the structure, shapes and shardings to restore; of any mesh. Of a run without a
-            checkpoint, its parameters.
+          template: a state with the structure, shapes and shardings to restore, on any mesh. A run without a
+            checkpoint begins with its parameters.
 
         Returns:
           ``(state, sampling_seed)``.
@@ -165,10 +165,12 @@ class Checkpoints:
         return self._manager.restore(found, args=items).state, int(meta["sampling_seed"])
 
     def check(self) -> None:
-        """Makes sure that what there is to go on from, if anything, can be resumed; reads nothing big.
+        """Makes sure that the newest checkpoint, or the start of a run, can be resumed if there is one.
+
+        It reads no parameters.
 
         Raises:
-          ValueError: it belongs to another experiment.
+          ValueError: the checkpoint belongs to another experiment.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if damage(self._folder(step), "meta/*") is None:
@@ -189,7 +191,7 @@ class Checkpoints:
         return self._directory / str(step)
 
     def _temporary(self) -> Path | None:
-        """What is being saved lies there until it is whole; then Orbax renames it."""
+        """The folder of the checkpoint that is being saved; Orbax renames it once it is whole."""
         return next(iter(self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")), None)
 
     def _before_commit(self) -> None:
@@ -199,7 +201,7 @@ class Checkpoints:
             write_digests(folder)
 
     def _metrics(self, scores: Mapping[str, float]) -> dict[str, float] | None:
-        """What Orbax sorts by; a checkpoint that was not evaluated, or whose score is NaN, is never among the best."""
+        """What Orbax sorts by; a checkpoint without a score, or with a NaN, comes after all others."""
         if self._score is None:
             return None
         if scores and self._score not in scores:
@@ -208,18 +210,18 @@ class Checkpoints:
         return {_GOODNESS: -math.inf if math.isnan(goodness) else goodness}
 
     def _failed(self, error: Exception) -> NoReturn:
-        """Frees what the failed save has taken of the disk, and says where the run stands."""
+        """Frees the disk space that the failed save has taken, and says where the run stands."""
         if processes.is_first() and (folder := self._temporary()) is not None:
             shutil.rmtree(folder, ignore_errors=True)
         left = _committed(self._directory)
         last = f"the last good one is step {left[-1]}" if left else "there is no other"
         raise OSError(
             f"the checkpoint of step {self._saving} could not be written to {self._directory}; {last}. Free space (or "
-            f"mend what is said below) and run the same command again, it goes on from there. {_last_line(error)}"
+            f"mend what is said below) and run the same command again: it goes on from there. {_last_line(error)}"
         ) from error
 
     def _newest_intact(self, steps: list[int]) -> int:
-        """The first of the steps whose files are as they were saved, found by the first process."""
+        """The first of the steps whose files are as they were saved; the first process looks, for all."""
         found = -1
         if processes.is_first():
             for step in steps:
@@ -283,10 +285,10 @@ def can_go_on(directory: str | os.PathLike[str]) -> bool:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but for preemption: that is the training loop's (`dp_rmt.training.preemption`).
+    """Orbax's manager, which leaves preemption to the training loop (`dp_rmt.training.preemption`).
 
-    JAX's service agrees on the step to stop at by the last number that each process has asked about; Orbax asks about
-    older ones, from a thread of its own.
+    JAX's service agrees on the step to stop at by the last number that each process has asked about. Orbax would ask
+    about older steps, from a thread of its own.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -295,7 +297,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _committed(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are whole; Orbax renames them then."""
+    """Steps of the checkpoints that are whole, which Orbax has renamed to their step."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
@@ -304,7 +306,7 @@ def _goodness(metrics: Mapping[str, float]) -> float:
 
 
 def _last_line(error: BaseException) -> str:
-    """Of the error at the bottom: those of Orbax and tensorstore run over many lines, the reason at the end."""
+    """The last line of the first cause: errors of Orbax and tensorstore have many lines, with the reason at the end."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -18,12 +18,12 @@ from dp_rmt.training.releases import Releases
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """What a run's statement says beside the numbers of its mechanism; all of it may be left out.
+    """What a run's statement says beside the numbers of its mechanism; every field may be left out.
 
     Attributes:
       base_model: folder or name of the pre-trained model.
       task: name of the training task.
-      tuning: what of the model trains, in a word.
+      tuning: which part of the model trains, in a word.
       target_epsilon: what the noise was calibrated for; None if it was given.
       texts_of: name of the evaluation data whose rows will stand word for word in what the run writes.
     """
@@ -40,10 +40,10 @@ NOTHING_MORE = About()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """What a run promises, for what data; its ledger and its statement are made from it.
+    """What a run promises and for what data; its ledger and its statement are made from it.
 
     Attributes:
-      mechanism: what is accounted.
+      mechanism: the mechanism that is accounted for.
       delta: of the guarantee.
       train_data: fingerprint of the training data.
       seeds_given: whether the seeds of sampling or noise were given rather than drawn from the system's entropy.
@@ -61,12 +61,12 @@ class Guarantee:
     about: About = NOTHING_MORE
 
     def releases(self, workdir: Path, *, run: str, steps_done: int) -> Releases:
-        """What the training loop tells of its updates, for the one process that writes in the run's folder.
+        """The record to which the training loop announces its updates, for the one process that writes in the folder.
 
         Args:
           workdir: the run's folder.
           run: id of the run, in its checkpoints.
-          steps_done: at the checkpoint that it goes on from.
+          steps_done: updates done at the checkpoint that the run goes on from.
 
         Raises:
           FileExistsError: the folder has the ledger of another run.
@@ -74,7 +74,7 @@ class Guarantee:
         return Releases(workdir, self.entry(run, steps_done), lambda updates: self.statement(workdir, updates))
 
     def statement(self, workdir: Path, updates: int) -> PrivacyStatement:
-        """The statement after so many updates, of all that does not depend on the run's moment."""
+        """The statement after so many updates, without what only the ledger knows (see `Releases`)."""
         mechanism, delta, texts_of = self.mechanism, self.delta, self.about.texts_of
         is_private = mechanism.noise_multiplier > 0
         by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
@@ -103,7 +103,7 @@ class Guarantee:
         )
 
     def entry(self, run: str, updates: int) -> Entry:
-        """The ledger's entry of so many updates, done by the run of this id."""
+        """The ledger's entry for so many updates, done by the run of this id."""
         mechanism, about = self.mechanism, self.about
         return Entry(
             run=run,
@@ -136,7 +136,7 @@ def check_unspent(workdir: Path, *, seeds_given: bool) -> None:
     """Refuses to begin a run in a folder where another has released something.
 
     Args:
-      workdir: of a run, without a checkpoint, and without the start of a run, to go on from.
+      workdir: the folder of a run that has neither a checkpoint nor the start of a run to go on from.
       seeds_given: whether the seeds of the run were given, for the advice.
 
     Raises:
@@ -157,7 +157,9 @@ def check_unspent(workdir: Path, *, seeds_given: bool) -> None:
 
 
 def check_delta(delta: float, num_examples: int, key: str = "delta") -> None:
-    """Raises ValueError for a delta of a private run that guarantees nothing, one above 1 / sqrt(N).
+    """Raises ValueError unless the delta of a private run is in (0, 1) and at most 1 / sqrt(N).
+
+    A larger delta guarantees nothing.
 
     Args:
       delta: of the guarantee.

@@ -1,9 +1,10 @@
-"""`ledger.jsonl`: what a run has released, or may have, written down before it exists and never deleted.
+"""`ledger.jsonl`: what a run has released, or may have released, written down before it exists and never deleted.
 
-An entry bounds the updates of the run, from above: it is on the disk before the first of them is computed. The last
-entry holds; entries never shrink but where a process that stopped in good order says how far it came. The file lies
-outside `checkpoints/`, so that the spending is remembered when the checkpoints are gone. It holds no seed, no key and
-no digest of them; but the run's id and the fingerprint of the data confirm a guess of the whole data, so keep it.
+An entry bounds the updates of the run from above: it is on the disk before the first of them is computed. The last
+entry holds. Its number is smaller than the one before only where a process that stopped in good order says how far it
+came. The file lies outside `checkpoints/`, so that the spending is remembered when the checkpoints are gone. It holds
+no seed, no key and no digest of them. But the run's id and the fingerprint of the data confirm a guess of the whole
+data, so keep it to yourself.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from dp_rmt.reporting.provenance import Provenance
 
 FILE = "ledger.jsonl"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers, such as a mounted bucket."""
+"""Errors of a file system that has no locks, such as a mounted bucket."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """That a run has done, or may come to do, so many updates of a mechanism on a data set.
+    """A run has done, or may come to do, this many updates of a mechanism on a data set.
 
     Attributes:
       run: random id of the run, kept in its checkpoints, too.
       updates: done since the run began; an upper bound unless `is_exact`.
       is_exact: whether the run stopped in good order after so many.
-      noise_multiplier: of the mechanism, as the following (see `dp_rmt.mechanism.DPSGD`).
+      noise_multiplier: this and the next fields are those of the mechanism (see `dp_rmt.mechanism.DPSGD`).
       l2_clip_norm: None for no clipping.
       sampling_probability: q.
       max_batch_size: a larger sample is cut.
@@ -72,7 +73,7 @@ class Entry:
         """The entry in a line of the file.
 
         Raises:
-          ValueError: a field is missing.
+          ValueError: the line is no object, or a field is missing.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, Mapping):
@@ -83,7 +84,7 @@ class Entry:
         return cls(**(values | {"about": Provenance.from_json(record["about"])}))
 
     def epsilon(self) -> float:
-        """Spent by so many updates, by privacy loss distributions; infinite without noise."""
+        """The epsilon that these updates spend, by privacy loss distributions; infinite without noise."""
         if self.updates == 0:
             return 0.0
         return accounting.epsilon(
@@ -103,7 +104,7 @@ class Ledger:
       workdir: the run's folder.
 
     Raises:
-      ValueError: a line that is not the last is no entry.
+      ValueError: a whole line is no entry.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
@@ -119,10 +120,10 @@ class Ledger:
         """Makes sure that what is about to be released belongs to the run of this ledger.
 
         Args:
-          run: id in the checkpoint that the run goes on from; None where there is none.
+          run: id in the checkpoint that the run goes on from; None where there is no checkpoint.
 
         Raises:
-          FileExistsError: the ledger is another run's; the message says what was spent, and the ways on.
+          FileExistsError: the ledger is another run's; the message says what was spent and what can be done.
         """
         last = self.last
         if last is not None and last.updates > 0 and last.run != run:
@@ -131,12 +132,12 @@ class Ledger:
             raise FileExistsError(f"{self.path} says that {_spent(last)}, but {reason}. {ways}")
 
     def append(self, entry: Entry) -> None:
-        """Writes an entry, whole, and returns when it is on the disk.
+        """Writes a whole entry and returns when it is on the disk.
 
-        What a crash left of a last line is cut off first: it was being written when nothing of it was released yet.
+        A last line that a crash left unfinished is cut off first: nothing was released under it.
 
         Raises:
-          OSError: it could not be written; nothing may be released then.
+          OSError: the entry could not be written; nothing may be released then.
         """
         line = (json.dumps(dataclasses.asdict(entry), allow_nan=False) + "\n").encode()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -188,10 +189,10 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
 def read_ledger(workdir: str | os.PathLike[str]) -> list[Entry]:
     """The entries in a run's folder, in the order of writing; none where there is no ledger.
 
-    A last line without its end is left out: the crash that cut it came before anything was released under it.
+    An unfinished last line is left out: the crash that cut it came before anything was released under it.
 
     Raises:
-      ValueError: a line is no entry; the message names it.
+      ValueError: a whole line is no entry; the message names it.
     """
     path = Path(workdir) / FILE
     if not path.exists():
@@ -223,7 +224,7 @@ def _spent(entry: Entry) -> str:
 
 
 def ways_on(workdir: Path, *, seeds_given: bool) -> str:
-    """What to do where a run would begin that spends the data a second time."""
+    """What to do where a new run would spend the data a second time."""
     text = (
         "To begin again would spend the data a second time and overwrite the model of the first. Either put "
         f"{workdir / 'checkpoints'} back as they were, and the same command goes on from there; or give a new "

@@ -71,7 +71,7 @@ def completion_losses(module: Any) -> Losses:
 
 
 def token_losses(module: Any) -> Losses:
-    """Every token's own -log p(token | the tokens before it), for measurements; batches as of `completion_losses`.
+    """Every token's own -log p(token | the tokens before it), for measurements; batches as for `completion_losses`.
 
     Returns:
       ``(params, batch) -> (B, L)`` float32; 0 for the first token and where ``loss_mask`` is 0.
@@ -88,15 +88,15 @@ def token_losses(module: Any) -> Losses:
 def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array) -> jax.Array:
     """Per example, the mean of -log p(token | the tokens before it) over that example's own targets.
 
-    A mean and not a sum, as in Li et al. (2022): the norm of an example's gradient, and so what clipping does to it,
-    then depends on its content and not on its length. The count is the example's own: one of the whole batch would
-    let every other example scale its gradient.
+    It is a mean and not a sum, as in Li et al. (2022): the norm of an example's gradient, and so what clipping does to
+    it, then depends on its content and not on its length. The count is the example's own: a count over the whole batch
+    would let every other example scale its gradient.
 
     Args:
-      logits_BxLxV: at each token, those of the next one.
+      logits_BxLxV: at each token, the logits of the next one.
       input_ids_BxL: the tokens.
       loss_mask_BxL: 1 for a token to predict (of a completion, say), 0 for a token of the prompt or padding. The first
-        of the L has nothing before it and never counts; leave out the first token after padding, too.
+        token of a row has nothing before it and never counts. Mask the first token after padding, too.
 
     Returns:
       (B,) float32; 0 for an example without targets.
@@ -117,14 +117,14 @@ def predictions(logits_BxC: jax.Array) -> jax.Array:
 def _next_token_losses(
     logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_BxL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """-log p of the second to the last token, and which of them are targets, each (B, L - 1)."""
+    """-log p of every token but the first, and which of them are targets, each (B, L - 1)."""
     logits = logits_BxLxV[:, :-1].astype(jnp.promote_types(logits_BxLxV.dtype, jnp.float32))
     return _cross_entropy(logits, input_ids_BxL[:, 1:]), loss_mask_BxL[:, 1:] != 0
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label]; NaN for a label that is no class."""
-    # optax counts negative labels from the end, -1 being the last class.
+    # optax counts negative labels from the end: -1 is the last class.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

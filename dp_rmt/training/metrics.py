@@ -1,8 +1,8 @@
 """The record of a run: `metrics.jsonl`, one JSON object per line, each with its `step`.
 
-A line survives the death of the process that wrote it, so a run killed at any moment loses at most the line
-in flight, and a resumed run continues the same file. What was computed from raw private values is named
-`nonprivate/...`.
+A line survives the death of the process that wrote it. A run that is killed at any moment therefore loses at most the
+line that it is writing, and a resumed run continues the same file. The names of metrics that were computed from raw
+private values begin with `nonprivate/`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class MetricsWriter:
     """Appends lines to a metrics file, and rewinds it when a run resumes from a checkpoint.
 
     An unfinished last line that a killed run left behind is removed when the writer is made. To resume from
-    the checkpoint of step t, call `truncate_after(t)`. A run that writes the lines of step t before its
-    checkpoint has every line once.
+    the checkpoint of step t, call `truncate_after(t)`. If a run writes the lines of step t before the checkpoint of
+    step t, its file has every line once.
 
     Args:
       path: the file; it and its folder are made if missing.
@@ -50,7 +50,7 @@ class MetricsWriter:
             mappings of these. A number that is not finite becomes null: JSON has no NaN.
 
         Raises:
-          ValueError: a metric is called `step`, is too large to be a metric, or is not a number.
+          ValueError: a metric is called `step`, or is too large to be a metric.
           TypeError: a value has no counterpart in JSON.
         """
         if "step" in metrics:
@@ -130,7 +130,7 @@ def _to_json(name: str, value: Any) -> Any:
 
 
 def _nested_list(array: np.ndarray) -> Any:
-    """Nested lists of Python numbers; floats in the fewest digits that name them in their own precision."""
+    """Nested lists of Python numbers; a float has the fewest digits that tell it apart in its own precision."""
     if array.ndim:
         return [_nested_list(item) for item in array]
     if array.dtype.kind in "biu":

@@ -20,14 +20,14 @@ def fitting_microbatch_size(
 ) -> int:
     """The largest power of two of examples whose clipped gradient fits into the memory of each device.
 
-    It is not more than leaves little padding: each length group is padded to whole microbatches, by half of one on
-    average, which is to be an eighth of the batch at most.
+    It is also small enough to leave little padding. Each length group is padded to whole microbatches, by half of one
+    on average, and this padding may be at most an eighth of the batch.
 
     Args:
       task: data and model.
-      mechanism: for the clipping and the expected size of a batch; its noise plays no part.
-      clipping_method: of `Execution`.
-      mesh: that examples are divided over; None for all devices.
+      mechanism: gives the clipping and the expected size of a batch; its noise plays no part.
+      clipping_method: as in `Execution`.
+      mesh: the devices that examples are divided over; None for all devices.
 
     Returns:
       Examples differentiated at once, on all devices together.
@@ -49,7 +49,7 @@ def fitting_microbatch_size(
         batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in task.train.items()}
         return jax.jit(clipped_sum).lower(trained, frozen, batch).compile()
 
-    # What the optimizer and the noise need beside the clipped gradient: about four more copies of what is trained.
+    # Beside the clipped gradient, the optimizer and the noise need about four more copies of what is trained.
     budget = default_memory_budget() - 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
     share = int(mechanism.expected_batch_size) // (4 * max(1, len(task.lengths)) * num_devices)
     largest = 1 << (max(share, 1).bit_length() - 1)
@@ -61,14 +61,13 @@ def fitting_microbatch_size(
 def microbatch_size_on(mesh: Mesh, execution: Execution, task: Task, mechanism: DPSGD) -> int | None:
     """The size of an execution's microbatches, rounded up so that the devices of a mesh divide it.
 
-    Neither samples nor accounting change with it: a batch keeps its shape, and the training loop fills it up to whole
-    microbatches.
+    Neither samples nor accounting change with it: the training loop pads a batch to whole microbatches.
 
     Args:
-      mesh: that examples are divided over.
+      mesh: the devices that examples are divided over.
       execution: as given; "auto" becomes `fitting_microbatch_size`.
       task: data and model.
-      mechanism: clips; its max_batch_size is the shape of a batch.
+      mechanism: gives the clipping and the largest size of a batch.
 
     Returns:
       A multiple of `batch_parts`, or None for the whole batch.

@@ -1,6 +1,6 @@
-"""Where arrays lie: a mesh of devices, examples divided over ``data`` and ``fsdp``, parameters as rules say.
+"""Where arrays lie on a mesh of devices: examples are divided over ``data`` and ``fsdp``, parameters as rules say.
 
-One program for every layout: `jax.jit` with shardings on state and batch, and XLA inserts what is to be communicated.
+One program serves every layout: `jax.jit` gets the shardings of state and batch, and XLA inserts the communication.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     """A mesh with the axes ``data``, ``fsdp`` and ``tensor``.
 
     Args:
-      data: devices that hold the same part of the parameters, and other examples; -1 for as many as are left.
-      fsdp: devices that divide parameters and optimizer state among them, and have other examples; or -1.
-      tensor: devices that divide each layer's work on the same examples; or -1.
-      devices: by default all, of all processes.
+      data: number of devices that hold the same part of the parameters and different examples; -1 for what is left.
+      fsdp: number of devices that divide parameters and optimizer state and hold different examples; or -1.
+      tensor: number of devices that divide each layer's work on the same examples; or -1.
+      devices: by default all devices of all processes.
 
     Returns:
       The mesh.
@@ -52,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that divides nothing but the examples, over the given devices, by default all."""
+    """The mesh that divides nothing but the examples, over the given devices or over all."""
     return make_mesh(devices=devices)
 
 
@@ -72,7 +72,7 @@ def by_matrix(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """In how many parts the examples are divided."""
+    """The number of parts that the examples are divided into."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.axis_names)
 
 
@@ -82,15 +82,15 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, shardings: TrainState | No
     Args:
       train_step: from `make_train_step`, without an axis_name.
       mesh: its `batch_parts` must divide every batch (and every microbatch, to be of use).
-      shardings: of the state, from `state_shardings`; None replicates it.
+      shardings: of the state, from `state_shardings`; None replicates the state.
 
     Returns:
-      The compiled step; it takes NumPy or JAX arrays, and its metrics are replicated.
+      The compiled step, which takes NumPy or JAX arrays. Its metrics are replicated.
     """
     state_layout: Any = replicated(mesh) if shardings is None else shardings
 
     def on_mesh(state: TrainState, groups: Any) -> tuple[TrainState, dict[str, Any]]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which the models' layers ask for
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the models' layers ask for this mesh
             return train_step(state, groups)
 
     return jax.jit(
@@ -112,8 +112,8 @@ def init_state(
 
     Args:
       transforms: the stages of the step.
-      params: trained parameters; copied.
-      frozen: the others; copied.
+      params: trained parameters, which are copied.
+      frozen: the other parameters, which are copied, too.
       mesh: from `make_mesh`.
       rules: see `dp_rmt.training.sharding_rules`.
 
@@ -136,8 +136,8 @@ def place(tree: Any, layout: Mesh | Any) -> Any:
     """Puts a copy of every array where it belongs.
 
     Args:
-      tree: of arrays that every process has whole.
-      layout: a mesh, on each device of which everything is copied, or a sharding for every leaf.
+      tree: a tree of arrays that every process has whole.
+      layout: a mesh, to copy everything to each of its devices, or a tree with a sharding for every leaf.
 
     Returns:
       The tree of (global) arrays.
@@ -146,7 +146,7 @@ def place(tree: Any, layout: Mesh | Any) -> Any:
         layout = jax.tree.map(lambda _: replicated(layout), tree)
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        whole = np.array(leaf)  # a copy: on the CPU a device may use the memory of what it is given, and donate it
+        whole = np.array(leaf)  # a copy, because a CPU device may use the memory of what it is given, and donate it
         if sharding.is_fully_addressable:
             return jax.device_put(whole, sharding)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

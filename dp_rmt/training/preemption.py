@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that they will take the machine: finish the step, save, exit."""
+"""A run that gets SIGTERM, with which schedulers announce that they take the machine, finishes its step and saves."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""What a shell says of a program that SIGTERM ended: schedulers see that the run is not finished."""
+"""The exit code that a shell reports for a program that SIGTERM ended: schedulers see that the run is not finished."""
 
 
 class Preempted(SystemExit):
-    """The run was stopped by SIGTERM and saved; the log says so. Left alone it ends the program with `EXIT_CODE`."""
+    """The run was stopped by SIGTERM and saved, as the log says. Uncaught, it ends the program with `EXIT_CODE`."""
 
     def __init__(self, name: str, step: int, num_steps: int):
         super().__init__(EXIT_CODE)
         logging.warning(
-            "%s: stopped by SIGTERM after step %d of %d, which is saved; run the same command again, it goes on from "
+            "%s: stopped by SIGTERM after step %d of %d, which is saved; run the same command again: it goes on from "
             "there",
             name,
             step,
@@ -32,14 +32,14 @@ class Preempted(SystemExit):
 class Preemption:
     """Notices SIGTERM while its block runs; outside, the signal does what it did before.
 
-    Of several processes each may get the signal, at another moment or not at all; JAX's preemption service makes them
+    Of several processes each may get the signal at another moment or not at all. JAX's preemption service makes them
     stop after the same step.
     """
 
     def __enter__(self) -> Preemption:
         self._came = False
         self._before: Any = None
-        # Several processes: the service has its own handler. Elsewhere than in the main thread Python allows none.
+        # With several processes the service has its own handler. Outside the main thread Python allows no handler.
         self._installs = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._installs:
             self._before = signal.signal(signal.SIGTERM, self._note)

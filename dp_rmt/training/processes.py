@@ -1,7 +1,7 @@
-"""Several processes, one run: each computes on its own devices and reads its own rows, the first one writes.
+"""Several processes make one run: each computes on its own devices and reads its own rows, and the first one writes.
 
-All processes run the same program on the same config. What differs between them is which rows of a batch they put on
-their devices, and that only the first writes metrics and reports; checkpoints are written by all, each its part.
+All processes run the same program on the same config. They differ in two things: each puts other rows of a batch on
+its devices, and only the first writes metrics and reports. All of them write checkpoints, each its part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ with extra("finetune"):
 
 AUTO = "auto"
 LONGEST_WAIT = 24 * 3600
-"""Seconds that processes wait for the first one's work of its own, such as writing texts for a test set."""
+"""Seconds that the other processes wait while the first works alone, such as on writing texts for a test set."""
 _WAITS = itertools.count()
 
 
@@ -39,14 +39,14 @@ def initialize(
     *,
     heartbeat_timeout_seconds: int = 100,
 ) -> None:
-    """Joins the run's other processes (`jax.distributed.initialize`); before anything asks for a device.
+    """Joins the run's other processes (`jax.distributed.initialize`). Call it before anything asks for a device.
 
     Args:
       coordinator_address: ``host:port`` of the first process; "auto" on TPU pods, Slurm and Open MPI, which know this
-        and the two others; None for a run of one process.
-      num_processes: of the run.
-      process_id: from 0, this process's own.
-      heartbeat_timeout_seconds: the others end when one has not been heard of for so long.
+        and the next two; None for a run of one process.
+      num_processes: number of processes of the run.
+      process_id: this process's own number, counted from 0.
+      heartbeat_timeout_seconds: the processes end when one of them has not been heard of for so long.
 
     Raises:
       ValueError: numbers without an address, or an address without numbers.
@@ -76,15 +76,15 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has called it; all wait at the same places in the same order."""
+    """Returns when every process has called it. All processes must call it at the same places in the same order."""
     if jax.process_count() > 1:
-        key = f"dp_rmt {next(_WAITS)} {name}"  # no two of a run may be the same
+        key = f"dp_rmt {next(_WAITS)} {name}"  # no two keys of a run may be the same
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=LONGEST_WAIT * 1000)
 
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """The first process runs the block, then the others do, and find its files."""
+    """The first process runs the block alone; the others run it afterwards and find the files of the first."""
     if not is_first():
         wait_for_all(name)
     yield
@@ -93,7 +93,7 @@ def first_alone(name: str) -> Iterator[None]:
 
 
 def of_first(number: int) -> int:
-    """The first process's number, of up to 128 bits, in every process: seeds from entropy must be the same."""
+    """The first process's number, of up to 128 bits, in every process: all need the same seeds from entropy."""
     if jax.process_count() == 1:
         return number
     words = np.array([number >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)], np.uint32)
@@ -109,7 +109,7 @@ def to_devices(
     Args:
       groups: for each length group the data set and the examples (B,) in it, -1 for padding
         (`dp_rmt.data.length_groups.rows_of_groups`); the same in every process.
-      mesh: its `batch_parts` must divide B.
+      mesh: the devices; its `batch_parts` must divide B.
 
     Returns:
       ``(batch, is_padding_example)`` for each group, as `gather_batch` gives it.
@@ -130,7 +130,10 @@ def to_devices(
 
 
 def to_host(tree: Any) -> Any:
-    """The tree with arrays that other processes hold parts of as whole NumPy arrays; all processes call it together."""
+    """The tree, in which arrays that other processes hold parts of become whole NumPy arrays.
+
+    All processes must call it together.
+    """
 
     def whole(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -142,7 +145,7 @@ def to_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """An error in one of several processes ends it at once, with its message.
+    """Ends this process at once, with its message, if it fails while there are others.
 
     Otherwise it would wait for the others when it leaves, and they for it. They end when its heartbeat stops.
     """

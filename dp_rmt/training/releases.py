@@ -16,20 +16,20 @@ class Releases:
     """What a run has released and may release, on the disk at every moment.
 
     The updates of a run are announced in stretches: before the first update of a stretch is computed, ledger and
-    statement have the stretch's last. Whatever kills the run then, they bound what it did. A run that stops in good
-    order replaces the bound by the number. A run that resumes repeats the updates after its checkpoint bit by bit,
-    noise included, which releases nothing new: the bound stays where it is until it goes beyond.
+    statement name the last update of the stretch. Whatever kills the run then, they bound what it did. A run that
+    stops in good order replaces the bound by the exact number. A run that resumes repeats the updates after its
+    checkpoint bit by bit, noise included, which releases nothing new. The bound stays until the run goes beyond it.
 
     The statement of the next stretch is computed in a thread while this one runs: epsilon takes up to a second.
 
     Args:
       workdir: the run's folder, of which this process is the only writer.
       entry: what the ledger is to say of this run; its `updates` are those of the checkpoint that the run goes on from.
-      statement: gives the statement after so many updates; what the ledger knows is put in here.
+      statement: gives the statement after so many updates; `Releases` adds what the ledger knows.
 
     Raises:
       ValueError: the ledger is broken.
-      FileExistsError: it is another run's.
+      FileExistsError: the ledger is another run's.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Releases:
         """Returns when ledger and statement say that so many updates may be released.
 
         Args:
-          updates: since the run began; what is at most the bound is announced already.
-          then: the number that will be announced next, to be prepared meanwhile.
+          updates: updates since the run began; a number up to the bound is announced already.
+          then: the number that will be announced next; its statement is prepared meanwhile.
 
         Raises:
-          OSError: it could not be written; the updates must not be computed then.
+          OSError: ledger or statement could not be written; the updates must not be computed then.
         """
         if updates > self.bound:
             self._append(updates, is_exact=False)
@@ -67,15 +67,15 @@ class Releases:
             self._next = then, self._thread.submit(self._statement, then)
 
     def stopped(self, updates: int) -> None:
-        """Says how far the run came, which stopped in good order; the last call.
+        """Says how far a run came that stopped in good order; it must be the last call.
 
-        Of a run that an earlier process took further before it was killed, that process's bound stays.
+        If an earlier process was killed after it had announced more, the bound of that process stays.
 
         Args:
-          updates: since the run began.
+          updates: updates since the run began.
 
         Raises:
-          OSError: it could not be written; the bound stays.
+          OSError: ledger or statement could not be written; the bound stays.
         """
         found = (updates, True) if updates >= self._before else (self._before, self._before_is_exact)
         if found != (self.bound, self._holds.is_exact):
@@ -91,7 +91,7 @@ class Releases:
         self._ledger.append(dataclasses.replace(self._entry, updates=updates, is_exact=is_exact, date=now()))
 
     def _write(self) -> None:
-        """The statement of the entry that holds."""
+        """Writes the statement of the entry that holds."""
         entry = self._holds
         prepared = self._next is not None and self._next[0] == entry.updates
         statement = self._next[1].result() if self._next and prepared else self._statement(entry.updates)

@@ -48,13 +48,13 @@ WriteResults = Callable[[int, Params, MetricsWriter], None]
 
 @dataclasses.dataclass(frozen=True)
 class Seeds:
-    """The seeds of a run; None is drawn from the operating system's entropy, as private data needs it.
+    """The seeds of a run; a seed of None is drawn from the operating system's entropy, as private data needs it.
 
-    Whoever knows them can subtract the noise. Seeds that are given stand in the run's statement as a warning.
+    Whoever knows the seeds can subtract the noise. The run's statement warns where they were given.
 
     Attributes:
-      sampling: of the batches, in [0, 2^128).
-      noise: of the noise, in [0, 2^128); another than that of sampling.
+      sampling: seed of the batches, in [0, 2^128).
+      noise: seed of the noise, in [0, 2^128); it must differ from that of sampling.
     """
 
     sampling: int | None = None
@@ -62,7 +62,7 @@ class Seeds:
 
     @property
     def are_given(self) -> bool:
-        """Whether one of them does not come from the system's entropy."""
+        """Whether one of the seeds does not come from the system's entropy."""
         return (self.sampling, self.noise) != (None, None)
 
 
@@ -72,12 +72,12 @@ class Run:
 
     Attributes:
       loop: the training loop.
-      state: before the first step. Training gives its arrays away.
+      state: the state before the first step. Training gives its arrays away.
       fresh_state: makes the state before the first step again.
       guarantee: what the ledger and the statement say.
       identity: what a checkpoint must agree on to be resumed.
-      sampling_seed: for a fresh run; a resumed one goes on with its checkpoint's.
-      checkpoint_options: of `Checkpoints`, what is kept.
+      sampling_seed: for a fresh run; a resumed one goes on with the seed in its checkpoint.
+      checkpoint_options: options of `Checkpoints` that say what is kept.
     """
 
     loop: TrainLoop
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def delta(self) -> float:
-        """Of the guarantee."""
+        """The delta of the guarantee."""
         return self.loop.delta
 
     def published_params(self, state: TrainState) -> Params:
@@ -109,7 +109,7 @@ class Run:
 
         Raises:
           ValueError: the checkpoints there belong to another run: other data, another mechanism, another identity.
-          FileExistsError: the folder has the results or the ledger of a run, but not what that goes on from.
+          FileExistsError: the folder has the results or the ledger of a run, but nothing to go on from.
         """
         workdir = Path(workdir)
         folder = workdir / CHECKPOINTS
@@ -129,11 +129,11 @@ class Run:
         until: int | None = None,
         write_results: WriteResults | None = None,
     ) -> TrainState:
-        """Trains to the end, or from the last checkpoint in the folder to the end, and says there what was released.
+        """Trains to the end, from the last checkpoint in the folder if there is one, and writes what was released.
 
         The folder then holds `metrics.jsonl`, `privacy.json` and `privacy.md` (the statement), `ledger.jsonl` (what was
         released, written down before it exists) and `checkpoints/`, which has the key of the noise and is as secret as
-        the data. Of several processes all train, each on its devices; the first one writes.
+        the data. If there are several processes, all train, each on its devices, and the first one writes.
 
         Args:
           workdir: the run's folder; made if it is missing.
@@ -145,7 +145,7 @@ class Run:
 
         Raises:
           ValueError: the checkpoints there belong to another run.
-          FileExistsError: the folder has the results or the ledger of a run, but not what that goes on from.
+          FileExistsError: the folder has the results or the ledger of a run, but nothing to go on from.
           BlockingIOError: another process trains there.
         """
         workdir, writes = Path(workdir), processes.is_first()
@@ -172,7 +172,7 @@ class Run:
         return restored[0]
 
     def _train(self, workdir: Path, writes: bool, until: int | None, write_results: WriteResults | None) -> TrainState:
-        """What of `train` happens while no other process may touch the folder, reading the checkpoint included."""
+        """The part of `train`, reading the checkpoint included, during which no other process may touch the folder."""
         mechanism = self.loop.mechanism
         state, seed = self._initial(), self.sampling_seed
         checkpoints = self.checkpoints(workdir)
@@ -232,11 +232,11 @@ def prepare_run(
 
     Args:
       task: data, loss and parameters.
-      mechanism: of as many examples as the task has.
+      mechanism: the mechanism, for as many examples as the task has.
       transforms: ``(mechanism, noise_seed, mesh) -> Transforms``. Its noise must be
         ``mechanism.noise(noise_key(noise_seed))``, because the seed is the run's, and a secret.
       delta: of the guarantee; well below 1 / N.
-      name: of the run, shown at the progress bar.
+      name: name of the run, shown at the progress bar.
       mesh: devices, see `dp_rmt.training.partitioning.make_mesh`; by default the examples are divided over all of them.
       rules: how parameters are divided over the devices; by default every device has all of them.
       execution: how gradients are computed; "auto" microbatches are found by compiling.
@@ -253,7 +253,7 @@ def prepare_run(
       A `Run`.
 
     Raises:
-      ValueError: the numbers do not fit the data, the transforms have other noise than the run's, or the clipping
+      ValueError: the numbers do not fit the data, the noise of the transforms is not the run's, or the clipping
         method does not fit the model; the message says what to do.
 
     >>> import os, tempfile
@@ -327,7 +327,7 @@ def prepare_run(
         evaluation_data=tuple(task.evaluators),
         about=about,
     )
-    # Not what was computed: a run may go on with other devices, for which its microbatches are rounded up otherwise.
+    # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
     facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
     names = {key: str(value) for key, value in facts.items()}

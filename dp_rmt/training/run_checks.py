@@ -1,4 +1,4 @@
-"""What is wrong with a run before its first step, and what its user ought to know."""
+"""Checks before a run's first step: what is wrong with it, and what its user ought to know."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dp_rmt.training.train_state import TrainState
 
 
 def warn_of_unprepared_process() -> None:
-    """On a CPU, of environment variables that a notebook has not set (`dp_rmt.environment`); programs have."""
+    """Warns on a CPU if `dp_rmt.environment.prepare` was not called, as in a notebook; the programs call it."""
     if (advice := environment.unprepared()) is not None:
         logging.warning("%s", advice)
 
@@ -48,7 +48,7 @@ def check_noise(state: TrainState, noise_seed: int) -> None:
 
 
 def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
-    """Warns where the transforms have a denoiser, and nothing that is trained is a matrix."""
+    """Warns where the transforms have a denoiser but no trained parameter is a matrix."""
     is_denoiser = lambda node: isinstance(node, DenoiseState)  # noqa: E731
     found = jax.tree.leaves((state.denoise, state.optimizer), is_leaf=is_denoiser)
     denoisers = [node for node in found if is_denoiser(node)]

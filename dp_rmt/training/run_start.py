@@ -1,6 +1,6 @@
 """Where a run began: the noise and the sampler's seed of a run that has no checkpoint yet, as secret as a checkpoint.
 
-Without it a run killed before its first checkpoint would have to begin with other noise, and the data be spent twice.
+Without it a run that is killed before its first checkpoint would begin again with other noise and spend the data twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dp_rmt.trees import leaves_by_path
 
 FILE = "start.json"
 BEFORE_RUNS_HAD_IDS = "0" * 32
-"""The id of a run whose checkpoints have none."""
+"""The id of a run whose checkpoints have no id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Start:
     """A run before its first update.
 
     Attributes:
-      identity: of the experiment.
+      identity: what a checkpoint must agree on to be resumed (`Checkpoints`).
       run: the run's id.
-      sampling_seed: of the sampler.
+      sampling_seed: seed of the sampler.
       noise: leaves of the noise's state.
       params: digest of the parameters.
     """
@@ -54,7 +54,7 @@ class Start:
             raise ValueError(
                 "this run was stopped before its first checkpoint, and the parameters that it began with were others: "
                 "the model's files have changed since. The same noise on other gradients would cancel out in the "
-                "difference of the two, so put the model back as it was, or give a new --workdir"
+                "difference between the two, so put the model back as it was, or give a new --workdir"
             )
         leaves, structure = jax.tree.flatten(template.noise)
         noise = [_like(leaf, values) for leaf, values in zip(leaves, self.noise, strict=True)]
@@ -78,12 +78,12 @@ def read(folder: Path) -> Start | None:
 
 
 def remove(folder: Path) -> None:
-    """To be called when a checkpoint is there."""
+    """Removes the start of a run; to be called once a checkpoint is there."""
     (folder / FILE).unlink(missing_ok=True)
 
 
 def _digest(state: TrainState) -> str:
-    """Of all parameters; one leaf at a time is on the host."""
+    """A digest of all parameters; only one leaf at a time is on the host."""
     digest = hashlib.sha256()
     for path, leaf in leaves_by_path({"params": state.params, "frozen": state.frozen}):
         digest.update(fingerprint({path: np.asarray(processes.to_host(leaf))}).encode())

@@ -1,8 +1,8 @@
 """Which axis of which parameter is divided over which axis of the mesh: regular expressions over paths.
 
-Megatron's division (Shoeybi et al. 2019): layers that read the residual stream are divided by their outputs over
-``tensor``, those that write it by their inputs, so that a pair of them communicates once; the other side of each
-matrix is divided over ``fsdp``.
+The division is Megatron's (Shoeybi et al. 2019). Layers that read the residual stream are divided over ``tensor`` by
+their outputs, and layers that write it by their inputs, so that a pair of them communicates once. The other side of
+each matrix is divided over ``fsdp``.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ SHARDING_RULES: Rules = (
     ("^classifier/bias$", PartitionSpec()),
     ("_norm/(scale|bias)$", PartitionSpec()),
 )
-"""For all models of `dp_rmt.models`. Stacked layers have a leading axis, which is not divided."""
+"""The rules for all models of `dp_rmt.models`. Stacked layers have a leading axis, which is not divided."""
 
 
 def leaf_sharding(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = SHARDING_RULES) -> NamedSharding:
     """Where the parts of one parameter lie.
 
-    An axis of the array that its axis of the mesh does not divide, such as GPT-2's 50257 words on two devices, is not
-    divided, and the log says so: the results are the same, each device holds more.
+    If the size of an axis is no multiple of its number of parts, such as GPT-2's 50257 words on two devices, the axis
+    is not divided, and the log says so. The results are the same, but each device holds more.
 
     Args:
-      path: such as ``"encoder/layers/attention/query/kernel"``.
-      shape: of the parameter.
+      path: path of the parameter, such as ``"encoder/layers/attention/query/kernel"``.
+      shape: shape of the parameter.
       mesh: from `dp_rmt.training.partitioning.make_mesh`.
       rules: the first that matches counts.
 
@@ -80,11 +80,11 @@ def leaf_sharding(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = 
 
 
 def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = SHARDING_RULES) -> TrainState:
-    """Shardings of a whole state: parameters by the rules, what is kept of each parameter like it.
+    """Shardings of a whole state: parameters by the rules, and what a stage keeps for a parameter like that parameter.
 
-    Moments, filters and whatever else a stage of the step keeps has the path of its parameter at the end of its own
-    (``0/mu/encoder/...``) and the parameter's shape. All other leaves, such as step numbers, keys and the starts of
-    the denoiser, are copied to every device.
+    The path of a moment, a filter or whatever else a stage keeps for a parameter ends in the path of that parameter
+    (``0/mu/encoder/...``), and it has the parameter's shape. All other leaves, such as step numbers, keys and the
+    starts of the denoiser, are copied to every device.
 
     Args:
       state: arrays, or their shapes.

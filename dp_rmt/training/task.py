@@ -23,19 +23,19 @@ class Task:
 
     Attributes:
       train: training data, name -> array whose first axis is the examples. A row is the unit of privacy: all that one
-        person gave should be in one.
-      losses: ``(params, batch) -> (B,)``, one loss for each example, of ALL parameters; no example may influence the
-        loss of another.
+        person gave should be in one row.
+      losses: ``(params, batch) -> (B,)``, a function of ALL parameters that gives one loss for each example; no example
+        may influence the loss of another.
       params: nested dicts of arrays, with names for keys.
       trainable: regular expression over the paths of parameters, such as ``"params/Dense_0/kernel"``; what it matches
         somewhere is trained, the rest is frozen.
-      lengths: for texts, ascending lengths in tokens that a batch is cut to in groups, the last that of the data,
-        which then needs an ``attention_mask`` (N, L); empty for data of any other kind.
+      lengths: for texts, ascending lengths in tokens; each row of a batch is cut to the shortest that holds it. The
+        last is the length of the data, which then needs an ``attention_mask`` (N, L). Empty for other data.
       evaluators: name of the evaluation data -> function of all parameters that gives its scores.
 
     Raises:
-      ValueError: the arrays have different numbers of examples, or the parameters are no nested dicts, or the lengths
-        do not fit.
+      ValueError: the arrays have different numbers of examples, the parameters are no nested dicts, or the lengths do
+        not fit.
     """
 
     train: Mapping[str, np.ndarray]
@@ -62,8 +62,8 @@ class Task:
         again: Any = jax.tree.structure(merge_params(*split_params(self.params, "")))
         if again != jax.tree.structure(self.params):
             raise ValueError(
-                "params must be nested dicts of arrays with names for keys, as Flax gives them; of another library's "
-                "model pass dicts, and put the model together inside the losses"
+                "params must be nested dicts of arrays with names for keys, as Flax gives them. For a model of another "
+                "library, pass dicts and put the model together inside the losses"
             )
 
     @property

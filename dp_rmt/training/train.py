@@ -31,8 +31,8 @@ with extra("finetune"):
     import tqdm
 
 EPSILON_POINTS = 20
-"""Epsilon is computed at about this many steps of a run: exact there, and not worth a second at each of the others. As
-many stretches of updates are announced (`dp_rmt.training.releases`), each up to the next of these steps."""
+"""The number of steps at which a run computes epsilon, about: a computation takes up to a second. Updates are announced
+in as many stretches (`dp_rmt.training.releases`), each up to the next of these steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +40,19 @@ class TrainLoop:
     """Everything that stays the same during a run.
 
     Attributes:
-      train_step: compiled, ``(state, groups) -> (state, metrics)``.
-      mechanism: for epsilon, and the number of steps.
-      delta: of the privacy guarantee.
+      train_step: the compiled step, ``(state, groups) -> (state, metrics)``.
+      mechanism: gives epsilon and the number of steps.
+      delta: the delta of the privacy guarantee.
       arrays: tokenised training data.
       lengths: sequence lengths of the groups that a batch is split into; empty for data that is not split.
       evaluators: name -> function of all parameters that gives scores.
-      learning_rate: schedule, to be reported; None reports none.
+      learning_rate: the schedule, for the metrics; None leaves it out.
       eval_every: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       published_params: gives all parameters of a state as they are evaluated (`Transforms.published_params`).
-      microbatch_size: of the step, for which batches are filled up to whole microbatches; None for the whole batch.
+      microbatch_size: of the step. Batches are filled up to whole microbatches; None for the whole batch.
       name: shown at the progress bar.
-      mesh: of the step; of use where there are several processes, each of which then reads its own rows.
+      mesh: the mesh of the step; it is used where there are several processes, each of which reads its own rows.
     """
 
     train_step: TrainStep
@@ -88,9 +88,9 @@ class TrainLoop:
           state: fresh or restored.
           sampling: the Poisson sampler, made of the run's own seed.
           checkpoints: where to save.
-          metrics: where to write; None writes and shows nothing, as all processes but the first.
-          releases: told of every update before it is computed; None for all processes but the first, without which the
-            others compute nothing.
+          metrics: where to write. With None, as in all processes but the first, nothing is written or shown.
+          releases: told of every update before it is computed. It is None in all processes but the first; they cannot
+            go on without the first.
           until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay
             those of the whole run, which a later call continues.
 
@@ -98,7 +98,7 @@ class TrainLoop:
           The state after the last step taken.
 
         Raises:
-          Preempted: SIGTERM came; the step under way was finished and saved. It ends the program, if not caught.
+          Preempted: SIGTERM came; the step under way was finished and saved. It ends the program if nobody catches it.
           OSError: something could not be written, such as a checkpoint on a full disk.
         """
         num_steps, first = self.mechanism.num_steps, int(state.step)
@@ -149,9 +149,10 @@ class TrainLoop:
         return max(1, math.ceil(self.mechanism.num_steps / EPSILON_POINTS))
 
     def groups(self, indices: np.ndarray) -> Any:
-        """The batch of these examples, -1 being padding, as `train_step` takes it.
+        """The batch of these examples, as `train_step` takes it; -1 stands for padding.
 
-        Of NumPy arrays, which the compiled step puts on the devices; of several processes, of global arrays.
+        A single process gets NumPy arrays, which the compiled step puts on the devices. Several processes get global
+        arrays.
         """
         size = self.microbatch_size
         filled = np.append(indices, np.full(-len(indices) % (size or 1), -1, indices.dtype))
@@ -209,5 +210,5 @@ class _Reporter:
         except OSError as error:
             raise OSError(
                 f"{self._metrics.path} could not be written: {error}. The checkpoints are as they were: free space (or "
-                "mend this) and run the same command again, it goes on from the last of them"
+                "mend this) and run the same command again: it goes on from the last of them"
             ) from error

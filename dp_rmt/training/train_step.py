@@ -34,19 +34,19 @@ def make_train_step(
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
     ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
-    before the noise. Data-parallel: under `jax.jit` shard the leading axis of the groups and replicate the state,
-    nothing else changes; under `jax.pmap` (or `shard_map`) give axis_name, and sums go over it before the noise, which
-    is the same on every device because key and step are.
+    before the noise. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
+    the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the noise,
+    which is the same on every device because key and step are.
 
     Args:
       mechanism: clips and normalises; its noise_std must be the one in transforms.
-      per_example_losses: of ALL parameters, trained and frozen merged.
+      per_example_losses: a function of ALL parameters, trained and frozen merged.
       transforms: what follows the clipped gradient.
       execution: how the clipped gradient is computed; as in `DPSGD.clipped_grad`.
       axis_name: of pmap; None under jit.
       nonprivate_metrics: also report ``nonprivate/...`` metrics, which are computed from raw private values.
-      layout: shardings of the trained parameters where a mesh divides them. Gradient and noise are divided alike; left
-        to itself the compiler may follow the denoiser, and have both whole on every device.
+      layout: shardings of the trained parameters where a mesh divides them. Gradient and noise are divided alike.
+        Without it the compiler may follow the denoiser and hold both whole on every device.
 
     Returns:
       The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
@@ -62,7 +62,7 @@ def make_train_step(
         )
         params = state.params
         if axis_name is not None:
-            # Else shard_map sums the gradients of replicated parameters over the devices itself: before clipping them.
+            # Otherwise shard_map itself sums the gradients of replicated parameters over the devices, before clipping.
             params = jax.lax.pcast(params, axis_name, to="varying")
         parts = [clipped_grad(params, batch, is_padding_example=padding) for batch, padding in groups]
         grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])
@@ -118,7 +118,7 @@ def matrix_cosines(updates: Params, reference: Params) -> dict[str, jax.Array]:
 
 
 def _denoiser_metrics(states: Any) -> dict[str, Any]:
-    """Diagnostics of the denoiser, wherever it is: a stage of its own, or inside the optimizer."""
+    """Diagnostics of the denoiser, which is a stage of its own or stands inside the optimizer."""
     is_denoiser = lambda node: isinstance(node, DenoiseState)  # noqa: E731
     return {
         f"denoise/{name}": {path: getattr(values, name) for path, values in state.diagnostics.items()}

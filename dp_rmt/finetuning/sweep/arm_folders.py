@@ -19,10 +19,10 @@ class ArmFolder:
     """An arm of a job, by the files that it has left.
 
     Attributes:
-      name: of the arm; empty where the job has but one.
-      folder: its own.
-      config: its config.json.
-      privacy: its privacy.json; empty before it has begun.
+      name: name of the arm; empty where the job has only one.
+      folder: the arm's own folder.
+      config: content of its config.json.
+      privacy: content of its privacy.json; empty before it has begun.
     """
 
     name: str
@@ -32,25 +32,25 @@ class ArmFolder:
 
     @property
     def steps(self) -> int:
-        """Updates done; -1 of a run that has not begun, or that cannot say how far it came."""
+        """Updates done; -1 for a run that has not begun or cannot say how far it came."""
         return -1 if self.privacy.get("is_upper_bound") else self.privacy.get("num_steps", -1)
 
     @property
     def spent_steps(self) -> int:
-        """Updates that have, or may have, been released: the ledger's. Without one the whole run is taken to be."""
+        """Updates that have, or may have, been released, by the ledger; without a ledger those of the whole run."""
         entries = read_ledger(self.folder)
         return entries[-1].updates if entries else self.planned_steps
 
     @property
     def planned_steps(self) -> int:
-        """Updates in the whole run, as `finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
+        """Updates of the whole run, as `finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
         train, batch = self.config.get("train", {}), self.privacy.get("expected_batch_size")
         if not train or not batch:
             return 0
         return train["num_steps"] or max(1, round(train["epochs"] * self.privacy["num_examples"] / batch))
 
     def value(self, key: str) -> Any:
-        """Of a dotted key of the config."""
+        """The value of a dotted key of the config."""
         found: Any = self.config
         for part in key.split("."):
             found = found[part]
@@ -60,7 +60,7 @@ class ArmFolder:
         """The last value of a metric.
 
         Raises:
-          ValueError: the run has no such metric; the message lists those that can be meant.
+          ValueError: the run has no such metric; the message lists those that it has.
         """
         lines = read_metrics(self.folder / "metrics.jsonl")
         values = [line[name] for line in lines if line.get(name) is not None]
@@ -71,7 +71,7 @@ class ArmFolder:
 
 
 def arms_of(workdir: Path) -> list[ArmFolder]:
-    """The arms of a job; one, of no steps, where the folder holds no run."""
+    """The arms of a job; where the folder holds no run, one arm without steps."""
     config = _read(workdir / CONFIG_FILE)
     names = list(config.get("arms") or {}) or [""]
     folders = {name: workdir / name if len(names) > 1 else workdir for name in names}
@@ -82,7 +82,7 @@ def arms_of(workdir: Path) -> list[ArmFolder]:
 
 
 def spent_by(name: str, workdir: Path) -> list[SpentRun]:
-    """The runs of a job that have used the data, each with the updates that its ledger says."""
+    """The runs of a job that have used the data, each with the updates that its ledger counts."""
     found = [arm for arm in arms_of(workdir) if arm.privacy and arm.spent_steps > 0]
     return [SpentRun(name, {**arm.privacy, "num_steps": arm.spent_steps}, arm.config) for arm in found]
 

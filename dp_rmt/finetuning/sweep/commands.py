@@ -1,4 +1,4 @@
-"""The jobs of a sweep as shell commands for TPU slices (gcloud), xpk and SkyPilot, to be run by whoever has them."""
+"""The jobs of a sweep as shell commands for TPU slices (gcloud), xpk and SkyPilot, for the user to run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 """Launchers whose commands are printed, and the options that each takes."""
 
 _NEEDED = {"gcloud": ("tpu", "zone"), "xpk": ("cluster", "device_type", "docker_image"), "skypilot": ("gpus",)}
-# SkyPilot's own variables; one process for each node.
+# These are SkyPilot's own variables; each node has one process.
 _SKYPILOT_PROCESSES = (
     ' --coordinator_address="$(head -n1 <<< "$SKYPILOT_NODE_IPS"):8476"'
     ' --num_processes="$SKYPILOT_NUM_NODES" --process_id="$SKYPILOT_NODE_RANK"'
@@ -28,10 +28,10 @@ def printed(jobs: Sequence[Job], target: str, options: Mapping[str, Any]) -> lis
     """A shell command for each job.
 
     Args:
-      jobs: whose workdirs are on a file system that all machines of the target share.
+      jobs: jobs whose workdirs are on a file system that all machines of the target share.
       target: a key of `TARGETS`.
-      options: its options; ``directory`` is the checkout on the machines, SkyPilot's ``workdir`` the one here that it
-        copies to them.
+      options: options of the target. ``directory`` is the checkout on the machines; SkyPilot's ``workdir`` is the
+        checkout here, which it copies to them.
 
     Raises:
       ValueError: an option is missing or unknown.
@@ -55,7 +55,7 @@ def _launcher(target: str, job: Job, options: Mapping[str, Any]) -> list[str]:
     name = job.name.lower().replace("_", "-").replace(".", "-")  # Kubernetes allows no more
     if target == "skypilot":
         run = shlex.join(job.command) + _SKYPILOT_PROCESSES * (int(options.get("num_nodes", 1)) > 1)
-        # A managed job: SkyPilot starts it again, elsewhere, after a preemption.
+        # A managed job, which SkyPilot starts again elsewhere after a preemption.
         given = {"workdir": "--workdir=.", **given}
         return ["sky", "jobs", "launch", "--yes", "--detach-run", f"--name={name}", *given.values(), run]
     script = f"cd {shlex.quote(options.get('directory', 'dp_rmt'))} && {shlex.join([*job.command, ONE_OF_MANY])}"

@@ -1,4 +1,4 @@
-"""What runs the jobs of a sweep: a pool of processes on this machine, or Slurm by submitit."""
+"""Two ways to run the jobs of a sweep: a pool of processes on this machine, or Slurm by submitit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dp_rmt.finetuning.sweep.jobs import Job
 from dp_rmt.reporting.provenance import command_line
 
 ONE_OF_MANY = "--coordinator_address=auto"
-"""What tells a run that it has several processes (`dp_rmt.training.processes`)."""
+"""The flag that tells a run that it has several processes (`dp_rmt.training.processes`)."""
 
 RUNNING = "still running, started before"
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What one job at a time has to itself.
+    """A share of the machine, which one job at a time has to itself.
 
     Attributes:
-      environment: variables that make it use no more.
+      environment: variables that keep the job to its share.
       cores: processor cores; empty for all.
     """
 
@@ -37,12 +37,12 @@ class Slot:
 
 
 def slots(jobs_at_once: int | None = None) -> list[Slot]:
-    """One slot for each NVIDIA GPU; without one, as many as asked, by default one for two cores.
+    """One slot for each NVIDIA GPU; on a machine without GPUs one slot for two cores, unless a number is given.
 
-    The cores are divided among the slots: XLA makes as many threads as a process has cores.
+    The cores are divided among the slots, because XLA makes as many threads as a process has cores.
 
     Args:
-      jobs_at_once: on CPUs; with GPUs, at most so many of them are used.
+      jobs_at_once: number of slots; on a machine with GPUs, the largest number of them that is used.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     gpus = _gpus()
@@ -59,16 +59,16 @@ def slots(jobs_at_once: int | None = None) -> list[Slot]:
 def run_local(
     jobs: Sequence[Job], free: Sequence[Slot], *, cwd: Path | None = None, poll_seconds: float = 0.2
 ) -> dict[str, str]:
-    """Runs all jobs in processes here, never more than there are slots; ends them if it is itself ended.
+    """Runs all jobs in processes on this machine, one per slot; if it is ended itself, it ends them.
 
     Args:
-      jobs: in the order of starting.
+      jobs: the jobs in the order of starting.
       free: the slots.
-      cwd: where the commands run.
-      poll_seconds: between looks at the processes.
+      cwd: the folder in which the commands run.
+      poll_seconds: seconds between looks at the processes.
 
     Returns:
-      name -> how it ended, in words.
+      name -> how the job ended, in words.
     """
     waiting, idle, notes = list(jobs), list(free), {}
     running: dict[str, tuple[subprocess.Popen[bytes], IO[str], Slot]] = {}
@@ -99,17 +99,17 @@ def run_local(
 def run_submitit(
     jobs: Sequence[Job], workdir: Path, options: Mapping[str, Any], *, cwd: Path | None = None
 ) -> dict[str, str]:
-    """Submits all jobs by submitit and waits for them; those submitted before that still run are waited for alone.
+    """Submits all jobs by submitit and waits for them. A job that was submitted before and still runs is not repeated.
 
     Args:
-      jobs: to submit.
-      workdir: of the sweep; submitit's own files go to `submitit/` in it.
+      jobs: the jobs.
+      workdir: the folder of the sweep; submitit's own files go to `submitit/` in it.
       options: parameters of submitit's `AutoExecutor`, such as ``slurm_partition`` and ``gpus_per_node``; and
         ``cluster``, by default "slurm" ("local" runs all jobs at once, on this machine).
-      cwd: where the commands run.
+      cwd: the folder in which the commands run.
 
     Returns:
-      name -> how it ended, in words.
+      name -> how the job ended, in words.
 
     Raises:
       RuntimeError: submitit is not installed.
@@ -135,7 +135,7 @@ def run_submitit(
             submitted[job.name] = executor.submit(Submitted(tuple(job.command), job.log, cwd))
             job.log.parent.mkdir(parents=True, exist_ok=True)
             identity.write_text(submitted[job.name].job_id)
-    except (NameError, AssertionError) as error:  # what submitit raises of its parameters
+    except (NameError, AssertionError) as error:  # submitit raises these for its parameters
         raise ValueError(f"--launch: {' '.join(str(error).split())}") from error
     for handle in submitted.values():
         handle.wait()
@@ -143,12 +143,12 @@ def run_submitit(
 
 
 class Submitted:
-    """What runs on Slurm: the command, in a process of its own; on a time limit or a preemption it is queued again.
+    """A command that Slurm runs in a process of its own; after a time limit or a preemption it is queued again.
 
     Args:
-      command: the program and its arguments; each task of a job with several runs it, and finds the others.
-      log: of task 0; the others add their number.
-      cwd: where the command runs.
+      command: the program and its arguments. In a job of several tasks each task runs it and finds the others.
+      log: log of task 0; the other tasks add their number to its name.
+      cwd: the folder in which the command runs.
     """
 
     def __init__(self, command: Sequence[str], log: Path, cwd: Path | None):
@@ -175,7 +175,7 @@ class Submitted:
         return status
 
     def checkpoint(self) -> Any:
-        """Called by submitit shortly before the end: lets the run save its checkpoint, and queues it again."""
+        """Lets the run save its checkpoint, and queues it again; submitit calls this shortly before the end."""
         import submitit
 
         if self.process is not None:
@@ -188,10 +188,10 @@ class Submitted:
 
 
 def open_log(path: Path) -> IO[str] | None:
-    """The log of a job, open for more; None while a process that was started with it still runs.
+    """The log of a job, opened for appending; None while a process that was started with it still runs.
 
-    The lock belongs to the open file, which the job's processes inherit: it lasts as long as the last of them, even if
-    the sweep that started them was killed. A file system without locks gives none.
+    A lock on the open file tells. The job's processes inherit the file, so the lock lasts as long as the last of them,
+    even if the sweep that started them was killed. On a file system without locks the log always opens.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.open("a", encoding="utf-8")
@@ -217,7 +217,7 @@ def start(command: Sequence[str], log: IO[str], slot: Slot, cwd: Path | None) ->
 
 
 def ended(status: int, log: IO[str]) -> str:
-    """Writes how a command ended at the end of its log, closes it, and says it."""
+    """Writes at the end of a command's log how it ended, closes the log, and returns what it wrote."""
     note = f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
     log.write(f"== {note}\n")
     log.close()
@@ -225,7 +225,7 @@ def ended(status: int, log: IO[str]) -> str:
 
 
 def last_lines(log: Path, count: int = 15) -> str:
-    """The last lines of a log; progress bars, which go back to the start of their line, count as their last state."""
+    """The last lines of a log; of a progress bar, which overwrites its line, only the last state counts."""
     if not log.exists():
         return "(no log)"
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n").split("\n")
@@ -235,7 +235,7 @@ def last_lines(log: Path, count: int = 15) -> str:
 
 @contextlib.contextmanager
 def _on_cores(cores: frozenset[int]) -> Iterator[None]:
-    """What is started inside inherits the cores; no other way sets them before the first line of a program runs."""
+    """Programs started inside inherit the cores; nothing else sets these before a program's first line runs."""
     if not cores:
         yield
         return
@@ -249,7 +249,7 @@ def _on_cores(cores: frozenset[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM is KeyboardInterrupt inside, so that it ends the jobs, too."""
+    """Inside, SIGTERM raises KeyboardInterrupt, so that it ends the jobs, too."""
 
     def interrupt(signum: int, frame: Any) -> None:
         del frame

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what its file says, the command of each job, and whether a job is finished."""
+"""The jobs of a sweep: the sweep's file, the command of each job, and whether a job is finished."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Job:
     """A command that fills a folder.
 
     Attributes:
-      name: of the job.
+      name: name of the job.
       command: the program and its arguments.
       workdir: the folder that it fills.
-      log: gets what it prints.
+      log: the file that gets what the job prints.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Sweep:
     """The file of a sweep, and the settings that were given for all of its jobs.
 
     Attributes:
-      name: of the file.
+      name: name of the file.
       base: the config that the jobs change, as --config takes it.
       score: the metric that is compared.
       swept: the key that the plot has on its horizontal axis.
@@ -61,7 +61,7 @@ class Sweep:
     repetitions: Repetitions | None = None
 
     def arguments(self, name: str) -> list[str]:
-        """What a job's command line has after --config and --workdir."""
+        """The arguments of a job's command line after --config and --workdir."""
         return [*self.common, *(f"--config.{key}={value}" for key, value in self.changes[name].items())]
 
     def settings(self, name: str) -> Settings:
@@ -83,8 +83,8 @@ class Sweep:
         """The commands, in order.
 
         Args:
-          workdir: of the sweep.
-          program: what fine-tunes, such as ``("python", "-m", "experiments.finetune")``.
+          workdir: the folder of the sweep.
+          program: the program that fine-tunes, such as ``("python", "-m", "experiments.finetune")``.
         """
         jobs = []
         for name in self.changes:
@@ -95,9 +95,9 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> Sweep:
-    """Reads the file of a sweep; where the number of jobs is random, draws it, once for all restarts.
+    """Reads the file of a sweep. If the number of jobs is random, it is drawn once for all restarts.
 
-    The file, a Python module, has
+    The file is a Python module. It has
 
     - ``BASE``: the config that the jobs change;
     - ``SCORE``: the metric that is compared, higher being better, as metrics.jsonl names it;
@@ -108,7 +108,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
 
     Args:
       path: the file.
-      workdir: of the sweep; gets `jobs.json` if the jobs are drawn at random.
+      workdir: the folder of the sweep; gets `jobs.json` if the number of jobs is drawn at random.
       common: settings for all jobs, as ``--config.KEY=VALUE``.
 
     Returns:
@@ -116,7 +116,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file lacks a name, or names two jobs alike.
+      ValueError: the file lacks a name, two jobs have one name, a name cannot be a folder's, or SWEPT is a seed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--sweep={path}: no such file; give one of configs/sweeps/")
@@ -147,7 +147,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a run has done all of its updates and written its report, the last thing that it does."""
+    """Whether a run has done all of its updates and has written its report, which comes last."""
     return (job.workdir / "report.html").exists() and all(
         arm.steps == arm.planned_steps for arm in arms_of(job.workdir)
     )

@@ -1,4 +1,4 @@
-"""A sweep from its file to its table: runs what is missing or has failed, and reports on all."""
+"""A sweep from its file to its table: runs the jobs that are missing or have failed, and reports on all."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def run_missing(
     """Runs the jobs that are not finished, then writes the table and the plot of those that are.
 
     Args:
-      sweep: what to run.
-      workdir: of the sweep.
-      program: what fine-tunes, as `Sweep.jobs` takes it.
+      sweep: the sweep to run.
+      workdir: the folder of the sweep.
+      program: the program that fine-tunes, as `Sweep.jobs` takes it.
       by: "local" or "submitit".
-      jobs_at_once: of "local"; None for one for two cores, or for each GPU.
-      options: of "submitit", see `executors.run_submitit`.
-      cwd: where the jobs run.
+      jobs_at_once: for "local", as `executors.slots` takes it.
+      options: for "submitit", as `executors.run_submitit` takes them.
+      cwd: the folder in which the jobs run.
 
     Returns:
       Whether all jobs are finished now.
 
     Raises:
-      ValueError, RuntimeError: of the executor, or a run lacks the metric of the sweep.
+      ValueError, RuntimeError: an error of the executor, or a run lacks the metric of the sweep.
     """
     jobs = sweep.jobs(workdir.absolute(), program)
     missing = [job for job in jobs if not is_finished(job)]
@@ -56,11 +56,11 @@ def run_missing(
 def print_missing(
     sweep: Sweep, workdir: Path, program: Sequence[str], *, target: str, options: Mapping[str, Any]
 ) -> None:
-    """Prints the commands of the jobs that are not finished, for whoever has the machines.
+    """Prints the commands of the jobs that are not finished, for the user to run.
 
     Args:
       sweep, workdir, program: as in `run_missing`.
-      target, options: of `commands.printed`.
+      target, options: as in `commands.printed`.
     """
     waiting = [job for job in sweep.jobs(workdir, program) if not is_finished(job)]
     print("\n".join(printed(waiting, target, options)))
@@ -70,8 +70,8 @@ def check_jobs(sweep: Sweep, workdir: Path) -> None:
     """Reads the settings of every job and looks at its folder, before any of them starts.
 
     Args:
-      sweep: what is to be run.
-      workdir: of the sweep.
+      sweep: the sweep to run.
+      workdir: the folder of the sweep.
 
     Raises:
       ValueError: a key is unknown, a value cannot be used, or a job's folder holds another experiment.
@@ -92,7 +92,7 @@ def options_from(given: Sequence[str]) -> dict[str, Any]:
 
 
 def failures(jobs: Sequence[Job], notes: Mapping[str, str]) -> dict[str, str]:
-    """What is to be said of every job that is not finished: why, and the last lines of its log."""
+    """For every job that is not finished, the reason and the last lines of its log."""
     return {
         job.name: f"{notes.get(job.name, 'not run')}; {job.log}:\n{executors.last_lines(job.log)}"
         for job in jobs

@@ -1,11 +1,12 @@
 """What it costs in privacy to choose the best of several runs: composition, or repetition of a random number of runs.
 
-Scores come from models that were trained on the private data, so a choice by scores has seen all runs. Two bounds:
+Scores come from models that were trained on the private data, so a choice by scores has seen all runs. There are two
+bounds:
 
-- A fixed number of runs: all of them together, as if all were published. It holds for any choice. Runs that share a
-  sampling seed are not independent (`dp_rmt.accounting.steps_on_shared_samples`); of runs that share a noise seed
-  nothing holds.
-- A random number of runs, of which the best alone is published (`dp_rmt.accounting.epsilon_of_best`).
+- For a fixed number of runs, the bound is that of publishing all of them. It holds for any choice. Runs that share a
+  sampling seed are not independent (`dp_rmt.accounting.steps_on_shared_samples`). For runs that share a noise seed no
+  bound holds.
+- For a random number of runs, of which only the best is published, there is `dp_rmt.accounting.epsilon_of_best`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Choice:
 
     Attributes:
       rule: "composition" or "repeat and select"; "none" where no bound holds.
-      epsilon: None where no bound holds.
-      delta: of epsilon.
+      epsilon: the bound; None where no bound holds.
+      delta: the delta of epsilon; None where no bound holds.
       text: all this in words.
     """
 
@@ -39,11 +40,11 @@ class Choice:
 
 
 def cost_of_choosing(runs: Sequence[SpentRun], repetitions: Repetitions | None = None) -> Choice:
-    """The privacy of whoever publishes the best of these runs.
+    """The privacy that publishing the best of these runs costs.
 
     Args:
-      runs: all that have used the data, at least one; those that failed midway belong to them.
-      repetitions: the distribution that their number was drawn from; None where it was fixed.
+      runs: all runs that have used the data, at least one; those that failed midway count, too.
+      repetitions: the distribution that the number of jobs was drawn from; None where it was fixed.
 
     Returns:
       A `Choice`.
@@ -75,7 +76,7 @@ def cost_of_choosing(runs: Sequence[SpentRun], repetitions: Repetitions | None =
 def _selection(runs: Sequence[SpentRun], steps: Mapping[Step, int], jobs: int, repetitions: Repetitions) -> Choice:
     """The best of a random number of jobs, each of which consists of these steps."""
     delta = _delta(runs)
-    # Of the end of the noise's support a job has its part; as many jobs as the mean have it in expectation.
+    # Each job has its part in the end of the noise's support, and in expectation there are as many jobs as the mean.
     of_gaussian = delta - _ends_of_noise(runs) * repetitions.mean / jobs
     epsilon = accounting.epsilon_of_best(steps, repetitions, delta=of_gaussian)
     once = accounting.epsilon_of_divergences(accounting.composed_divergences(steps.items()), of_gaussian)
@@ -111,7 +112,7 @@ def _composition(runs: Sequence[SpentRun], steps: Mapping[Step, int], no_selecti
 
 
 def _caveats(runs: Sequence[SpentRun]) -> str:
-    """What must be said of seeds that were given."""
+    """Sentences that must be said where seeds were given."""
     text = ""
     if sharing(runs):
         text += (
@@ -129,7 +130,7 @@ def _delta(runs: Sequence[SpentRun]) -> float:
 
 
 def _ends_of_noise(runs: Sequence[SpentRun]) -> float:
-    """The part of delta for what the runs' noise lacks of a Gaussian; those of several runs add up."""
+    """The part of delta that pays for the finite support of the noise; the parts of several runs add up."""
     return math.fsum(run.statement.get("delta_of_truncation") or 0.0 for run in runs)
 
 

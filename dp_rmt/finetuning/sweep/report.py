@@ -30,13 +30,13 @@ with extra("report"):
 
 
 def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[str, str]) -> str:
-    """Writes sweep.md, sweep.csv, sweep.json and sweep.svg.
+    """Writes sweep.md and sweep.json, and sweep.csv and sweep.svg if a job is finished.
 
     Args:
-      sweep: what was to be run.
-      workdir: of the sweep.
+      sweep: the sweep.
+      workdir: the folder of the sweep.
       finished: the jobs whose runs are shown.
-      failed: every other job -> why.
+      failed: every other job -> the reason.
 
     Returns:
       The table and the failures, for the terminal.
@@ -61,7 +61,7 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
         for job, arm in arms
     ]
     rows.sort(key=lambda row: -row[sweep.score])
-    # A run that has begun belongs to the choice whether it came to its end or not.
+    # A run that has begun belongs to the choice, whether or not it came to its end.
     runs = [run for name in sweep.changes for run in spent_by(name, workdir / "jobs" / name)]
     choice = cost_of_choosing(runs, sweep.repetitions) if runs else None
     table = _markdown(rows) if rows else "No job is finished."
@@ -90,7 +90,7 @@ def write(sweep: Sweep, workdir: Path, finished: Sequence[Job], failed: Mapping[
 
 
 _UPPER_BOUNDS = ("epsilon", "delta")
-"""Columns that are rounded up."""
+"""The columns that are rounded up."""
 
 _OF_THE_SCORES = (
     "This is about the training examples. The examples on which the scores were computed are used without noise: if "
@@ -99,7 +99,7 @@ _OF_THE_SCORES = (
 
 
 def _means(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
-    """Mean and standard deviation of the runs that differ in other keys."""
+    """Mean and standard deviation over the runs of an arm that have the same value of the swept key."""
     groups: dict[tuple[str, Any], list[float]] = {}
     for row in rows:
         groups.setdefault((row["arm"], _hashable(row[sweep.swept])), []).append(row[sweep.score])
@@ -116,7 +116,7 @@ def _means(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[dict[str, An
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
-    """Every run as a point, and the means of each arm joined."""
+    """A plot with every run as a point, and the means of each arm joined by a line."""
     values = sorted({_hashable(row[sweep.swept]) for row in rows}, key=_order)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     place = {value: value if numeric else index for index, value in enumerate(values)}
@@ -171,7 +171,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A log as it is, in a fence that no line of it ends."""
+    """A log as it is, in a fence longer than any in it."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

@@ -1,7 +1,7 @@
 """What several runs on the same data have spent together, from their ledgers, for the terminal.
 
-A run belongs here whether it came to its end or not, and whether its model is kept or not: what counts is that its
-updates were computed. Folders of several arms count with every arm. The bound is that of publishing all of them.
+A run counts because its updates were computed, whether or not it came to its end and its model is kept. A folder with
+several arms counts with all of them. The bound is that of publishing all runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dp_rmt.training.ledger import read_ledger
 
 
 def spent_together(workdirs: Sequence[Path]) -> str:
-    """A line for each run and what they cost together, for the terminal.
+    """A line for each run, and what all runs cost together, for the terminal.
 
     Args:
       workdirs: folders of runs on the same data.

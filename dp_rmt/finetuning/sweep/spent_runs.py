@@ -1,4 +1,4 @@
-"""What several runs on the same data have spent: the independent steps that they consist of.
+"""What several runs on the same data have spent, as the independent steps that they consist of.
 
 Runs that share a sampling seed share their samples (`dp_rmt.accounting.steps_on_shared_samples`).
 """
@@ -14,14 +14,14 @@ from dp_rmt import accounting
 from dp_rmt.accounting import Step
 
 _ROWS = ("task", "path", "train_split", "max_train_examples")
-"""Keys of config.data that say which examples there are, and in which order."""
+"""Keys of config.data that decide which examples there are, and in which order."""
 
 
 class SpentRun(NamedTuple):
     """A run that has used its data.
 
     Attributes:
-      job: its job, the unit that is repeated.
+      job: the run's job, which is the unit that is repeated.
       statement: content of its `privacy.json`.
       config: content of its `config.json`.
     """
@@ -51,12 +51,12 @@ class NoBoundError(ValueError):
 
 
 def seeds_are_given(runs: Sequence[SpentRun]) -> bool:
-    """Whether someone may know a seed."""
+    """Whether a seed was given, so that someone may know it."""
     return any(run.seed(name) is not None for run in runs for name in ("sampling_seed", "noise_seed"))
 
 
 def sharing(runs: Sequence[SpentRun]) -> list[int]:
-    """The sampling seeds that more than one run has, where that matters: a step that takes everybody tells nothing."""
+    """The sampling seeds that several runs share, leaving out runs whose steps take all examples: they draw nothing."""
     seeds = Counter(run.seed("sampling_seed") for run in runs if run.statement["sampling_probability"] < 1)
     return [seed for seed, times in seeds.items() if seed is not None and times > 1]
 
@@ -65,10 +65,10 @@ def released(runs: Sequence[SpentRun]) -> Counter[Step]:
     """The independent steps that the runs together consist of.
 
     Args:
-      runs: on the same data, each private.
+      runs: private runs on the same data.
 
     Returns:
-      step -> how many of it.
+      step -> number of such steps.
 
     Raises:
       NoBoundError: runs share a noise seed, or a sampling seed where their samples are not the same.
@@ -105,7 +105,7 @@ def _on_shared_samples(runs: Sequence[SpentRun]) -> Mapping[Step, int]:
 
 
 def _rows(run: SpentRun) -> str:
-    """What decides about the examples and their order."""
+    """The settings that decide which examples there are, and in which order."""
     data, synthetic = run.config.get("data") or {}, run.config.get("synthetic")
     made = (synthetic, run.config.get("seed")) if synthetic else None
     return json.dumps([[data.get(name) for name in _ROWS], made], sort_keys=True)

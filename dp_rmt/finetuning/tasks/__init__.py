@@ -1,1 +1,1 @@
-"""What is trained: data, a model, a loss, and how to see whether it is any good."""
+"""The tasks that an experiment can train: how each reads its data and its model."""

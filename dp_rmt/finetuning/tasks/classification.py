@@ -26,17 +26,7 @@ from dp_rmt.training.losses import classifier_logits, infilling_logits, label_lo
 
 
 def load_glue_task(settings: Settings) -> Task:
-    """Reads GLUE data and an encoder, and checks that they fit each other.
-
-    Args:
-      settings: their data, model and seed.
-
-    Returns:
-      A `Task` that classifies.
-
-    Raises:
-      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
-    """
+    """The task of GLUE data and an encoder; arguments and errors as in `assemble.load_task`."""
     data = settings.data
     glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
     infilling = glue.task.infilling if settings.model.head == "infilling" else None
@@ -47,17 +37,7 @@ def load_glue_task(settings: Settings) -> Task:
 
 
 def load_labelled_task(settings: Settings) -> Task:
-    """Reads labelled text of one's own and an encoder, and checks that they fit each other.
-
-    Args:
-      settings: their data, model and seed.
-
-    Returns:
-      A `Task` that classifies.
-
-    Raises:
-      ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
-    """
+    """The task of labelled text of one's own and an encoder; arguments and errors as in `assemble.load_task`."""
     data = settings.data
     if data.path is None:
         raise ValueError(

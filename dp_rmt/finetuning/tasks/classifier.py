@@ -15,13 +15,13 @@ from dp_rmt.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """What a task's parameters say of texts that are not in its data.
+    """Computes the logits of texts that are not in a task's data.
 
     Attributes:
-      names: of the classes; empty for regression.
+      names: names of the classes; empty for regression.
       logits: ``(params, batch) -> (B, number of classes)``, one column for regression.
-      tokenize: of unlabelled examples.
-      batch_size: texts at once.
+      tokenize: makes arrays of unlabelled examples.
+      batch_size: number of texts at once.
     """
 
     names: tuple[str, ...]

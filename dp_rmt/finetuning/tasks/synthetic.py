@@ -1,7 +1,7 @@
 """The task that needs no download: the project's own reviews, and a small encoder pre-trained on their public part.
 
-It ends in files of the ordinary kind (a GLUE folder, a Hugging Face folder); from there the private run is like any
-other.
+It writes files of the ordinary kind (a GLUE folder and a Hugging Face folder). The private run that reads them is like
+any other.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def prepare(arms: Mapping[str, Settings], folder: Path) -> dict[str, Settings]:
     """Generates text, pre-trains the encoder on its public part (once), and points the arms at both.
 
     Args:
-      arms: settings by arm; they share those under ``synthetic``.
-      folder: where data and model lie or will lie.
+      arms: settings by arm; the arms share those under ``synthetic``.
+      folder: the folder of data and model; both are made if they are missing.
 
     Returns:
       The arms' settings with ``data.path`` and ``model.path`` set.
     """
     first = next(iter(arms.values()))
     if not (folder / MODEL_FOLDER).exists():
-        assert first.synthetic is not None  # what this module is for
+        assert first.synthetic is not None  # only such settings come here
         _generate(first.synthetic, first.data.max_length, first.seed, folder)
     return {
         name: dataclasses.replace(
@@ -83,7 +83,7 @@ def _generate(settings: Synthetic, max_length: int, seed: int, folder: Path) -> 
 
 
 def _pretrain(module: SequenceClassifier, arrays: Mapping[str, np.ndarray], settings: Synthetic, seed: int) -> Any:
-    """Sentiment of PUBLIC reviews: ordinary AdamW, no privacy."""
+    """Trains the sentiment of PUBLIC reviews by ordinary AdamW, without privacy."""
     params = init_params(module, jax.random.key(seed))
     logits = classifier_logits(module)
     schedule = optax.warmup_cosine_decay_schedule(

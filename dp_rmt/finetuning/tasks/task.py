@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_token
 from dp_rmt.models.tuning import trainable_pattern, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.guarantee import check_delta
-from dp_rmt.training.losses import Losses
+from dp_rmt.training.losses import Losses, completion_losses
 from dp_rmt.types import Params
 
 Arrays = Mapping[str, np.ndarray]
@@ -28,12 +28,12 @@ Evaluator = Callable[[Params], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What to write text for, once a run is trained, and what people wrote.
+    """The prompts that a trained run writes texts for, and the texts that people wrote.
 
     Attributes:
       split: name of the data.
-      sources: what is to be told, one for each text to write.
-      token_ids: the prompt of each, as in training.
+      sources: one for each text to write: what the text is to say.
+      token_ids: the prompt of each source, as in training.
       references: for each source the texts to compare with.
     """
 
@@ -54,17 +54,17 @@ class Task:
       tokenizer: of the model.
       module: the Flax module.
       params: its pre-trained parameters.
-      trainable: regular expression over parameter paths; the rest is frozen.
+      trainable: regular expression over parameter paths; parameters that it does not match are frozen.
       losses: ``(params, batch) -> (B,)``, one loss for each example.
       evaluator: ``(arrays, batch_size) -> (params -> scores)``.
-      label_names: of a classifier, for the saved model.
-      prompts: of a generation task.
+      label_names: names of a classifier's classes, for the saved model.
+      prompts: those of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
-      num_labels: classes of the labels; None where they are scores, or there are none.
-      classifier: ``(params, texts, text_pairs=None) -> logits`` of a task that classifies.
+      num_labels: number of classes; None where the labels are scores, or there are none.
+      classifier: ``(params, texts, text_pairs=None) -> logits``, for a task that classifies.
 
     Raises:
-      ValueError: a label or a token of the data is none that the model knows.
+      ValueError: the model does not know a label or a token of the data.
     """
 
     train: Arrays
@@ -104,10 +104,12 @@ def group_lengths(data: Data) -> tuple[int, ...]:
 
 
 def delta_for(privacy: Privacy, num_examples: int) -> float:
-    """The delta of a run on so many training examples: its own, or N^-1.1.
+    """The delta of a run on this many training examples: the one that is set, or N^-1.1.
+
+    The loaders call it before the model is loaded, so that a wrong delta is found early.
 
     Raises:
-      ValueError: a run that is to be private has a delta above 1 / sqrt(N); called before the model is loaded.
+      ValueError: a run that is to be private has a delta above 1 / sqrt(N).
     """
     delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
     if math.isfinite(privacy.epsilon):
@@ -124,19 +126,30 @@ def check_length(max_length: int, limit: int, folder: str) -> None:
         )
 
 
-def loss_evaluator(losses: Losses, lengths: tuple[int, ...]) -> Callable[[Arrays, int], Evaluator]:
-    """The evaluator of a task whose score is its mean loss."""
-    return lambda arrays, batch_size: make_loss_evaluator(losses, arrays, lengths=lengths, batch_size=batch_size)
+class Decoder(NamedTuple):
+    """A pre-trained decoder as `config.model` wants it.
+
+    Attributes:
+      module: the Flax module.
+      params: its parameters.
+      trainable: regular expression over the paths of those that train.
+      tokenizer: its tokenizer.
+    """
+
+    module: Any
+    params: dict[str, Any]
+    trainable: str
+    tokenizer: Any
 
 
-def load_decoder(settings: Settings) -> tuple[Any, dict[str, Any], str, Any]:
-    """A pre-trained decoder as `config.model` wants it, and its tokenizer, once the data is known to be readable.
+def load_decoder(settings: Settings) -> Decoder:
+    """Loads a pre-trained decoder as `config.model` wants it, and its tokenizer.
 
     Args:
-      settings: their data, model and seed.
+      settings: data, model and seed are read.
 
     Returns:
-      ``(module, params, trainable, tokenizer)``.
+      The decoder.
 
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
@@ -153,16 +166,43 @@ def load_decoder(settings: Settings) -> tuple[Any, dict[str, Any], str, Any]:
     assert isinstance(module.config, DecoderConfig)
     tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
     check_length(settings.data.max_length, module.config.max_position_embeddings, folder)
-    return *adapted(settings, module, params), tokenizer
+    return Decoder(*adapted(settings, module, params), tokenizer)
+
+
+def decoder_task(settings: Settings, decoder: Decoder, arrays: Mapping[str, Arrays], prompts: Prompts | None) -> Task:
+    """The task of these rows: a decoder that learns to write their target tokens.
+
+    Args:
+      settings: data is read.
+      decoder: from `load_decoder`.
+      arrays: tokenised rows by split; "train" is trained on, the others are evaluated.
+      prompts: the prompts to write texts for; None if there are none.
+
+    Returns:
+      A `Task` whose score is its mean loss.
+    """
+    losses, lengths = completion_losses(decoder.module), group_lengths(settings.data)
+    return Task(
+        train=arrays["train"],
+        evaluations={split: rows for split, rows in arrays.items() if split != "train"},
+        lengths=lengths,
+        tokenizer=decoder.tokenizer,
+        module=decoder.module,
+        params=decoder.params,
+        trainable=decoder.trainable,
+        losses=losses,
+        evaluator=lambda rows, batch_size: make_loss_evaluator(losses, rows, lengths=lengths, batch_size=batch_size),
+        prompts=prompts,
+    )
 
 
 def adapted(settings: Settings, module: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
     """The model as `config.model.tuning` wants it, and which of its parameters train.
 
     Args:
-      settings: their model and seed.
-      module: as loaded.
-      params: as loaded.
+      settings: model and seed are read.
+      module: the module as it was loaded.
+      params: the parameters as they were loaded.
 
     Returns:
       ``(module, params, trainable)``.

@@ -1,14 +1,14 @@
-"""Where in the spectrum lies what a run has learned? Its displacement, split at the edge of its noise.
+"""Where in the spectrum lies what a run has learned? The study splits its displacement at the edge of its noise.
 
     python -m experiments.studies.displacement.study --config=configs/sst2_methods.py --config.data.path=DIR \\
         --arm=dp_adam --config.privacy.expected_batch_size=1024 --config.train.learning_rate=4e-3 \\
         --steps=6,12,18,24,30
 
-One arm of the config trains as ever. At the steps asked for, every matrix of ``W_t - W_0`` is split into what stands
-above the bulk edge, by the Frobenius shrinker, and all the rest. The noise level is that of the displacement's own bulk
-(`dp_rmt.random_matrix.marchenko_pastur.estimate_noise_std`): an adaptive optimizer has no other. The model is then
-scored as it is, with the part above alone, and with the rest alone; other leaves, such as biases, stay as they are.
-The record is written after every step asked for, and printed as a table.
+One arm of the config trains as usual. At the chosen steps, every matrix of ``W_t - W_0`` is split into the part above
+the bulk edge, by the Frobenius shrinker, and the rest. The noise level is that of the displacement's own bulk
+(`dp_rmt.random_matrix.marchenko_pastur.estimate_noise_std`), because an adaptive optimizer has no other. The model is
+then scored as it is, with only the part above, and with only the rest; other leaves, such as biases, stay as they are.
+The record is written after every chosen step, and a line for each is printed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Split(NamedTuple):
     """A displacement in two parts that add up to it.
 
     Attributes:
-      above: parameters that moved by what stands above the edge alone; leaves that are no matrices are the run's.
-      below: parameters that moved by the rest alone.
-      kept_rank: components above the edge of each matrix, in the order of the tree.
+      above: parameters that moved only by the part above the edge; leaves that are no matrices are the run's.
+      below: parameters that moved only by the rest.
+      kept_rank: number of components above the edge of each matrix, in the order of the tree.
       top_over_edge: largest singular value of each matrix over the edge.
     """
 
@@ -87,11 +87,11 @@ def record_run(stream: GradientStream, chosen: Collection[int]) -> Iterator[dict
 
 
 def split_displacement(params: Params, start: Params) -> Split:
-    """Splits how far the matrices are from where they began.
+    """Splits the displacement of the matrices from where they began.
 
     Args:
-      params: of the run.
-      start: of its beginning, the same tree.
+      params: parameters of the run.
+      start: its parameters before the first step, the same tree.
 
     Returns:
       A `Split`; matrices that have not moved, such as frozen ones, are not counted.
@@ -117,7 +117,7 @@ def split_displacement(params: Params, start: Params) -> Split:
 
 @jax.jit
 def _above_the_edge(matrices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Denoised at the level of their own bulk, (B, m, n); number of components, (B,); y_1 over the edge, (B,)."""
+    """The matrices denoised at the level of their own bulk, (B, m, n); their ranks, (B,); y_1 over the edge, (B,)."""
     rows, cols = matrices.shape[1:]
     basis, values = singular_values.short_side_svd(matrices)
     noise_std = marchenko_pastur.estimate_noise_std(values, rows=rows, cols=cols)[:, None]
@@ -139,6 +139,6 @@ def _scores(evaluators: Mapping[str, Callable[[Params], Scores]], params: Params
 if __name__ == "__main__":
     flags.DEFINE_string("arm", "dp_adam", "The arm of the config that trains.")
     flags.DEFINE_list("steps", ["6", "12", "18", "24", "30"], "Steps at which the displacement is split.")
-    flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
+    flags.DEFINE_integer("seed", 0, "Seed of sampling and noise, which may be known because the data is public.")
     flags.DEFINE_string("results", "experiments/studies/displacement/results", "Folder of the records.")
     command_line.run_with_settings(main)

@@ -1,7 +1,7 @@
 """The randomness of low-rank adaptation: what it adds to a gradient, how Gaussian that is, and what it hides (NumPy).
 
-With ``W + B A^T``, A of shape (n, r) with entries N(0, 1/r) and B = 0, a first step moves W along ``G A A^T`` in the
-place of the gradient G (m, n): `E = G A A^T - G` is the "noise of LoRA". Derivations: docs/math.md.
+With ``W + B A^T``, where A of shape (n, r) has entries N(0, 1/r) and B = 0, a first step moves W along ``G A A^T``
+instead of the gradient G (m, n). The difference ``E = G A A^T - G`` is the "noise of LoRA". Derivations: docs/math.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy import special, stats
 
 
 def projections(columns: int, rank: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Independent A, (draws, columns, rank), entries N(0, 1 / rank)."""
+    """Independent draws of A, (draws, columns, rank), with entries N(0, 1 / rank)."""
     return rng.standard_normal((draws, columns, rank), np.float32) / np.float32(np.sqrt(rank))
 
 
@@ -35,8 +35,8 @@ def noise_variance(rows_RxN: np.ndarray, rank: int) -> np.ndarray:
 def scale_std(rank: int) -> float:
     """Standard deviation of ``||g A|| / ||g||``, which is chi of r degrees of freedom over sqrt r: about 1 / sqrt(2 r).
 
-    By Johnson & Lindenstrauss (1984) all lengths stay within such a share of theirs; so fixed is the scale of the noise
-    once gradients are scaled to one norm ("gradient scaling").
+    By Johnson & Lindenstrauss (1984) the projection changes all lengths by about this share at most. The scale of the
+    noise is known that well once gradients are scaled to one norm ("gradient scaling").
 
     >>> round(scale_std(1), 3), round(scale_std(64), 4)
     (0.603, 0.0882)
@@ -46,10 +46,10 @@ def scale_std(rank: int) -> float:
 
 
 def kolmogorov_distance(rho: float, rank: int) -> float:
-    """Largest distance of the distribution functions of one entry of the noise and of the Gaussian of its variance.
+    """Largest distance between the distribution functions of one noise entry and of the Gaussian of its variance.
 
     For ``rho = g_j / ||g||`` the entry over ||g|| has exactly the law of ``rho (c - 1) + sqrt(c (1 - rho^2) / r) z``
-    with ``r c`` chi-square of r degrees of freedom and z normal. By quadrature over c, right to 0.001.
+    with ``r c`` chi-square of r degrees of freedom and z normal. The quadrature over c is right to 0.001.
 
     Args:
       rho: in [-1, 1].
@@ -78,10 +78,11 @@ class Neighbours(NamedTuple):
 
 
 def symmetry_scores(released: np.ndarray, candidates: Neighbours) -> float:
-    """How much better the release fits the batch with the example than the one without it; nothing random is known.
+    """How much better the release fits the batch with the example than the one without it, for unknown A.
 
-    A release ``M = G S`` with symmetric ``S = A A^T`` makes ``M G^T = G S G^T`` symmetric, and with the gradient of
-    another batch in the place of G it is not. Of a single row it always is: one row alone tells nothing in this way.
+    A release ``M = G S`` with symmetric ``S = A A^T`` makes ``M G^T = G S G^T`` symmetric. With the gradient of another
+    batch in the place of G, ``M G^T`` is not symmetric. For a single row it always is, so one row alone tells nothing
+    in this way.
 
     Returns:
       ``asymmetry(without) - asymmetry(with)`` with ``||X - X^T|| / ||X||`` for ``X = M G^T``.
@@ -105,24 +106,24 @@ class Releases(NamedTuple):
 def projected_losses(
     batches: Neighbours, *, rank: int, noise_std: float, draws: int, rng: np.random.Generator
 ) -> Releases:
-    """Exact privacy losses of releasing ``G A + s N`` (what DP-LoRA's B sees at its first step), A fresh and SECRET.
+    """Exact privacy losses of releasing ``G A + s N`` with a fresh and SECRET A.
 
-    Its r columns are independent ``N(0, Sigma)`` with ``Sigma = G G^T / r + s^2 I``. With the eigenvalues l_i of
-    ``Sigma'^(-1) Sigma`` (Sigma' of the batch without the example) the loss is
-    ``sum_i ((1 - 1/l_i) q_i - r ln l_i) / 2``, q_i chi-square of r degrees of freedom if the example was out, and l_i
-    times that if it was in.
+    That is what DP-LoRA's B sees at its first step. The r columns are independent ``N(0, Sigma)`` with
+    ``Sigma = G G^T / r + s^2 I``. Let Sigma' be that of the batch without the example, and l_i the eigenvalues of
+    ``Sigma'^(-1) Sigma``. The loss is ``sum_i ((1 - 1/l_i) q_i - r ln l_i) / 2``, where q_i is chi-square of r degrees
+    of freedom if the example was out, and l_i times that if it was in.
 
     Args:
       batches: sums of clipped gradients.
       rank: r.
-      noise_std: s > 0, of one entry.
-      draws: of either batch.
-      rng: of the draws.
+      noise_std: s > 0, the standard deviation of one entry of the noise.
+      draws: number of draws for either batch.
+      rng: the generator of the draws.
 
     Returns:
       `Releases`.
     """
-    if len(batches.without) > 2 * batches.without.shape[1]:  # outside of their columns both are noise alone
+    if len(batches.without) > 2 * batches.without.shape[1]:  # outside their column spaces both are only noise
         basis = np.linalg.qr(np.hstack(batches))[0]
         batches = Neighbours(basis.T @ batches.without, basis.T @ batches.with_example)
     covariances = [g @ g.T / rank + noise_std**2 * np.eye(len(g)) for g in batches]
@@ -137,7 +138,7 @@ def projected_losses(
 def hockey_stick_epsilon(releases: Releases, delta: float) -> float:
     """The smallest epsilon with ``E max(0, 1 - e^(epsilon - L)) <= delta`` both ways round, for THIS pair of batches.
 
-    A mean over draws: an estimate, not a bound, and of one pair, not of the worst.
+    It is a mean over draws, and so an estimate and not a bound. It is of one pair, not of the worst.
     """
     worst = 0.0
     for losses in (releases.of_with, -releases.of_without):

@@ -4,11 +4,12 @@
         --config.model.path=DIR
     python -m experiments.studies.lora_noise.study --config=configs/sst2_minilm.py --config.data.path=DIR
 
-A batch's per-example gradients of an attention and a feed-forward matrix of the middle layer, each clipped to the
-median norm. For ranks 1 to 64: the variance of `G A A^T - G` against its formula, its distance from the Gaussian, how
-far the scale is fixed, and the noise multiplier it would amount to; then a membership attack on `G A A^T` without added
-noise, and what projection takes away from an attack once noise is added. Writes a record, a picture and a report in
-plain words; `--report` makes the latter two from the record. Looks at clean gradients: for public data only.
+The study takes the per-example gradients of a batch, for an attention and a feed-forward matrix of the middle layer,
+each clipped to the median norm. For ranks 1 to 64 it measures the variance of `G A A^T - G` against its formula, its
+distance from the Gaussian, how well its scale is known, and the noise multiplier that it would amount to. It then
+measures a membership attack on `G A A^T` without added noise, and what projection takes away from an attack once noise
+is added. It writes a record, a picture and a report in plain words; `--report` makes the latter two from the record.
+It looks at clean gradients, and is for public data only.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from experiments.studies.lora_noise import report as lora_noise_report
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("attention/query/kernel", "layers/up/kernel", "layers/intermediate/kernel")
-"""Ends of the paths that are measured, where the model has them."""
+"""Ends of the paths of the matrices that are measured, where the model has them."""
 NOISE_MULTIPLIERS = (0.5, 1.0, 2.0)
 DELTA = 1e-3
-"""Of the epsilons that are estimated by simulation: 50 of 50,000 draws lie beyond."""
+"""The delta of the epsilons that are estimated by simulation: 50 of 50,000 draws lie beyond."""
 ROWS = 16
 
 
 def per_example_gradients(settings: Settings, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
-    """Gradients of single examples in the middle layer, path -> (batch, out, in), float64: matrices that act on inputs.
+    """Gradients of single examples in the middle layer, path -> (batch, out, in), float64.
 
     Args:
-      settings: of the experiment; its task's loss is differentiated at the pre-trained parameters.
-      batch_size: random examples of the training data.
-      seed: which ones.
+      settings: settings of the experiment; its task's loss is differentiated at the pre-trained parameters.
+      batch_size: number of random examples of the training data.
+      seed: decides which examples.
 
     Raises:
       ValueError, FileNotFoundError: the message says what is wrong and what to do.
@@ -73,7 +74,7 @@ def per_example_gradients(settings: Settings, *, batch_size: int, seed: int) -> 
 
 
 def clipped(gradients_BxMxN: np.ndarray) -> tuple[np.ndarray, float]:
-    """Each gradient with at most the median norm, and that norm."""
+    """The gradients clipped to their median norm, and that norm."""
     norms = np.linalg.norm(gradients_BxMxN, axis=(1, 2))
     clip_norm = float(np.median(norms))
     return gradients_BxMxN * np.minimum(1, clip_norm / np.maximum(norms, 1e-30))[:, None, None], clip_norm
@@ -83,10 +84,10 @@ def measure_noise(gradients_BxMxN: np.ndarray, rank: int, *, draws: int, rng: np
     """Variance, shape and scale of the noise of the largest rows of the mean gradient.
 
     Args:
-      gradients_BxMxN: clipped, of single examples.
+      gradients_BxMxN: clipped gradients of single examples.
       rank: r.
-      draws: of A.
-      rng: of the draws.
+      draws: number of draws of A.
+      rng: the generator of the draws.
     """
     mean = gradients_BxMxN.mean(axis=0)
     largest = np.argsort(-np.linalg.norm(mean, axis=1))[:ROWS]
@@ -102,7 +103,7 @@ def measure_noise(gradients_BxMxN: np.ndarray, rank: int, *, draws: int, rng: np
         total, squares = total + noise.sum(axis=0), squares + np.square(noise).sum(axis=0)
         energies.append(np.sum(np.square(noise), axis=(1, 2)) / formula.sum())
         lengths.append(np.linalg.norm(rows @ a, axis=2) / norms)
-        # One entry of each row: entries of a row share A and are not independent.
+        # Only one entry of each row counts, because the entries of a row share A and are not independent.
         column = rng.integers(rows.shape[1], size=(len(a), len(rows), 1))
         picked = np.take_along_axis(noise, column, 2) / np.sqrt(np.take_along_axis(formula[None], column, 2))
         standardised.append(picked.ravel())
@@ -132,14 +133,14 @@ def measure_noise(gradients_BxMxN: np.ndarray, rank: int, *, draws: int, rng: np
 def attack(
     gradients_BxMxN: np.ndarray, rank: int, *, rows: int, trials: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Membership inference from `G A A^T`, no noise added: AUC of `symmetry_scores`, every trial another example and A.
+    """Membership inference from `G A A^T` without added noise: the AUC of `symmetry_scores`.
 
     Args:
-      gradients_BxMxN: clipped.
+      gradients_BxMxN: clipped gradients of single examples.
       rank: r.
-      rows: how many rows of the matrix are released, the largest ones.
-      trials: half with the example in the batch, half without.
-      rng: of examples and A.
+      rows: number of rows of the matrix that are released, the largest ones.
+      trials: number of trials, each with its own example and A; in half of them the example is in the batch.
+      rng: the generator of examples and A.
     """
     total = gradients_BxMxN.sum(axis=0)
     largest = np.argsort(-np.linalg.norm(total, axis=1))[:rows]
@@ -158,7 +159,7 @@ def attack(
 def amplification(
     gradients_BxMxN: np.ndarray, clip_norm: float, rank: int, multiplier: float, *, draws: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """What the best attack knows of one example after `G A + s N` with A secret, beside `G + s N`, at the same s."""
+    """What the best attack learns of one example from `G A + s N` with A secret, and from `G + s N` at the same s."""
     total = gradients_BxMxN.sum(axis=0)
     norms = np.linalg.norm(gradients_BxMxN, axis=(1, 2))
     example = gradients_BxMxN[int(np.argmax(norms))]
@@ -242,7 +243,7 @@ def _replaced(params: Mapping[str, Any], leaves: Mapping[str, Any], prefix: str 
 
 
 def _gaussian_epsilon(noise_multiplier: float) -> float:
-    """Of one Gaussian mechanism without subsampling, at delta = 1e-5."""
+    """The epsilon of one Gaussian mechanism without subsampling, at delta = 1e-5."""
     return accounting.epsilon(
         noise_multiplier=noise_multiplier, delta=1e-5, sampling_probability=1.0, num_steps=1, accountant="rdp"
     )
@@ -253,12 +254,12 @@ def _five(value: float) -> float:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("batch_size", 32, "examples", lower_bound=2)
-    flags.DEFINE_integer("draws", 2000, "of A, for the variance", lower_bound=50)
-    flags.DEFINE_integer("trials", 1000, "of the attack without noise", lower_bound=10)
-    flags.DEFINE_integer("loss_draws", 50_000, "of releases, for the epsilons with noise", lower_bound=1000)
-    flags.DEFINE_string("images", "docs/images", "where the picture goes")
-    flags.DEFINE_integer("seed", 0, "of the batch and all draws")
-    flags.DEFINE_bool("report", False, "only print the report of a record that is there")
+    flags.DEFINE_integer("batch_size", 32, "number of examples", lower_bound=2)
+    flags.DEFINE_integer("draws", 2000, "draws of A, for the variance", lower_bound=50)
+    flags.DEFINE_integer("trials", 1000, "trials of the attack without noise", lower_bound=10)
+    flags.DEFINE_integer("loss_draws", 50_000, "draws of releases, for the epsilons with noise", lower_bound=1000)
+    flags.DEFINE_string("images", "docs/images", "folder of the picture")
+    flags.DEFINE_integer("seed", 0, "seed of the batch and all draws")
+    flags.DEFINE_bool("report", False, "only make report and picture of a record that is there")
     flags.DEFINE_string("results", "experiments/studies/lora_noise/results", "where the records lie")
     command_line.run_with_settings(main)

@@ -1,4 +1,4 @@
-"""What a trained decoder gives away, what it is good for, and what a step of it costs: the rows of the study."""
+"""The measurements of the study: what a trained decoder gives away, how good it is, and what a step of it costs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def losses_by_token(losses: Losses, params: Params, arrays: Arrays, *, batch_siz
 
     Args:
       losses: compiled `dp_rmt.training.losses.token_losses`.
-      params: all of them.
-      arrays: tokenised.
-      batch_size: rows at once.
+      params: all parameters.
+      arrays: the tokenised data set.
+      batch_size: number of rows at once.
     """
     found = [
         np.asarray(losses(params, batch))[~is_padding] for batch, is_padding in evaluation_batches(arrays, batch_size)
@@ -47,9 +47,9 @@ def privacy_of(
 
     Args:
       base: losses by token of the pre-trained model on "train" and "test".
-      tuned: of the fine-tuned one.
+      tuned: losses by token of the fine-tuned model.
       arrays: tokenised "train" and "test".
-      num_canaries: the last rows of "train", which are left out: their exposure is measured apart.
+      num_canaries: number of canaries, the last rows of "train". They are left out; their exposure is measured apart.
     """
     rows = {"train": slice(len(base["train"]) - num_canaries), "test": slice(None)}
     found: dict[str, Any] = {}
@@ -98,20 +98,20 @@ def canary_exposure(
     batch_size: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Exposure of each distinct canary among the same text with random digits in the place of the secret's.
+    """Exposure of each distinct canary among copies of its text in which the secret's digits are random.
 
     Args:
-      losses: as of `losses_by_token`.
-      params: all of them.
+      losses: as in `losses_by_token`.
+      params: all parameters.
       canaries: marked documents; those with equal texts count once.
-      tokenizer: of the model.
-      num_secrets: random secrets, of which each digit is uniform.
-      batch_size: texts at once.
-      seed: of the secrets.
+      tokenizer: the tokenizer of the model.
+      num_secrets: number of random secrets, each digit of which is uniform.
+      batch_size: number of texts at once.
+      seed: seed of the secrets.
 
     Returns:
-      by text ``sampled`` (skew-normal, extrapolates), ``ranked`` (rank among the random secrets: at most
-      log2(num_secrets + 1) bits), the log2 of all secrets there are, and how often it was planted.
+      For each text: ``sampled`` (skew-normal, extrapolates), ``ranked`` (by the rank among the random secrets, at most
+      log2(num_secrets + 1) bits), the log2 of the number of all secrets, and how often the text was planted.
 
     Raises:
       ValueError: a canary has no digit among its sensitive characters.
@@ -136,16 +136,16 @@ def canary_exposure(
 
 
 def cost_of_step(run: Run, state: TrainState) -> dict[str, Any]:
-    """FLOPs, memory and time of the compiled step; four steps are taken, and forgotten.
+    """FLOPs, memory and time of the compiled step, from four steps whose results are thrown away.
 
     Args:
-      run: whose step it is.
-      state: to begin with; used up, since steps reuse its memory.
+      run: the run whose step is measured.
+      state: the state to begin with. It is used up, because the steps reuse its memory.
 
     Returns:
-      ``matrix_flops`` of a step on a batch of the expected size, ``xla_flops`` as XLA counts them (the bodies of loops
-      over layers and microbatches once), bytes, and ``seconds_per_step``: of processor time on a CPU, which other jobs
-      disturb less, else of time.
+      ``matrix_flops`` of a step on a batch of the expected size; ``xla_flops`` as XLA counts them (the bodies of loops
+      over layers and microbatches once); bytes; and ``seconds_per_step``, which is processor time on a CPU, because
+      other jobs disturb it less, and wall-clock time elsewhere.
     """
     mechanism, loop = run.loop.mechanism, run.loop
     sampling = mechanism.sampling(run.sampling_seed)
@@ -154,7 +154,7 @@ def cost_of_step(run: Run, state: TrainState) -> dict[str, Any]:
     traced = step.trace(state, batches[0])
     compiled = traced.lower().compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    # The loop over the microbatches that are not empty is the only one whose length the program does not tell.
+    # Only the loop over the microbatches that are not empty has a length that the program does not tell.
     once, twice = (matrix_flops(traced.jaxpr, while_trips=trips) for trips in (1, 2))
     microbatches = mechanism.expected_batch_size / (loop.microbatch_size or mechanism.expected_batch_size)
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -177,7 +177,7 @@ def cost_of_step(run: Run, state: TrainState) -> dict[str, Any]:
 
 
 def _digits(canary: Document) -> list[int]:
-    """Places of the digits of the secret."""
+    """The places of the secret's digits in the text."""
     places = [place for start, end in canary.spans for place in range(start, end) if canary.text[place].isdigit()]
     if not places:
         raise ValueError(

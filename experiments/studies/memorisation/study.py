@@ -4,11 +4,11 @@
         --config.model.path=DIR --workdir=runs/customersim
     python -m experiments.studies.memorisation.table     the table and the picture, from the records
 
-Trains what is not done yet and writes a record for each run: privacy (fall of the loss on sensitive tokens of training
-data, its control on test data, membership, canary exposure), utility (loss on the other tokens of test data) and cost.
-Interrupted runs resume from their checkpoints. `--costs` measures anew what a step of each arm costs, and puts it into
-the records that are there. `--rates` trains each arm at these learning rates instead, at the first
-epsilon with the first seed, and adds the loss on dev to --rates_record, with the best.
+The study trains what is not done yet and writes a record for each run. A record has privacy (fall of the loss on
+sensitive tokens of training data, its control on test data, membership, canary exposure), utility (loss on the other
+tokens of test data) and cost. Interrupted runs resume from their checkpoints. `--costs` measures the cost of each arm's
+step again, and puts it into the records that are there. `--rates` instead trains each arm at these learning rates, at
+the first epsilon with the first seed, and adds the loss on dev to --rates_record, with the best rate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dp_rmt.types import Params
 from experiments.studies.memorisation import measures
 
 DEV_DOCUMENTS = 100
-"""Of dev, looked at before and after each run."""
+"""The number of documents of dev on which each run is evaluated."""
 
 
 class Study:
@@ -49,12 +49,12 @@ class Study:
     def __init__(
         self, settings: Settings, *, workdir: Path, num_secrets: int, names: Sequence[str] | None = None
     ) -> None:
-        """Reads the documents, so that what is wrong with them is found first.
+        """Reads the documents, so that mistakes in them are found first.
 
         Args:
-          settings: with arms, as of `configs.customersim_stories260k`.
+          settings: settings with arms, such as those of `configs.customersim_stories260k`.
           workdir: gets a folder for each run.
-          num_secrets: random secrets that a canary is compared with.
+          num_secrets: number of random secrets that a canary is compared with.
           names: arms to train, in this order; None for all.
         """
         every = arm_settings(settings)
@@ -70,7 +70,7 @@ class Study:
         self._base: dict[str, np.ndarray] = {}
 
     def arm(self, label: str, settings: Settings) -> arms.Arm:
-        """Ready to train."""
+        """An arm with these settings, ready to train."""
         task = self._load_task(settings)
         dev = {name: rows[:DEV_DOCUMENTS] for name, rows in task.evaluations["dev"].items()}
         run = assemble.build_run(settings, dataclasses.replace(task, evaluations={"dev": dev}), name=label)
@@ -84,7 +84,7 @@ class Study:
         return arm
 
     def record(self, arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
-        """All that is measured of a trained arm."""
+        """The record of a trained arm, with all measurements."""
         task, settings = arm.task, arm.settings
         state, losses = arms.trained_state(arm), _compiled(task.module)
         params = arm.run.published_params(state)
@@ -115,13 +115,13 @@ class Study:
 
 
 def run_settings(settings: Settings, epsilon: float, seed: int) -> Settings:
-    """The settings of one run: the seed also that of sampling and noise, since the data is public."""
+    """The settings of one run; the seed is also that of sampling and noise, because the data is public."""
     seeded = settings.changed(dict.fromkeys(("seed", "privacy.sampling_seed", "privacy.noise_seed"), seed))
     return seeded.changed({"privacy.epsilon": epsilon}) if math.isfinite(settings.privacy.epsilon) else seeded
 
 
 def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Sequence[int]) -> None:
-    """Every arm, seed and epsilon that has no record yet; arms without noise once for all epsilons."""
+    """Runs every arm, seed and epsilon that has no record yet; arms without noise run once for all epsilons."""
     for epsilon in epsilons:
         for seed in seeds:
             for name, settings in study.arms.items():
@@ -134,7 +134,7 @@ def run_all(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Se
 
 
 def measure_costs(study: Study, results: Path, *, epsilons: Sequence[float], seeds: Sequence[int]) -> None:
-    """What a step costs, once for every arm, into its records."""
+    """Measures the cost of a step once for every arm, and puts it into the arm's records."""
     for name, settings in study.arms.items():
         labels = [_label(name, settings, epsilon, seed) for epsilon in epsilons for seed in seeds]
         paths = [path for label in dict.fromkeys(labels) if (path := results / f"{label}.json").exists()]
@@ -207,13 +207,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/customersim", "Folder of the runs.")
     flags.DEFINE_string("results", "experiments/studies/memorisation/results", "Folder of the records.")
     flags.DEFINE_list("arms", None, "Only these arms of the config, in this order.")
-    flags.DEFINE_multi_float("epsilons", [8.0], "Of the private arms.")
-    flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of LoRA, sampling and noise (public data).")
+    flags.DEFINE_multi_float("epsilons", [8.0], "Epsilons of the private arms.")
+    flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Seeds of LoRA, sampling and noise (public data).")
     flags.DEFINE_multi_float("rates", [], "Learning rates to try, instead of the study.")
     flags.DEFINE_string(
         "rates_record",
         "experiments/studies/learning_rates/results/customersim.json",
-        "What --rates finds, beside what it has.",
+        "The file to which --rates adds its results.",
     )
     flags.DEFINE_bool("costs", False, "Only measure the cost of a step again, for the records that are there.")
     flags.DEFINE_integer("secrets", 2000, "Random secrets that a canary is compared with.", lower_bound=100)

@@ -41,7 +41,7 @@ _MARKERS = {"full": "o", "lora": "s"}
 
 
 def groups(records: list[Record]) -> dict[tuple[float, str], list[Record]]:
-    """Records of the seeds by (epsilon, arm), not private ones first."""
+    """The records of all seeds by (epsilon, arm); those without privacy come first."""
     found: dict[tuple[float, str], list[Record]] = defaultdict(list)
     for record in records:
         epsilon = record["privacy"]["target_epsilon"]
@@ -50,7 +50,7 @@ def groups(records: list[Record]) -> dict[tuple[float, str], list[Record]]:
 
 
 def table(records: list[Record]) -> str:
-    """Means over the seeds as Markdown, ± their standard deviation."""
+    """Means over the seeds and ± their standard deviation, as a Markdown table."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     for (epsilon, arm), runs in groups(records).items():
         lines.append("| " + " | ".join(_cells(epsilon, arm, runs)) + " |")
@@ -104,7 +104,10 @@ def _cells(epsilon: float, arm: str, runs: list[Record]) -> list[str]:
 
 
 def figure(records: list[Record], path: Path) -> None:
-    """Privacy against utility, a panel for memorised tokens, one for the canary; area of a mark: FLOPs of the run."""
+    """Draws privacy against utility, one panel for memorised tokens and one for the canary.
+
+    The area of a mark shows the FLOPs of the run.
+    """
     panels: list[tuple[str, Callable[[Record], float]]] = [
         ("memorised: sensitive loss drop,\ntrain minus test (nats per token)", memorised),
         ("exposure of the canary (bits, extrapolated)", lambda record: exposure(record, "sampled")),
@@ -137,8 +140,10 @@ def figure(records: list[Record], path: Path) -> None:
 
 
 def _label_places(records: list[Record], value: Callable[[Record], float]) -> dict[tuple[float, str], dict[str, Any]]:
-    """Where the labels stand: of arms without privacy left and right by turns; of private ones full above, LoRA below,
-    noisy to the left, denoised to the right.
+    """Where the labels stand.
+
+    Labels of arms without privacy stand left and right by turns. Those of private arms stand above for full tuning and
+    below for LoRA, to the left if noisy and to the right if denoised.
     """
     found = groups(records)
     places: dict[tuple[float, str], dict[str, Any]] = {

@@ -3,11 +3,11 @@
     python -m experiments.studies.methods.study --config=configs/sst2_methods.py --config.data.path=DIR \\
         --workdir=runs/methods
 
-For each batch size and arm, learning rates around the arm's own train for the first --selection_steps of the schedule
-at the first epsilon and seed; while the best is the largest or the smallest tried, one further factor of 2 is tried.
-The best is trained to the end, with every seed and at every epsilon. All arms meet the same samples and noise. Every
-run resumes from its checkpoint and its record is written to --results as soon as it exists, so the study can be
-stopped and started at will, and processes can share it by --arms.
+For each batch size and arm, runs with learning rates around the arm's own train for the first --selection_steps of the
+schedule, at the first epsilon and seed. While the best rate is the largest or the smallest tried, one further factor of
+2 is tried. The best rate is trained to the end, with every seed and at every epsilon. All arms meet the same samples
+and noise. Every run resumes from its checkpoint, and its record is written to --results as soon as it exists. The study
+can therefore be stopped and started at will, and processes can share it by --arms.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dp_rmt.training.metrics import read_metrics
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
 _ARMS = flags.DEFINE_list("arms", None, "Only these arms of the config, so that processes can share the work.")
-_FACTORS = flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "Of the arm's learning rate, to choose from.")
+_FACTORS = flags.DEFINE_multi_float("factors", [0.5, 1.0, 2.0], "The first rates, as multiples of the arm's own.")
 _SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 12, "Steps after which the learning rate is chosen.")
 _EPSILONS = flags.DEFINE_multi_float("epsilons", [8.0, 3.0], "The first chooses the learning rate.")
 _BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [4096, 1024], "Expected batch sizes.")
-_SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "Of head, sampling and noise (public data); the first chooses.")
+_SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "For head, sampling, noise (public data); the first chooses.")
 
 
 def main(settings: Settings, argv: list[str]) -> None:
@@ -52,7 +52,7 @@ def main(settings: Settings, argv: list[str]) -> None:
 
 
 def _best_rate(train: Callable[..., float], label: str, centre: float) -> float:
-    """The learning rate with the best accuracy at --selection_steps, not at the end of those tried."""
+    """The learning rate with the best accuracy at --selection_steps; a smaller and a larger one were tried, too."""
     epsilon, seed, until = _EPSILONS.value[0], _SEEDS.value[0], _SELECTION_STEPS.value
     best, scores = best_rate(lambda rate: train(epsilon, rate, seed, until=until), centre, _FACTORS.value)
     print(f"{label}: accuracy at step {until} {scores}; chosen {best:g}", flush=True)
@@ -69,7 +69,7 @@ def _train(
     *,
     until: int | None = None,
 ) -> float:
-    """Trains as far as asked unless the record says it was done, writes the record, returns the accuracy there."""
+    """Trains as far as asked and writes the record, unless that was done before; returns the accuracy reached."""
     label = f"b{batch_size}_eps{epsilon:g}_{name}_lr{rate:g}_seed{seed}"
     path = Path(_RESULTS.value) / f"{label}.json"
     record: dict[str, Any] = {"steps": -1, "steps_of_the_schedule": 0}
@@ -103,7 +103,7 @@ _load_task = assemble.TaskLoader()
 
 
 def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
-    """What a reader needs of a run: settings, accuracy curve, cosines, seconds per step."""
+    """The record of a run: settings, privacy, curves of accuracy and loss, cosines, seconds per step."""
     lines = read_metrics(arm.workdir / "metrics.jsonl")
     mechanism = arm.run.loop.mechanism
 

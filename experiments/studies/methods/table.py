@@ -1,4 +1,4 @@
-"""The table of the study of methods, from its records; prints Markdown.
+"""Prints the table of the study of methods, from its records, as Markdown.
 
 python -m experiments.studies.methods.table --results=experiments/studies/methods/results/sst2
 """
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_rates(records: Sequence[Record]) -> dict[tuple[float, str], float]:
-    """``(batch size, arm) -> learning rate`` of the best accuracy where `experiments.studies.methods.study` chooses.
+    """The learning rates that `experiments.studies.methods.study` chose, ``(batch size, arm) -> rate``.
 
-    It chooses at one epsilon and one seed: those of the records with the most rates.
+    The study chooses at one epsilon and one seed, those of the records with the most rates.
     """
     chosen = {}
     for key, runs in _grouped(records, lambda r: (_batch(r), r["arm"])).items():
@@ -64,9 +64,9 @@ def row(runs: Sequence[Record], target: float | None, rate: float) -> list[str]:
     """The cells of an arm after its name.
 
     Args:
-      runs: of one arm, batch size and epsilon: whole ones, and those that stopped where the learning rate was chosen.
-      target: accuracy whose first step is looked for; None where there is no baseline.
-      rate: the chosen learning rate; runs at others are only counted as tried.
+      runs: runs of one arm, batch size and epsilon: whole runs, and those that stopped where the rate was chosen.
+      target: the accuracy whose first step is looked for; None where there is no baseline.
+      rate: the chosen learning rate; runs at other rates are only named as tried.
 
     Returns:
       One text for each column.

@@ -1,9 +1,9 @@
-"""Draws what `experiments.studies.spectra.record` recorded: four figures, of records at one or several batch sizes.
+"""Draws four figures from the records of `experiments.studies.spectra.record`, at one or several batch sizes.
 
     python -m experiments.studies.spectra.figures --results=experiments/studies/spectra/results --output=docs/images
 
 spectra_below_edge.png      a noisy gradient without a value above the bulk edge: the gate refuses it
-spectra_outliers.png        one with many
+spectra_outliers.png        a noisy gradient with many values above the edge
 spectra_gain_by_edge.png    what denoising adds to the cosine to the clean gradient, against y_1 / e
 spectra_gain_by_step.png    the cosines over the steps
 
@@ -59,9 +59,9 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
     """The noisy spectrum of one matrix with the density that theory gives for noise alone.
 
     Args:
-      record: of `experiments.studies.spectra.record`.
-      outliers: draw the matrix and step with the most values above the edge, among those whose bulk is still wide in
-        the picture (y_1 up to 3 e), else those with the lowest y_1 / e.
+      record: a record of `experiments.studies.spectra.record`.
+      outliers: whether to draw the matrix and step with the most values above the edge, among those whose bulk is still
+        wide in the picture (y_1 up to 3 e). Otherwise those with the lowest y_1 / e are drawn.
     """
     spectra, index = _most_telling(record, outliers=outliers)
     matrix, noisy = record["matrices"][index], np.array(spectra["noisy"][index])
@@ -100,7 +100,7 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
 
 
 def draw_gain_by_edge(records: Sequence[dict[str, Any]]) -> Figure:
-    """What denoising adds to the cosine against y_1 / e, a panel for each shape, and the curve for rank one."""
+    """Draws what denoising adds to the cosine against y_1 / e, a panel for each shape, and the curve for rank one."""
     points = [_points(record) for record in records]
     shapes = sorted({shape for found in points for shape in found})
     figure = Figure(figsize=(3.7 * len(shapes), 4.2), layout="constrained")
@@ -127,7 +127,7 @@ def draw_gain_by_edge(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def draw_gain_by_step(records: Sequence[dict[str, Any]]) -> Figure:
-    """Mean cosine to the clean gradient over the steps, and the middle 80% of the matrices; a panel a record."""
+    """Draws the mean cosine to the clean gradient over the steps, and the middle 80% of matrices, a panel a record."""
     figure = Figure(figsize=(4.8 * len(records), 3.8), layout="constrained")
     panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
     for axes, record in zip(panels, records):
@@ -145,7 +145,7 @@ def draw_gain_by_step(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws all."""
+    """Draws all figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; the flags are --results and --output")
     records = [json.loads(path.read_text()) for path in sorted(Path(flags.FLAGS.results).glob("*.json"))]

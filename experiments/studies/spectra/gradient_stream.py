@@ -1,7 +1,8 @@
 """The gradients of a run on PUBLIC data, step by step: clean, noisy, and after the denoiser.
 
-The clean gradient is a raw private value: on private data whatever is computed from it would break the guarantee.
-So a config that switches nonprivate metrics off is refused, and what is computed from it is named ``nonprivate/...``.
+The clean gradient is a raw private value. On private data everything computed from it would break the guarantee. A
+config that switches nonprivate metrics off is therefore refused, and names of values computed from the clean gradient
+begin with ``nonprivate/``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Gradients(NamedTuple):
     """One update of a run.
 
     Attributes:
-      step: number of updates with this one, from 1.
+      step: the number of this update, from 1.
       clean: sum of clipped gradients over the expected batch size.
       noisy: the same with noise.
-      denoised: what the optimizer got.
-      metrics: of the training step.
+      denoised: the gradient that the optimizer got.
+      metrics: metrics of the training step.
       params: all parameters after the update, trained and frozen.
     """
 
@@ -50,10 +51,10 @@ class GradientStream:
     """An ordinary run whose gradients can be looked at.
 
     Attributes:
-      name: tells config, arm, batch size, epsilon and seed; for the record's file.
-      settings: of the arm, with its seeds.
-      run: from `dp_rmt.finetuning.assemble`, with snapshots between the stages of a step.
-      num_steps: how many of its steps to take.
+      name: config, arm, batch size, epsilon and seed in one word, for the record's file.
+      settings: settings of the arm, with its seeds.
+      run: the run, with snapshots between the stages of a step.
+      num_steps: number of its steps to take.
     """
 
     name: str
@@ -66,10 +67,10 @@ class GradientStream:
         """Loads data and model and prepares the run.
 
         Args:
-          experiment: its settings.
-          arm: which of its arms to run; gives the trajectory.
-          seed: of sampling and noise, which may be known because the data is public.
-          num_steps: how many steps to take; at most those of the schedule.
+          experiment: settings of the experiment.
+          arm: name of the arm to run, which decides the trajectory.
+          seed: seed of sampling and noise, which may be known because the data is public.
+          num_steps: number of steps to take, at most those of the schedule.
 
         Returns:
           A `GradientStream`.
@@ -97,7 +98,7 @@ class GradientStream:
         return cls(f"{experiment.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
 
     def steps(self) -> Iterator[Gradients]:
-        """Trains, and yields each update; its arrays belong to the run and are gone when the next one is asked for."""
+        """Trains, and yields each update; its arrays belong to the run and are gone once the next one is asked for."""
         loop, state = self.run.loop, self.run.state
         sampling = loop.mechanism.sampling(self.run.sampling_seed)
         for step in range(self.num_steps):
@@ -108,7 +109,7 @@ class GradientStream:
             yield Gradients(step + 1, clean, noisy, denoised, jax.device_get(metrics), self.run.published_params(state))
 
     def description(self) -> dict[str, Any]:
-        """What a record says of the run; without folders of this machine."""
+        """The description of the run for a record, without folders of this machine."""
         mechanism = self.run.loop.mechanism
         config = as_json(self.settings)
         config["data"] |= {"path": Path(self.settings.data.path or "").name, "cache_dir": None}

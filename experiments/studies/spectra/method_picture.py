@@ -1,4 +1,4 @@
-"""The picture of the method: what noise does to the singular values of a gradient, what denoising restores.
+"""The picture of the method: what noise does to the singular values of a gradient, and what denoising restores.
 
 python -m experiments.studies.spectra.method_picture --output=docs/images/spectrum.png
 """
@@ -42,7 +42,7 @@ def cosine(a: np.ndarray | jax.Array, b: np.ndarray) -> float:
 
 
 def draw_bulk(axes: Axes, observed: np.ndarray, edge: float) -> None:
-    """The noisy spectrum: a bulk that random-matrix theory predicts, and what stands above it."""
+    """Draws the noisy spectrum: a bulk that random-matrix theory predicts, and the values that stand above it."""
     _, bins, _ = axes.hist(observed, bins=90, color=GREY, label="singular values, noisy")
     grid = np.linspace(bins[0] - 4, edge + 1, 500)
     density = marchenko_pastur.singular_value_density(grid, **SHAPE)

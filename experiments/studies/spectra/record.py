@@ -2,12 +2,12 @@
 
     python -m experiments.studies.spectra.record --config=configs/sst2_minilm.py --config.data.path=DIR --steps=1,4,8
 
-The run is an ordinary one of one arm of the config. At every step the cosines to the clean gradient before and after
-denoising and y_1 / e are recorded for every matrix, at the steps asked for all singular values too. On private data
-this would break the guarantee: clean values are functions of raw gradients, and no noise protects them.
+The run is an ordinary one of one arm of the config. At every step y_1 / e and the cosines to the clean gradient before
+and after denoising are recorded for every matrix. At the chosen steps all singular values are recorded, too. On private
+data this would break the guarantee: clean values are functions of raw gradients, and no noise protects them.
 
-The record is written after every step; `python -m experiments.studies.spectra.figures` draws it. Its matrices are rows
-of ``matrices``; everything else that has a value for each matrix is in that order. Singular values are in units of
+The record is written after every step; `python -m experiments.studies.spectra.figures` draws it. Its matrices are the
+rows of ``matrices``, and all lists with a value for each matrix have that order. Singular values are in units of
 ``noise_std``, the standard deviation of one entry of the noise.
 """
 
@@ -49,11 +49,11 @@ def main(settings: Settings, argv: list[str]) -> None:
 
 
 def record_run(stream: GradientStream, path: Path, *, chosen: Collection[int]) -> Iterator[dict[str, Any]]:
-    """Trains, and writes what is seen.
+    """Trains, and writes the record.
 
     Args:
       stream: the run.
-      path: of the record, which is written anew after every step.
+      path: the file of the record, which is written anew after every step.
       chosen: steps whose spectra are recorded.
 
     Yields:
@@ -84,7 +84,7 @@ def summary(gradients: Gradients, noise_std: float) -> dict[str, Any]:
 
     Args:
       gradients: clean, noisy and denoised.
-      noise_std: of one entry; positive.
+      noise_std: standard deviation of one entry of the noise; positive.
 
     Returns:
       A row of the record.
@@ -113,7 +113,7 @@ def spectra(gradients: Gradients, noise_std: float) -> dict[str, Any]:
 
 
 def singular_values(tree: Params, noise_std: float) -> list[np.ndarray]:
-    """Those of every matrix of a tree over noise_std, descending, in double precision."""
+    """The singular values of every matrix of a tree over noise_std, descending, in double precision."""
     return [
         np.linalg.svd(matrix, compute_uv=False) / noise_std
         for matrices in _matrices(tree).values()
@@ -122,7 +122,7 @@ def singular_values(tree: Params, noise_std: float) -> list[np.ndarray]:
 
 
 def _matrices(tree: Params) -> dict[str, np.ndarray]:
-    """(B, rows, cols) of every matrix leaf, in double precision."""
+    """The matrices of every matrix leaf, (B, rows, cols) by path, in double precision."""
     leaves = dict(leaves_by_path(tree))
     return {
         path: np.asarray(matrix_view.to_matrices(leaves[path], axes), np.float64)
@@ -144,7 +144,7 @@ def _chosen_steps() -> set[int]:
 if __name__ == "__main__":  # flags are defined here, so that other programs and tests can import the rest
     flags.DEFINE_string("arm", "denoised", "The arm of the config whose run is observed.")
     flags.DEFINE_list("steps", ["1", "4", "8"], "Steps at which all singular values are recorded.")
-    flags.DEFINE_integer("last_step", None, "Go on so far; by default to the last of --steps.")
-    flags.DEFINE_integer("seed", 0, "Of sampling and noise: the data is public.")
+    flags.DEFINE_integer("last_step", None, "The last step of the run; by default the last of --steps.")
+    flags.DEFINE_integer("seed", 0, "Seed of sampling and noise, which may be known because the data is public.")
     flags.DEFINE_string("results", "experiments/studies/spectra/results", "Folder of the records.")
     command_line.run_with_settings(main)

@@ -3,8 +3,8 @@
     python -m experiments.studies.texts.table --workdirs=runs/e2e_stories260k \\
         --results=experiments/studies/texts/results/stories260k
 
-Writes a record for every finished arm of the work folders (scores, losses, privacy, cost, the first texts) and prints
-all records of the folder as a Markdown table.
+The program writes a record for every scored arm of the work folders (scores, losses, privacy, seconds per step, the
+first texts) and prints all records of the folder as a Markdown table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dp_rmt.reporting.records import learning_rate
 from dp_rmt.training.metrics import read_metrics
 
 TEXTS = 12
-"""Texts of each run in its record."""
+"""The number of texts of each run in its record."""
 SCORE_NAMES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 _COLUMNS = ("task", "epsilon", "arm", "learning rate", *SCORE_NAMES, "loss at first", "loss at last", "s per step")
 
@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
-    """Makes records of what is finished, and prints the table."""
+    """Makes records of the scored arms, and prints the table."""
     del argv
     folder = Path(flags.FLAGS.results)
     for workdir in flags.FLAGS.workdirs:
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
 
 
 def record(arm: Path) -> Record:
-    """What a finished arm's folder says, without folders of this machine.
+    """The record of a finished arm, without folders of this machine.
 
     Args:
-      arm: with config.json, metrics.jsonl, privacy.json, texts.jsonl and scores.json.
+      arm: the arm's folder, with config.json, metrics.jsonl, privacy.json, texts.jsonl and scores.json.
 
     Returns:
       A JSON-able record.
@@ -105,7 +105,7 @@ def _finished(workdir: Path) -> Iterator[Path]:
 
 
 def _config_of(arm: Path) -> Record:
-    """The arm's own config; where a work folder has one arm alone, its file holds the changes of the arm apart."""
+    """The arm's own config. In a work folder with only one arm, the file has the arm's changes apart."""
     config = ConfigDict(json.loads((arm / CONFIG_FILE).read_text()))
     for changes in config.get("arms", {}).values():
         config.update(changes)
@@ -118,7 +118,7 @@ def _spent(made: Record) -> str:
 
 
 def _epsilon(made: Record) -> float:
-    """Aimed at: what records are named after and sorted by."""
+    """The epsilon aimed at, by which records are named and sorted."""
     epsilon = made["privacy"].get("target_epsilon")
     return float("inf") if epsilon is None else float(epsilon)
 
