@@ -12,6 +12,7 @@ can therefore be stopped and started at will, and processes can share it by --ar
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -27,6 +28,10 @@ from dp_rmt.finetuning.rate_search import best_rate
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
 from dp_rmt.training.metrics import read_metrics
+from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train_state import TrainState
+from dp_rmt.trees import merge_params
+from dp_rmt.types import Params
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
@@ -77,7 +82,7 @@ def _train(
         record = json.loads(path.read_text())
     if record["steps"] < (until or max(1, record["steps_of_the_schedule"])):
         arm = _arm(label, settings, batch_size, epsilon, rate, seed)
-        arms.train(arm, until=until)
+        arm.run.train(arm.workdir, until=until)
         record = _record(arm, name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
@@ -96,7 +101,23 @@ def _arm(label: str, settings: Settings, batch_size: int, epsilon: float, rate: 
     workdir = Path(_WORKDIR.value) / label
     claim_workdir(workdir, settings)
     task = _load_task(settings)
-    return arms.Arm(label, settings, workdir, task, assemble.build_run(settings, task, name=label))
+    run = assemble.build_run(settings, task, name=label)
+    if settings.train.average_iterates is not None:
+        run = dataclasses.replace(run, loop=_evaluated_twice(run.loop))
+    return arms.Arm(label, settings, workdir, task, run)
+
+
+def _evaluated_twice(loop: TrainLoop) -> TrainLoop:
+    """The loop of a run that publishes its averaged iterate, which is evaluated at its last one, too."""
+
+    def both(state: TrainState) -> tuple[Params, Params]:
+        return loop.published_params(state), merge_params(state.params, state.frozen)
+
+    evaluators = {}
+    for name, evaluate in loop.evaluators.items():
+        evaluators[name] = lambda pair, evaluate=evaluate: evaluate(pair[0])
+        evaluators[f"{name}_last_iterate"] = lambda pair, evaluate=evaluate: evaluate(pair[1])
+    return dataclasses.replace(loop, published_params=both, evaluators=evaluators)
 
 
 _load_task = assemble.TaskLoader()
@@ -123,6 +144,11 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         "steps_of_the_schedule": mechanism.num_steps,
         "accuracy": curve("eval/dev/accuracy"),
         "loss": curve("eval/dev/loss"),
+        "accuracy_of_last_iterate": curve("eval/dev_last_iterate/accuracy"),
+        "advice/slope": curve("advice/slope"),
+        "advice/top_over_edge": curve("advice/top_over_edge"),
+        "clipped_fraction": curve("nonprivate/clipped_fraction"),
+        "grad_norm": curve("nonprivate/grad_norm"),
         "epsilon_spent": curve("epsilon"),
         **{f"nonprivate/cosine_{x}": curve(f"nonprivate/cosine_{x}") for x in ("noisy", "denoised", "update")},
         "seconds_per_step": curve("seconds"),
