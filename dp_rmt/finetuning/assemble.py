@@ -140,7 +140,7 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
-            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
+            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps", "advice")},
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
         },

@@ -28,6 +28,7 @@ from dp_rmt.finetuning.options import Check, close_to, fitted
 from dp_rmt.finetuning.settings import NOT_NEGATIVE, POSITIVE, Named, Settings, Train
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.partitioning import by_matrix
 from dp_rmt.training.train_state import Transforms
 
@@ -105,10 +106,12 @@ def build_transforms(settings: Settings, mechanism: DPSGD, noise_seed: int, mesh
         "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
         "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
-    stages = _stages(denoise, optimizer, filled_in)
+    cleaner, updater = _stages(denoise, optimizer, filled_in)
+    if settings.train.advice and mechanism.noise_std > 0:
+        updater = measure_steps(updater, mechanism.noise_std)
     is_ahead = name_and_options(optimizer)[0] == "kalman_filter"
     noise = mechanism.noise(noise_key(noise_seed))
-    return Transforms(noise, *stages, published=without_look_ahead if is_ahead else None)
+    return Transforms(noise, cleaner, updater, published=without_look_ahead if is_ahead else None)
 
 
 def check_transforms(settings: Settings) -> None:
