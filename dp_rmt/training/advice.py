@@ -46,7 +46,7 @@ def measure_steps(
     *,
     matrix_rule: matrix_view.MatrixRule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Measures, beside an optimizer and without a change to it, whether its steps overshoot and what its gradients show.
+    """Measures, beside an optimizer that it leaves as it is, whether steps overshoot and what stands above the noise.
 
     Let delta_t be the update of step t and ``g_(t+1) = G_(t+1) + s N`` the next noisy gradient. Then
     ``z = -<delta_t, g_(t+1)> / (s |delta_t|)`` is N(0, 1) around ``-<delta_t, G_(t+1)> / (s |delta_t|)``, because the
