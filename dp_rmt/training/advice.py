@@ -13,10 +13,10 @@ import optax
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.explicit_axes import with_auto_axes
-from dp_rmt.denoising.gradient import check_noise_std
+from dp_rmt.denoising.gradient import OPTAX_PLACEHOLDER, check_noise_std
 from dp_rmt.random_matrix.marchenko_pastur import bulk_edge
 from dp_rmt.random_matrix.units import in_units, largest_entry, unit_of
-from dp_rmt.trees import leaves_by_path, wide, wide_dtype, wide_zeros_like
+from dp_rmt.trees import is_known, leaves_by_path, shape_and_dtype, wide, wide_dtype, wide_zeros_like
 from dp_rmt.types import Params
 
 
@@ -27,9 +27,9 @@ class StepQuality(NamedTuple):
       step: number of updates so far, int32 scalar.
       inner: state of the wrapped optimizer.
       last_update: what the optimizer returned last, float32 or wider; zeros before the first step.
-      slope: z of the last step, float32 scalar; NaN where there was no step, as before the first.
+      slope: z of the last step, float32 scalar; 0 before the first update, and NaN after it or behind an update of 0.
       top_over_edge: lower bounds of y_1 / e of the last noisy gradient, (B,) float32 for every matrix leaf, by path.
-      directions: where the next search for the largest singular value starts, (B, cols) unit vectors by path.
+      directions: where the next search for the largest singular value starts, (B, cols) by path, of any length.
     """
 
     step: jax.Array
@@ -80,19 +80,22 @@ def measure_steps(
     8.0
     """
     check_noise_std(noise_std)
-    if not callable(noise_std) and noise_std == 0:
+    if not callable(noise_std) and is_known(noise_std) and noise_std == 0:
         raise ValueError("measure_steps: noise_std is 0, so that there is no noise to measure a slope by")
     inside = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> StepQuality:
-        matrices = _matrices(params, matrix_rule)
-        directions = {path: _first_direction(matrices[path], index) for index, path in enumerate(sorted(matrices))}
+        ratios: Any = jnp.zeros([])
+        directions: Any = jnp.zeros([])
+        if not isinstance(params, OPTAX_PLACEHOLDER):
+            directions = _first_directions(params, matrix_rule)
+            ratios = {path: jnp.zeros(len(starts), jnp.float32) for path, starts in directions.items()}
         return StepQuality(
             step=jnp.zeros([], jnp.int32),
             inner=inside.init(params),
             last_update=wide_zeros_like(params),
-            slope=jnp.full([], jnp.nan, jnp.float32),
-            top_over_edge={path: jnp.zeros(len(start), jnp.float32) for path, start in directions.items()},
+            slope=jnp.zeros([], jnp.float32),
+            top_over_edge=ratios,
             directions=directions,
         )
 
@@ -138,7 +141,7 @@ def slope_along(step: Params, noisy: Params, noise_std: jax.Array) -> jax.Array:
     """
     steps = [wide(leaf) for leaf in jax.tree.leaves(step) if jnp.size(leaf)]
     gradients = [wide(leaf) for leaf in jax.tree.leaves(noisy) if jnp.size(leaf)]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in steps]))
+    largest = jnp.max(jnp.array([0.0, *(jnp.max(jnp.abs(leaf)) for leaf in steps)], jnp.float32))
     size, unit = 1 / unit_of(largest), unit_of(noise_std)
     inner = sum(jnp.sum((d * size) * (g * (1 / unit))) for d, g in zip(steps, gradients, strict=True))
     squares = sum(jnp.sum(jnp.square(d * size)) for d in steps)
@@ -172,11 +175,14 @@ def _matrices(tree: Params, rule: matrix_view.MatrixRule | None) -> dict[str, ja
     }
 
 
-def _first_direction(matrices: jax.Array, index: int) -> jax.Array:
-    """A random unit vector (B, cols) for each matrix; the key is public, it chooses directions and hides nothing."""
-    count, _, cols = matrices.shape
-    start = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (count, cols), matrices.dtype)
-    return start / jnp.linalg.norm(start, axis=1, keepdims=True)
+def _first_directions(tree: Params, rule: matrix_view.MatrixRule | None) -> dict[str, jax.Array]:
+    """Random vectors (B, cols) by path; their keys are public, since they choose directions and hide nothing."""
+    shapes = jax.eval_shape(lambda leaves: _matrices(leaves, rule), jax.tree.map(shape_and_dtype, tree))
+    starts = {}
+    for index, (path, shape) in enumerate(sorted(shapes.items())):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        starts[path] = jax.random.normal(key, (shape.shape[0], shape.shape[2]), shape.dtype)
+    return starts
 
 
 def _look_at_matrices(

@@ -20,6 +20,7 @@ from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising import gates
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.training.advice import measure_steps
+from dp_rmt.trees import wide
 
 STD = 0.5
 
@@ -56,7 +57,8 @@ def noise(noise_std: float, seed: int = 7) -> optax.GradientTransformation:
 
 def measured(noise_std: float) -> optax.GradientTransformation:
     """`measure_steps` in a loop that denoises nothing: what the optimizer is given is the noisy gradient."""
-    optimizer = measure_steps(optax.sgd(0.1), noise_std)
+    widen = optax.stateless(lambda updates, params: jax.tree.map(wide, updates))
+    optimizer = measure_steps(optax.chain(widen, optax.sgd(0.1)), noise_std)
     return optax.GradientTransformation(
         optimizer.init, lambda updates, state, params=None: optimizer.update(updates, state, params, noisy=updates)
     )
@@ -78,7 +80,7 @@ CASES = {
     "kalman": Case(kalman_filter, {"kappa": 0.7}, {"optimizer": optax.adam(1e-2)}),
     "truncate": Case(truncate_rank, {}, {"rank": 2}, ("rank",)),
     "muon": Case(private_muon, {"learning_rate": 0.02, "beta": 0.9}, {"others": optax.sgd(0.1)}),
-    "measured": Case(measured, {"noise_std": STD}),
+    "measured": Case(measured, {}, {"noise_std": STD}),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 _OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured"}
