@@ -20,6 +20,7 @@ from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.transforms import build_transforms, check_transforms, learning_rate_schedule
+from dp_rmt.training.advice import StepQuality
 from dp_rmt.training.partitioning import data_mesh
 
 MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
@@ -75,7 +76,7 @@ def updates_of(denoise: optax.GradientTransformation, optimizer: optax.GradientT
     @jax.jit
     def step(gradient: Any, first: Any, second: Any) -> Any:
         clean, first = denoise.update(gradient, first, params)
-        update, second = optimizer.update(clean, second, params)
+        update, second = optax.with_extra_args_support(optimizer).update(clean, second, params, noisy=gradient)
         return update, first, second
 
     rng, found = np.random.default_rng(0), []
@@ -108,6 +109,16 @@ def test_without_noise_the_ordinary_optimizer_is_left(optimizer: Any, left: opta
     stages = build_transforms(settings, mechanism, 0, data_mesh(jax.devices()[:1]))
     expected = updates_of(optax.identity(), left)
     jax.tree.map(np.testing.assert_array_equal, updates_of(stages.denoise, stages.optimizer), expected)
+
+
+@pytest.mark.parametrize(("noise_multiplier", "advice"), [(1.0, True), (1.0, False), (0.0, True)])
+def test_steps_are_measured_where_there_is_noise_and_the_setting_says_so(noise_multiplier: float, advice: bool) -> None:
+    settings = Settings().changed({"train.advice": advice})
+    options = {"l2_clip_norm": 1.0 if noise_multiplier else np.inf, "noise_multiplier": noise_multiplier}
+    mechanism = DPSGD(num_examples=10, expected_batch_size=5, num_steps=2, **options)
+    stages = build_transforms(settings, mechanism, 0, data_mesh(jax.devices()[:1]))
+    state = stages.optimizer.init({"kernel": jnp.ones((8, 8))})
+    assert isinstance(state, StepQuality) == (advice and noise_multiplier > 0)
 
 
 def test_stages_follow_each_other() -> None:
