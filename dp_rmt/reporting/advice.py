@@ -90,13 +90,10 @@ def advice(metrics: Sequence[Mapping[str, Any]], top_shares: Mapping[str, Any] |
         top_shares = next((line["geometry/top_share"] for line in metrics if line.get("geometry/top_share")), {})
     shares = {path: float(np.max(values)) for path, values in top_shares.items()}
     layer = max(shares, key=lambda path: shares[path], default=None)
-    needed = alarm_from(len(slopes))
-    if needed > len(slopes) and layer is None:
-        return None
     found = Advice(
         num_steps=len(slopes),
         num_overshot=int(np.sum(slopes < OVERSHOT)),
-        alarm_from=needed,
+        alarm_from=alarm_from(len(slopes)),
         top_over_edge=float(np.median(ratios)) if len(ratios) else None,
         top_share=None if layer is None else shares[layer],
         sentence="",

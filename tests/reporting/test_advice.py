@@ -86,6 +86,16 @@ def test_no_evidence_no_advice() -> None:
     assert advice_lines({"plain": Run([{"step": 1, "seconds": 1.0}], {}, {})}) == ""
 
 
+def test_a_few_gradients_above_the_noise_are_no_reason_to_denoise() -> None:
+    metrics = lines([1.0] * 20, 0.8)
+    for line in metrics[3:10]:
+        line["advice/top_over_edge"] = 1.5
+    assert "no gradient was seen to stand above the noise" in advice(metrics).sentence
+    for line in metrics[10:16]:
+        line["advice/top_over_edge"] = 1.5
+    assert "can save steps" in advice(metrics).sentence
+
+
 def test_shares_that_are_given_take_the_place_of_those_in_the_metrics() -> None:
     logged = lines([-3.0] * 20, **{"geometry/top_share": {FFN: 0.9}})
     assert advice(logged, {FFN: 0.2}).top_share == 0.2
