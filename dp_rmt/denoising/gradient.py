@@ -133,7 +133,7 @@ class TreeDenoiser(NamedTuple):
     def init(self, params: Params) -> DenoiseState:
         """The state before the first update of a tree of these shapes."""
         step = jnp.zeros([], jnp.int32)
-        if isinstance(params, _OPTAX_PLACEHOLDER):
+        if isinstance(params, OPTAX_PLACEHOLDER):
             return DenoiseState(step, *(cast(Any, jnp.zeros([])) for _ in range(2)))
         matrix_groups.check_names_some(params, self.matrix_rule, self.join, "denoise_matrices")
         diagnostics, starts = {}, {}
@@ -187,9 +187,8 @@ def _placeholder_of_optax() -> type:
     return seen[0]
 
 
-# The placeholder has no paths to name matrices by. Each leaf of what `init` returns for it stands for a part of the
-# state.
-_OPTAX_PLACEHOLDER = _placeholder_of_optax()
+OPTAX_PLACEHOLDER = _placeholder_of_optax()
+"""It has no paths to name matrices by. Each leaf of what `init` returns for it stands for a part of the state."""
 
 
 def _divided(denoise: MatrixDenoiser, sharding: NamedSharding) -> Any:

@@ -19,6 +19,7 @@ from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
+from dp_rmt.reporting.advice import advice_lines
 from dp_rmt.reporting.page import Run as ReportedRun
 from dp_rmt.reporting.page import results_table, write_report
 from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
@@ -149,7 +150,7 @@ def report(workdir: Path) -> str:
         raise FileNotFoundError(f"{workdir}: no run has begun")
     write_report(workdir / "report.html", runs)
     statements = statement_table({name: run.privacy for name, run in runs.items()})
-    return f"{results_table(runs)}\n{statements}\nReport: {workdir / 'report.html'}"
+    return f"{results_table(runs)}\n{statements}\n{advice_lines(runs)}Report: {workdir / 'report.html'}"
 
 
 def _folders(each: Iterable[str], workdir: Path) -> dict[str, Path]:

@@ -144,12 +144,12 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
-            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps")},
+            **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps", "advice")},
             # Left out where nothing is averaged, so that what was begun before there was this option can go on.
             **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
-            **{f"whitening.{key}": value for key, value in settings.whitening.as_dict().items()},
+            **({} if geometry is None else {f"whitening.{k}": v for k, v in settings.whitening.as_dict().items()}),
         },
         about=About(
             base_model=task.base_model,

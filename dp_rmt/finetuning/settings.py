@@ -147,6 +147,11 @@ class Train(Group):
         "Examples differentiated at once; auto: as many as fit into the memory.",
         Check("be above 0, or 'auto'", lambda size: size == "auto" or size > 0),
     )
+    advice: bool = option(
+        True,
+        "Measures what limits the run, from noisy gradients alone. Costs the memory of one more copy of the trained "
+        "parameters, and about 0.1% of a step's operations.",
+    )
     eval_every: int = option(20, "Updates between evaluations.", POSITIVE)
     eval_batch_size: int = option(128, "Rows evaluated at once.", POSITIVE)
     checkpoint_every: int = option(50, "Updates between checkpoints.", POSITIVE)

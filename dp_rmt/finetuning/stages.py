@@ -15,6 +15,7 @@ from dp_rmt.finetuning.transforms import name_and_options, named_stages
 from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.partitioning import by_matrix
 from dp_rmt.training.train_state import Transforms
 
@@ -47,11 +48,15 @@ def build_transforms(
     }
     denoiser, stepper = named_stages(denoise, optimizer, filled_in)
     where, decay = settings.whitening.where, settings.train.average_iterates
-    if coordinates is not None:
-        if where == "before_optimizer":
-            denoiser = optax.chain(denoiser, whiten_inputs(coordinates))
-        else:
-            stepper = optax.chain(stepper, whiten_inputs(coordinates))
+    whiten = optax.identity() if coordinates is None else whiten_inputs(coordinates)
+    if where == "before_optimizer":
+        denoiser = optax.chain(denoiser, whiten)
+    if where == "after_optimizer":
+        stepper = optax.chain(stepper, whiten)
+    if settings.train.advice and mechanism.noise_std > 0:
+        stepper = measure_steps(stepper, mechanism.noise_std)  # of the update in the coordinates of the noisy gradient
+    if where == "before_clipping":
+        stepper = optax.chain(stepper, whiten)
     published = without_look_ahead if name_and_options(optimizer)[0] == "kalman_filter" else None
     if decay is not None:
         stepper, published = optax.chain(stepper, average_iterates(decay)), averaged_params

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from dp_rmt.reporting.advice import OVERSHOT
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.plots import SMALL, WIDE, Heat, Line, Plot, heat_maps, heat_ranges, line_plot
 from dp_rmt.reporting.series import Run, Series, is_loss, labels, main_scores, metric_names, score_label
@@ -18,6 +19,7 @@ class Figures:
     """The plots of a report by section; a section without data has none."""
 
     scores: Sequence[Plot]
+    advice: Sequence[Plot]
     epsilon: Sequence[Plot]
     denoising: Sequence[Plot]
     heat_maps: Sequence[Plot]
@@ -37,6 +39,7 @@ def figures_of(runs: Mapping[str, Run]) -> Figures:
     arms = dict(zip(labels(runs), runs.values()))
     return Figures(
         scores=_scores(arms),
+        advice=_advice(arms),
         epsilon=_present(_epsilon(arms)),
         denoising=_denoising(arms),
         heat_maps=_heat_maps(arms),
@@ -76,6 +79,18 @@ def _scores(arms: Mapping[str, Run]) -> list[Plot]:
             )
         )
     return plots
+
+
+def _advice(arms: Mapping[str, Run]) -> list[Plot]:
+    slopes = _lines(arms, lambda run: run.series("advice/slope"))
+    if not slopes:
+        return []
+    caption = (
+        "z, the slope of the loss along the last step in units of its noise, which is ±1. Above 0 the loss still falls "
+        "there; below the dotted line the step went too far, or was one of the 2.3% that look so by chance."
+    )
+    levels = {"overshot below": OVERSHOT}
+    return [line_plot(slopes, ylabel="z of the last step", levels=levels, caption=caption, size=WIDE)]
 
 
 def _epsilon(arms: Mapping[str, Run]) -> Plot | None:

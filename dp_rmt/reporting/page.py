@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dp_rmt.files import write_atomically
+from dp_rmt.reporting.advice import FALSE_ALARMS, advice_by_run
 from dp_rmt.reporting.figures import figures_of
 from dp_rmt.reporting.numbers import align, number
 from dp_rmt.reporting.plots import Plot
@@ -61,6 +62,7 @@ def _page(runs: Mapping[str, Run]) -> str:
         f"<header><p class='kicker'>private fine-tuning</p><h1>{_escape(title)}</h1></header>",
         _banner(runs),
         _section("Results", _headline(runs), *map(_figure, figures.scores)),
+        _section("What limits the run", *_advice(runs), *map(_figure, figures.advice)),
         _section("What the models write", _texts(runs)),
         _section("Privacy", *map(_figure, figures.epsilon), *_statements(runs)),
         _section("Denoising", _grid(figures.denoising), *map(_figure, figures.heat_maps)),
@@ -118,6 +120,19 @@ def _headline(runs: Mapping[str, Run]) -> str:
         + _table(header, rows)
         + f"<p class='note'>{' '.join(caveats)} Training time leaves out evaluation.</p>"
     )
+
+
+def _advice(runs: Mapping[str, Run]) -> list[str]:
+    """A sentence for every run that was measured, and what it rests on."""
+    sentences = [
+        f"<p class='finding'>{_inline(f'**{label}**: ' if len(runs) > 1 else '')}{_inline(sentence)}</p>"
+        for label, sentence in advice_by_run(runs).items()
+    ]
+    note = (
+        "Computed from what the mechanism released, so that the guarantee covers it. A run whose loss rises behind no "
+        f"step is said to overshoot with a probability of at most {FALSE_ALARMS:.0%}."
+    )
+    return [*sentences, f"<p class='note'>{note}</p>"] if sentences else []
 
 
 def _texts(runs: Mapping[str, Run]) -> str:

@@ -14,6 +14,7 @@ from dp_rmt.clipping.per_example import PerExample
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import AUTO, DPSGD, Execution
+from dp_rmt.training.advice import advice_metrics
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.trees import leaves_by_path, merge_params
 from dp_rmt.types import Batch, Params, PerExampleLosses
@@ -49,7 +50,8 @@ def make_train_step(
         Without it the compiler may follow the denoiser and hold both whole on every device.
 
     Returns:
-      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, and with nonprivate_metrics the
+      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, ``advice/...`` where
+      `dp_rmt.training.advice.measure_steps` stands around the optimizer, and with nonprivate_metrics the
       mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
       the mean cosine of the matrices to the clean (clipped) gradient before and after denoising, and that of the step
       against it.
@@ -73,10 +75,11 @@ def make_train_step(
         noisy, noise = transforms.noise.update(grads, state.noise)
         noisy = _placed(noisy, layout)
         denoised, denoise = transforms.denoise.update(noisy, state.denoise)
-        updates, optimizer = transforms.optimizer.update(denoised, state.optimizer, state.params)
+        optimize = optax.with_extra_args_support(transforms.optimizer).update
+        updates, optimizer = optimize(denoised, state.optimizer, state.params, noisy=noisy)
         params = optax.apply_updates(state.params, updates)
 
-        metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer))
+        metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer)) | advice_metrics(optimizer)
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
             padding = jnp.concatenate([padding for _, padding in groups])

@@ -76,6 +76,24 @@ def test_a_workdir_has_all_its_files_and_one_report_shows_both_arms(two_arms: tu
     assert json.loads((workdir / "denoised" / "config.json").read_text())["denoise"] == denoised
 
 
+def test_the_advice_stands_in_the_metrics_the_last_lines_and_the_page(
+    two_arms: tuple[Path, list[arms.Arm]],
+) -> None:
+    """Two slopes of three steps; the gradients of the small model do not stand above the noise of epsilon 0.5."""
+    workdir, _ = two_arms
+    for name in ("denoised", "noisy"):
+        lines = [line for line in read_metrics(workdir / name / "metrics.jsonl") if "learning_rate" in line]
+        slopes = [line["advice/slope"] for line in lines]
+        assert slopes[0] is None  # there was no step before the first
+        assert all(abs(slope) < 6 for slope in slopes[1:])
+        assert all(0 < line["advice/top_over_edge"] < 1.2 for line in lines)
+    printed = arms.report(workdir).splitlines()
+    for name in ("denoised", "noisy"):
+        (line,) = [line for line in printed if line.startswith(f"Advice for {name}: ")]
+        assert "of 2 steps overshot" in line
+    assert "of 2 steps overshot" in (workdir / "report.html").read_text(encoding="utf-8")
+
+
 def test_every_line_of_the_metrics_is_json_with_a_step(two_arms: tuple[Path, list[arms.Arm]]) -> None:
     workdir, _ = two_arms
     for name in ("denoised", "noisy"):

@@ -22,6 +22,7 @@ from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.stages import build_transforms, check_transforms, learning_rate_schedule
+from dp_rmt.training.advice import StepQuality
 from dp_rmt.training.partitioning import data_mesh
 
 MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
@@ -77,7 +78,7 @@ def updates_of(denoise: optax.GradientTransformation, optimizer: optax.GradientT
     @jax.jit
     def step(gradient: Any, first: Any, second: Any) -> Any:
         clean, first = denoise.update(gradient, first, params)
-        update, second = optimizer.update(clean, second, params)
+        update, second = optax.with_extra_args_support(optimizer).update(clean, second, params, noisy=gradient)
         return update, first, second
 
     rng, found = np.random.default_rng(0), []
@@ -90,8 +91,8 @@ def updates_of(denoise: optax.GradientTransformation, optimizer: optax.GradientT
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_named_transform_is_the_call_of_the_library(arm: str) -> None:
-    """Bit for bit, step after step."""
-    stages = build_transforms(ARMS[arm], MECHANISM, 0, data_mesh(jax.devices()[:1]))
+    """Bit for bit, step after step; compiled together with the advice, the last bit may be rounded otherwise."""
+    stages = build_transforms(ARMS[arm].changed({"train.advice": False}), MECHANISM, 0, data_mesh(jax.devices()[:1]))
     denoise, optimizer = CALLS[arm]
     expected = updates_of(denoise, optimizer(learning_rate_schedule(ARMS[arm].train, 30)))
     jax.tree.map(np.testing.assert_array_equal, updates_of(stages.denoise, stages.optimizer), expected)
@@ -143,6 +144,16 @@ def test_the_average_comes_after_the_learning_rate_and_is_published() -> None:
         iterates.append(x["bias"])
     np.testing.assert_allclose(x["bias"], -0.2, rtol=1e-4)  # two steps of Adam, which are of the learning rate
     np.testing.assert_allclose(stages.published(state, x)["bias"], (iterates[0] + 2 * iterates[1]) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("noise_multiplier", "advice"), [(1.0, True), (1.0, False), (0.0, True)])
+def test_steps_are_measured_where_there_is_noise_and_the_setting_says_so(noise_multiplier: float, advice: bool) -> None:
+    settings = Settings().changed({"train.advice": advice})
+    options = {"l2_clip_norm": 1.0 if noise_multiplier else np.inf, "noise_multiplier": noise_multiplier}
+    mechanism = DPSGD(num_examples=10, expected_batch_size=5, num_steps=2, **options)
+    stages = build_transforms(settings, mechanism, 0, data_mesh(jax.devices()[:1]))
+    state = stages.optimizer.init({"kernel": jnp.ones((8, 8))})
+    assert isinstance(state, StepQuality) == (advice and noise_multiplier > 0)
 
 
 def test_stages_follow_each_other() -> None:

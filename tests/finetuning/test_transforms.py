@@ -70,7 +70,7 @@ def test_every_arm_is_what_its_name_says_and_learns(arm: str) -> None:
         grads = jax.tree.map(lambda g: 5 * g, jax.grad(loss)(params))  # above the noise of 0.01
         noisy, noise = transforms.noise.update(grads, noise)
         denoised, denoise = transforms.denoise.update(noisy, denoise)
-        updates, optimizer = transforms.optimizer.update(denoised, optimizer, params)
+        updates, optimizer = transforms.optimizer.update(denoised, optimizer, params, noisy=noisy)
         return optax.apply_updates(params, updates), noise, denoise, optimizer
 
     first = loss(PARAMS)
@@ -85,7 +85,7 @@ def test_what_is_published_of_the_kalman_filter_is_its_iterate() -> None:
     transforms = make("kalman", **{"train.schedule": "constant"})
     state = TrainState.create(transforms, PARAMS, {})
     grads = jax.tree.map(jnp.ones_like, PARAMS)
-    updates, optimizer = transforms.optimizer.update(grads, state.optimizer, state.params)
+    updates, optimizer = transforms.optimizer.update(grads, state.optimizer, state.params, noisy=grads)
     moved = TrainState(state.step, optax.apply_updates(state.params, updates), {}, None, None, optimizer)
     np.testing.assert_allclose(transforms.published_params(moved)["bias"], -0.1, rtol=1e-5)  # the first step of Adam
     np.testing.assert_allclose(moved.params["bias"], -0.1 * (1 + 0.3 / 0.7), rtol=1e-5)  # gamma = 0.3 / 0.7 ahead

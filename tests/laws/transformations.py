@@ -22,6 +22,8 @@ from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.denoising import gates
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
+from dp_rmt.training.advice import measure_steps
+from dp_rmt.trees import wide
 
 STD = 0.5
 
@@ -56,6 +58,15 @@ def noise(noise_std: float, seed: int = 7) -> optax.GradientTransformation:
     return add_gaussian_noise(noise_std, jax.random.key(seed))
 
 
+def measured(noise_std: float) -> optax.GradientTransformation:
+    """`measure_steps` in a loop that denoises nothing: what the optimizer is given is the noisy gradient."""
+    widen = optax.stateless(lambda updates, params: jax.tree.map(wide, updates))
+    optimizer = measure_steps(optax.chain(widen, optax.sgd(0.1)), noise_std)
+    return optax.GradientTransformation(
+        optimizer.init, lambda updates, state, params=None: optimizer.update(updates, state, params, noisy=updates)
+    )
+
+
 CASES = {
     "noise": Case(noise, {"noise_std": STD}),
     "exact": denoise(),
@@ -77,9 +88,10 @@ CASES = {
     "muon_bc": Case(
         muon_bc, {"learning_rate": 0.02, "noise_std": STD, "beta": 0.9}, {"others": optax.sgd(0.1)}, ("num_probes",)
     ),
+    "measured": Case(measured, {}, {"noise_std": STD}),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon"}
+_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured"}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(
     "case",

@@ -18,6 +18,7 @@ import optax
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.losses import classifier_logits, label_losses
 from dp_rmt.training.partitioning import by_matrix, init_state, jit_train_step, make_mesh
 from dp_rmt.training.train_state import Transforms
@@ -53,7 +54,8 @@ def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     """Blocks after every step: un-blocked loops over several virtual devices can hang (jaxlib 0.10.2)."""
     params, frozen = split_params(init_params(MODULE, jax.random.key(0)), "^(?!.*token_type)")
     denoise = MECHANISM.denoiser(svd="subspace", sharding=by_matrix(mesh) if mesh.size > 1 else None)
-    transforms = Transforms(MECHANISM.noise(noise_key(4)), denoise, optax.adamw(0.05, eps=1e-3))
+    optimizer = measure_steps(optax.adamw(0.05, eps=1e-3), MECHANISM.noise_std)
+    transforms = Transforms(MECHANISM.noise(noise_key(4)), denoise, optimizer)
     logits = classifier_logits(MODULE)
     state, shardings = init_state(transforms, params, frozen, mesh)
 

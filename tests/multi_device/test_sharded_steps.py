@@ -53,6 +53,7 @@ def assert_same_run(actual, expected):
     steps = [path for path in expected if path[0].isdigit()]
     assert {path.split("/")[0] for path in steps} == {"0", "1", "2"}
     assert any("kept_rank" in path and expected[path].any() for path in steps)
+    assert all(np.isfinite(expected[f"{step}/metrics/advice/slope"]) for step in "12")
     for path in steps:
         np.testing.assert_allclose(actual[path], expected[path], rtol=RTOL, atol=ATOL, err_msg=path)
 
@@ -72,11 +73,13 @@ def test_a_mesh_gives_the_result_of_one_device(mesh, quick):
 
 
 def test_the_optimizer_lies_as_its_parameters_do(quick):
-    """And the compiled step leaves every leaf where it was put."""
+    """And so does the last update; the compiled step leaves every leaf where it was put."""
     specs = json.loads(str(quick["2x2x2"]["specs"]))
     kernel = "encoder/layers/attention/query/kernel"
-    moments = [path for path in specs if path.endswith(kernel) and path.startswith("optimizer")]
-    assert len(moments) == 2
+    moments = [
+        path for path in specs if path.endswith(tuple(f"/{kept}/{kernel}" for kept in ("mu", "nu", "last_update")))
+    ]
+    assert len(moments) == 3
     assert {str(specs[path]) for path in (f"params/{kernel}", *moments)} == {"[None, 'fsdp', 'tensor']"}
     for path in ("params/encoder/embeddings/word_embeddings", "frozen/encoder/embeddings/token_type_embeddings"):
         assert specs[f"{path}/embedding"] == ["tensor", "fsdp"]
@@ -84,7 +87,7 @@ def test_the_optimizer_lies_as_its_parameters_do(quick):
 
 
 def test_memory_is_shared(quick):
-    """Parameters and moments are divided by four, but for biases, norms and the starts of the denoiser's search."""
+    """What is kept of each parameter is divided by four, but for biases, norms and the starts of searches."""
     (all_in_one, _), (divided, _) = quick[ONE]["bytes"], quick["2x2x2"]["bytes"]
     assert divided < 0.4 * all_in_one
 

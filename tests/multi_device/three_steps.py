@@ -16,6 +16,7 @@ import optax
 
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.partitioning import data_mesh, jit_train_step, place
 from dp_rmt.training.train_state import TrainState, Transforms
@@ -67,7 +68,7 @@ def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noi
     transforms = (
         Transforms(noise, optax.identity(), optax.sgd(1.0))
         if only_noise
-        else Transforms(noise, mechanism.denoiser(), optax.adamw(0.05, eps=1e-3))
+        else Transforms(noise, mechanism.denoiser(), measure_steps(optax.adamw(0.05, eps=1e-3), mechanism.noise_std))
     )
 
     def losses(params, batch):

@@ -244,9 +244,9 @@ def test_no_row_and_no_name_becomes_a_part_of_the_page(tmp_path, evil, monkeypat
 
     def page(word):
         plot = Plot(b"<svg></svg>", word, f"caption {word}")
-        monkeypatch.setattr(report, "figures_of", lambda runs: Figures(*[[plot]] * 6))
+        monkeypatch.setattr(report, "figures_of", lambda runs: Figures(*[[plot]] * 7))
         run = arm(num_steps=2, clip=word, evaluation_data=(word,), texts_of=word)
-        metrics = [*run.metrics, {"step": 2, f"eval/{word}/accuracy": 0.5}]
+        metrics = [*run.metrics, {"step": 2, f"eval/{word}/accuracy": 0.5, "geometry/top_share": {word: 0.9}}]
         texts = [{"row": 0, "source": word, "text": f"of {word}"}]
         one = Run(metrics, {"name": word, word: word}, run.privacy, texts=texts)
         other = dataclasses.replace(run, metrics=metrics, title=f"other {word}", texts=texts)

@@ -10,6 +10,7 @@ import pytest
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.training import train_step as train_step_module
+from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step, mean_matrix_cosine
 
@@ -166,6 +167,19 @@ def test_no_metric_of_raw_values_has_another_name():
             jax.tree.map(np.testing.assert_array_equal, one[name], two[name])
         elif name != "nonprivate/nonfinite_examples":
             assert one[name] != two[name]
+
+
+def test_the_advice_reads_the_noisy_gradient_and_not_the_denoised_one():
+    """The same gradient twice, doubled by what denoises: behind the step -2 g the slope is |g| / s, not twice that."""
+    target = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), PARAMS)
+    constant = optax.stateless(lambda updates, params: target)
+    optimizer = measure_steps(optax.sgd(1.0), MECHANISM.noise_std)
+    transforms = Transforms(constant, optax.scale(2.0), optimizer)
+    step = jax.jit(make_train_step(MECHANISM, losses, transforms, nonprivate_metrics=False))
+    state = TrainState.create(transforms, PARAMS, FROZEN)
+    for _ in range(2):
+        state, metrics = step(state, [(make_batch(), np.zeros(BATCH, bool))])
+    np.testing.assert_allclose(metrics["advice/slope"], optax.tree.norm(target) / MECHANISM.noise_std, rtol=1e-5)
 
 
 def test_without_a_denoiser_there_are_no_diagnostics():
