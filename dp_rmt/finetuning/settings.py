@@ -164,8 +164,8 @@ class Whitening(Group):
     WHERE: ClassVar[str] = "config.whitening"
     where: Literal["nowhere", "before_clipping", "before_optimizer", "after_optimizer"] = option(
         "nowhere",
-        "before_clipping: gradients are clipped, noised, denoised and given to the optimizer in these coordinates; "
-        "before_optimizer and after_optimizer: the noisy gradient or the update is mapped.",
+        "What is mapped. before_clipping: gradients are clipped, noised, denoised and given to the optimizer in these "
+        "coordinates; before_optimizer: the noisy gradient; after_optimizer: the update.",
     )
     sides: Literal["inputs", "both"] = option("inputs", "Whitens inputs alone, or output gradients, too.")
     ridge: float = option(0.1, "Added to the eigenvalues, in units of their mean.", POSITIVE)

@@ -216,6 +216,7 @@ def prepare_run(
     checkpoints: Mapping[str, Any] | None = None,
     nonprivate_metrics: bool = True,
     identity: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
     about: About = NOTHING_MORE,
 ) -> Run:
     """Puts a private run together from data, a loss, a mechanism and what follows the clipped gradient.
@@ -247,6 +248,7 @@ def prepare_run(
       checkpoints: options of `dp_rmt.training.checkpoint.Checkpoints`, such as ``{"keep": 3}``.
       nonprivate_metrics: also write ``nonprivate/...`` metrics, which are computed from raw values.
       identity: facts that a checkpoint must agree on beside those named above; compared as strings.
+      facts: what is known before the first step, for the metrics' first line; not from private data.
       about: what the statement says of model and task.
 
     Returns:
@@ -316,6 +318,7 @@ def prepare_run(
         microbatch_size=microbatch_size,
         name=name,
         mesh=mesh,
+        facts=facts or {},
     )
     checks.trace_step(loop, state, execution)
     guarantee = Guarantee(

@@ -52,6 +52,7 @@ class TrainLoop:
       published_params: gives all parameters of a state as they are evaluated (`Transforms.published_params`).
       microbatch_size: of the step. Batches are filled up to whole microbatches; None for the whole batch.
       name: shown at the progress bar.
+      facts: what is known before the first step, for the metrics.
       mesh: the mesh of the step; it is used where there are several processes, each of which reads its own rows.
     """
 
@@ -68,6 +69,7 @@ class TrainLoop:
     microbatch_size: int | None = None
     name: str = "train"
     mesh: Mesh | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(
         self,
@@ -112,6 +114,7 @@ class TrainLoop:
         with tqdm.tqdm(**shown) as bar, Preemption() as preemption:
             reporter = _Reporter(self, metrics, bar)
             if first == 0:
+                reporter.facts(self.facts)
                 reporter.evaluation(0, self._evaluate(state))
             for step in range(first, last):
                 if releases is not None and (step == first or step % self.epsilon_every == 0):
@@ -177,6 +180,10 @@ class _Reporter:
         self._loop, self._metrics, self._bar = loop, metrics, bar
         self._shown: dict[str, str] = {}
         self._since = time.monotonic()
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        if self._metrics is not None and facts:
+            self._append(0, facts)
 
     def training(self, step: int, values: Mapping[str, Any]) -> None:
         values = jax.device_get(dict(values))  # waits for this step, while the next one runs

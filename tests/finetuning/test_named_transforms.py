@@ -133,7 +133,8 @@ def test_corrected_optimizers_get_the_noise_of_the_run(optimizer: Any, call: Any
 
 
 def test_the_average_comes_after_the_learning_rate_and_is_published() -> None:
-    changes = {"train": {"average_iterates": 0.5, "learning_rate": 0.1, "schedule": "constant"}, "denoise": ()}
+    train = {"average_iterates": 0.5, "learning_rate": 0.1, "schedule": "constant", "advice": False}
+    changes = {"train": train, "denoise": ()}
     stages = build_transforms(Settings().changed(changes), MECHANISM, 0, data_mesh(jax.devices()[:1]))
     assert stages.published is not None
     x, iterates = {"bias": jnp.zeros(3)}, []
