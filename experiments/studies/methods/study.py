@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ _SELECTION_STEPS = flags.DEFINE_integer("selection_steps", 12, "Steps after whic
 _EPSILONS = flags.DEFINE_multi_float("epsilons", [8.0, 3.0], "The first chooses the learning rate.")
 _BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [4096, 1024], "Expected batch sizes.")
 _SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "For head, sampling, noise (public data); the first chooses.")
+_EVAL_ROWS = flags.DEFINE_integer("eval_rows", None, "Evaluates on the first so many rows of each split; None: all.")
+
+LAST_STEPS = 5
+"""The number of last steps whose training losses are averaged where there is no accuracy."""
 
 
 def main(settings: Settings, argv: list[str]) -> None:
@@ -86,7 +91,15 @@ def _train(
         record = _record(arm, name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
-    return dict(record["accuracy"])[until or record["steps_of_the_schedule"]]
+    return score_at(record, until or record["steps_of_the_schedule"])
+
+
+def score_at(record: Mapping[str, Any], step: int) -> float:
+    """What a rate is chosen by: accuracy at a step; of a text task minus the mean training loss of five steps to it."""
+    accuracy = dict(record["accuracy"])
+    if step in accuracy:
+        return float(accuracy[step])
+    return -statistics.fmean(loss for at, loss in record["nonprivate/loss"] if step - LAST_STEPS < at <= step)
 
 
 def _arm(label: str, settings: Settings, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
@@ -101,6 +114,9 @@ def _arm(label: str, settings: Settings, batch_size: int, epsilon: float, rate: 
     workdir = Path(_WORKDIR.value) / label
     claim_workdir(workdir, settings)
     task = _load_task(settings)
+    if (rows := _EVAL_ROWS.value) is not None:
+        some = {split: {k: x[:rows] for k, x in arrays.items()} for split, arrays in task.evaluations.items()}
+        task = dataclasses.replace(task, evaluations=some)
     run = assemble.build_run(settings, task, name=label)
     if settings.train.average_iterates is not None:
         run = dataclasses.replace(run, loop=_evaluated_twice(run.loop))
@@ -147,8 +163,8 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         "accuracy_of_last_iterate": curve("eval/dev_last_iterate/accuracy"),
         "advice/slope": curve("advice/slope"),
         "advice/top_over_edge": curve("advice/top_over_edge"),
-        "clipped_fraction": curve("nonprivate/clipped_fraction"),
-        "grad_norm": curve("nonprivate/grad_norm"),
+        "loss_of_last_iterate": curve("eval/dev_last_iterate/loss"),
+        **{f"nonprivate/{x}": curve(f"nonprivate/{x}") for x in ("loss", "grad_norm", "clipped_fraction")},
         "epsilon_spent": curve("epsilon"),
         **{f"nonprivate/cosine_{x}": curve(f"nonprivate/cosine_{x}") for x in ("noisy", "denoised", "update")},
         "seconds_per_step": curve("seconds"),
