@@ -151,7 +151,7 @@ def build_run(
             "optimizer": settings.optimizer,
             **({} if geometry is None else {f"whitening.{k}": v for k, v in settings.whitening.as_dict().items()}),
         },
-        facts=None if geometry is None else {"geometry/top_share": geometry.top_shares},
+        facts=None if geometry is None else geometry.facts(),
         about=About(
             base_model=task.base_model,
             task=settings.data.task,

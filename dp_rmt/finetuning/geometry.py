@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from dp_rmt.clipping.coordinates import Coordinates
+from dp_rmt.data import fingerprint
 from dp_rmt.data.tokens.public_rows import public_text_rows, random_token_rows
 from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.tasks.task import Task
@@ -23,10 +25,16 @@ class Geometry(NamedTuple):
     Attributes:
       coordinates: in which updates are evened out.
       top_shares: share of the largest eigenvalue of the inputs of each matrix, by path.
+      fingerprint: of the maps, by which two runs can be seen to have had the same.
     """
 
     coordinates: Coordinates
     top_shares: dict[str, float]
+    fingerprint: str
+
+    def facts(self) -> dict[str, Any]:
+        """What the metrics say before the first step."""
+        return {"geometry/top_share": self.top_shares, "geometry/fingerprint": self.fingerprint}
 
 
 def geometry_of(settings: Settings, task: Task) -> Geometry | None:
@@ -58,7 +66,12 @@ def geometry_of(settings: Settings, task: Task) -> Geometry | None:
         shares[widest],
         widest,
     )
-    return Geometry(coordinates, shares)
+    maps = {
+        f"{name}/{part}": np.asarray(getattr(axis_map, part))
+        for name, axis_map in coordinates.maps.items()
+        for part in ("scale", "basis")
+    }
+    return Geometry(coordinates, shares, fingerprint(maps))
 
 
 def _few(lengths: Sequence[int]) -> list[int]:

@@ -22,6 +22,9 @@ from dp_rmt.trees import leaves_by_path
 Rules = Sequence[tuple[str, PartitionSpec]]
 """``(regular expression, spec of the LAST axes)``; the first that matches somewhere in a path counts."""
 
+_MAPS = "(^|/)coordinates/maps/.*/basis$"
+"""The maps of `dp_rmt.geometry.whiten_inputs`, (layers, inputs, directions), in the state of an optimizer."""
+
 _READS, _WRITES = "(^|/)(query|key|value|gate|up|intermediate)", "(^|/)(output|down)"
 
 SHARDING_RULES: Rules = (
@@ -83,8 +86,9 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = SHARDING_RULES
     """Shardings of a whole state: parameters by the rules, and what a stage keeps for a parameter like that parameter.
 
     The path of a moment, a filter or whatever else a stage keeps for a parameter ends in the path of that parameter
-    (``0/mu/encoder/...``), and it has the parameter's shape. All other leaves, such as step numbers, keys and the
-    starts of the denoiser, are copied to every device.
+    (``0/mu/encoder/...``), and it has the parameter's shape. The maps of whitened coordinates are divided by their
+    inputs over ``fsdp``. All other leaves, such as step numbers, keys and the starts of the denoiser, are copied to
+    every device.
 
     Args:
       state: arrays, or their shapes.
@@ -106,7 +110,10 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules = SHARDING_RULES
         return leaf_sharding(name, leaf.shape, mesh, rules)
 
     def of_kept(path: Any, leaf: Any) -> NamedSharding:
-        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if re.search(_MAPS, name):
+            return leaf_sharding(name, leaf.shape, mesh, ((_MAPS, PartitionSpec("fsdp", None)),))
+        parts = name.split("/")
         for first in range(len(parts)):  # the longest end that is a parameter's path
             shape, sharding = trained.get("/".join(parts[first:]), (None, None))
             if sharding is not None and shape == leaf.shape:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from dp_rmt.finetuning import assemble
-from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.geometry import geometry_of
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.geometry import coordinates_of
 from dp_rmt.training.metrics import read_metrics
 
@@ -46,7 +46,8 @@ def test_public_text_gives_other_moments_and_a_missing_file_is_named(make_config
     settings = make_config(WHITENED)
     task = assemble.load_task(settings)
     text = tmp_path / "public.txt"
-    text.write_text("the film was a great and moving story of a great friendship\n" * 3, encoding="utf-8")
+    words = "the film was a great and moving story of a great friendship , and it was a good day for all in the end"
+    text.write_text(f"{words} {words}\n" * 3, encoding="utf-8")
     one = geometry_of(settings, task)
     two = geometry_of(settings.changed({"whitening.text": str(text)}), task)
     assert one is not None
@@ -61,10 +62,10 @@ def test_public_text_gives_other_moments_and_a_missing_file_is_named(make_config
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConfig, tmp_path: Path, where: str) -> None:
     settings = make_config({**WHITENED, "whitening.where": where})
     task = assemble.load_task(settings)
-    whole, parts = (assemble.build_run(settings, task, name=name) for name in ("whole", "parts"))
-    finished = whole.train(tmp_path / "whole")
-    parts.train(tmp_path / "parts", until=2)
-    resumed = parts.train(tmp_path / "parts")
+    run = assemble.build_run(settings, task, name="run")
+    finished = run.train(tmp_path / "whole")
+    run.train(tmp_path / "parts", until=2)
+    resumed = run.train(tmp_path / "parts")
     for one, two in zip(jax.tree.leaves(finished.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(one, two)
     first = read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
@@ -72,7 +73,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConf
         leaf.path for leaf in coordinates_of((finished.denoise, finished.optimizer)).leaves
     }
     assert all(0 < share <= 1 for share in first["geometry/top_share"].values())
-    assert whole.identity["whitening.where"] == where
+    assert run.identity["whitening.where"] == where
 
 
 def test_the_gradient_of_a_run_is_clipped_in_its_coordinates(make_config: MakeConfig) -> None:
@@ -103,4 +104,4 @@ def test_the_gradient_of_a_run_is_clipped_in_its_coordinates(make_config: MakeCo
 def test_what_the_map_would_change_is_refused(where: str, changes: dict[str, Any], message: str) -> None:
     settings = Settings().changed({"whitening.where": where, "denoise": (), **changes})
     with pytest.raises(ValueError, match=message):
-        arm_settings(settings)
+        check_transforms(settings)
