@@ -86,6 +86,7 @@ def run(config: Settings, workdir: Path) -> arms.Arm:
     return arm
 
 
+@pytest.mark.thorough
 def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     changes = {
         "privacy.epsilon": math.inf,
@@ -114,6 +115,7 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()
 
 
+@pytest.mark.thorough
 def test_the_saved_model_has_the_loss_that_was_reported(text_config, tmp_path: Path) -> None:
     arm = run(text_config({"generation.max_prompts": 2}), tmp_path / "run")
     module, params = load_pretrained(tmp_path / "run" / "model", head="causal_lm", key=jax.random.key(1))
@@ -135,6 +137,7 @@ def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> Non
     assert len(task.evaluations["test"]["input_ids"]) == len(references)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
 def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str, text_config, tmp_path: Path) -> None:
     changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise": DENOISED, "generation.max_prompts": 2}
@@ -160,6 +163,7 @@ def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str
             np.testing.assert_array_equal(adapter[path], leaf)
 
 
+@pytest.mark.thorough
 def test_text_goes_on_where_it_was_interrupted(text_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(text_config(), tmp_path / "whole")
     count = len(whole.task.prompts.sources)
