@@ -44,7 +44,7 @@ assert "dp-rmt finetune" in said, said
 status, said, _ = dp_rmt_says("finetune", "--help")
 assert "l2_clip_norm" in said, said
 seconds = []
-for _ in range(3):  # the first reads the files of the libraries for the first time
+for _ in range(2):  # the first reads the files of the libraries for the first time
     status, said, took = dp_rmt_says(
         "finetune", "--model=m", "--train=sst2", "--epsilon=3", "--config.privacy.epsilonn=3"
     )
@@ -99,7 +99,13 @@ run = prepare_run(
         {"kernel": jnp.zeros((8, 4))},
     ),
     dp_rmt.DPSGD.calibrated(
-        epsilon=3.0, delta=1e-4, num_examples=500, expected_batch_size=64, num_steps=3, l2_clip_norm=1.0
+        epsilon=3.0,
+        delta=1e-4,
+        num_examples=500,
+        expected_batch_size=64,
+        num_steps=3,
+        l2_clip_norm=1.0,
+        accountant="rdp",
     ),
     lambda mechanism, noise_seed, mesh: Transforms(
         mechanism.noise(dp_rmt.noise_addition.noise_key(noise_seed)), mechanism.denoiser(), optax.adam(0.1)
