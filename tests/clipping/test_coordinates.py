@@ -138,6 +138,7 @@ def test_every_method_clips_the_gradient_of_v(whitened, definition, method, rema
     close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
+@pytest.mark.thorough
 def test_microbatches_change_nothing(whitened):
     losses, params, batch, coordinates = whitened
     options = {"l2_clip_norm": 0.5, "coordinates": coordinates}
@@ -147,6 +148,7 @@ def test_microbatches_change_nothing(whitened):
         close(parts, whole, 1e-5)
 
 
+@pytest.mark.thorough
 def test_the_identity_changes_nothing(whitened):
     losses, params, batch, coordinates = whitened
     maps = {
