@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -23,6 +24,15 @@ for _flag, _value in _QUICK.items():
 from dp_rmt import environment  # noqa: E402
 
 environment.prepare()
+
+
+# JAX makes so many objects as it traces that looking for cycles among them takes an eighth of its time by default.
+gc.set_threshold(200_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: it need not be looked through again."""
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config) -> int:

@@ -166,7 +166,8 @@ def test_refuses_numbers_that_do_not_fit(change, message):
 def test_the_batch_shape_fits_microbatches_and_devices(multiple):
     """It was 331, which no microbatch of 32 divides: the first step failed."""
     settings = {"num_examples": 2000, "expected_batch_size": 256, "num_steps": 5, "l2_clip_norm": 1.0}
-    mechanism = DPSGD.calibrated(epsilon=8.0, delta=1e-5, batch_multiple_of=multiple, **settings)
+    settings |= {"epsilon": 8.0, "delta": 1e-5, "accountant": "rdp"}
+    mechanism = DPSGD.calibrated(batch_multiple_of=multiple, **settings)
     assert mechanism.max_batch_size == max_batch_size_for(2000, 0.128, multiple_of=multiple)
     assert mechanism.max_batch_size % multiple == 0
     batch = jnp.ones((mechanism.max_batch_size, 3))

@@ -154,12 +154,13 @@ def test_monotone_under_rdp(sigma, sampling_probability, num_steps, truncation):
     assert_monotone(run | {"delta": 1e-5, "accountant": "rdp", "truncation": truncation})
 
 
-@pytest.mark.parametrize("truncation", [None, Truncation(1000, 90)])
+@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 90), marks=pytest.mark.thorough)])
 def test_monotone_under_pld(truncation):
     run = {"noise_multiplier": 2.0, "sampling_probability": 0.05, "num_steps": 100}
     assert_monotone(run | {"delta": 1e-5, "truncation": truncation})
 
 
+@pytest.mark.thorough
 def test_truncation_at_five_standard_deviations_costs_little_under_pld():
     plain = epsilon(noise_multiplier=0.7718, **SST2)
     truncated = epsilon(noise_multiplier=0.7718, truncation=SST2_TRUNCATION, **SST2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,7 @@ class Model(nn.Module):
         return nn.Dense(3, name="head")(h[:, 0])
 
 
+@functools.cache
 def problem(remat=False):
     model = Model(remat)
     ids = jax.random.randint(jax.random.key(0), (BATCH, TOKENS), 0, VOCABULARY)
@@ -104,23 +107,28 @@ def test_all_matrices_have_coordinates(whitened):
     assert shared["layers/o/kernel"] != shared["layers/q/kernel"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("remat", [False, True])
-def test_every_method_clips_the_gradient_of_v(whitened, method, remat):
-    """By the definition: W = W_0 + F V H, each example's gradient with respect to V, its norm, its clipped sum."""
-    _, _, _, coordinates = whitened
-    losses, params, batch = problem(remat)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+@pytest.fixture(scope="module")
+def definition(whitened):
+    """``(clip norm, per-example norms, clipped mean)`` from each example's gradient with respect to V."""
+    losses, params, batch, coordinates = whitened
 
     def losses_of_v(v):
         return losses(jax.tree.map(jnp.add, params, coordinates(v)), batch)
 
-    each = jax.jit(jax.jacrev(losses_of_v))(zeros)
+    each = jax.jit(jax.jacrev(losses_of_v))(jax.tree.map(jnp.zeros_like, params))
     norms = jnp.sqrt(sum(jnp.sum(jnp.square(g.reshape(BATCH, -1)), 1) for g in jax.tree.leaves(each)))
     clip_norm = float(jnp.median(norms))
     factors = jnp.minimum(1, clip_norm / norms)
-    wanted = jax.tree.map(lambda g: jnp.tensordot(factors, g, 1) / 10, each)
+    return clip_norm, norms, jax.tree.map(lambda g: jnp.tensordot(factors, g, 1) / 10, each)
 
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_every_method_clips_the_gradient_of_v(whitened, definition, method, remat):
+    """By the definition: W = W_0 + F V H, each example's gradient with respect to V, its norm, its clipped sum."""
+    _, _, _, coordinates = whitened
+    losses, params, batch = problem(remat)
+    clip_norm, norms, wanted = definition
     function = METHODS[method](losses, l2_clip_norm=clip_norm, normalize_by=10, coordinates=coordinates)
     got, per_example = function(params, batch, is_padding_example=None)
     # Ghost norms are rounded upwards, by a bound of what rounding takes from the unmapped squares: here at most 2e-4.
@@ -130,6 +138,7 @@ def test_every_method_clips_the_gradient_of_v(whitened, method, remat):
     close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
+@pytest.mark.thorough
 def test_microbatches_change_nothing(whitened):
     losses, params, batch, coordinates = whitened
     options = {"l2_clip_norm": 0.5, "coordinates": coordinates}
@@ -139,6 +148,7 @@ def test_microbatches_change_nothing(whitened):
         close(parts, whole, 1e-5)
 
 
+@pytest.mark.thorough
 def test_the_identity_changes_nothing(whitened):
     losses, params, batch, coordinates = whitened
     maps = {

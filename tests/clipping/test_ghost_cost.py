@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,12 @@ import pytest
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 
+pytestmark = pytest.mark.thorough
+
+
 # XLA counts the body of a loop once, hence a scanned and an unrolled stack.
 SCANNED = pytest.mark.parametrize("scanned", [True, False])
+NUM_LAYERS = {True: 4, False: 2}  # an unrolled layer is traced and compiled as often as it stands there
 
 
 class Layer(nn.Module):
@@ -36,33 +40,37 @@ class Stack(nn.Module):
     def __call__(self, h_BxTxD):
         if self.scanned:
             axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-            return nn.scan(Layer, length=4, in_axes=nn.broadcast, **axes)()(h_BxTxD, None)[0]
-        for i in range(4):
+            return nn.scan(Layer, length=NUM_LAYERS[True], in_axes=nn.broadcast, **axes)()(h_BxTxD, None)[0]
+        for i in range(NUM_LAYERS[False]):
             h_BxTxD = Layer(name=f"layer_{i}")(h_BxTxD, None)[0]
         return h_BxTxD
-
-
-def compiled(make, *, scanned, shape):
-    """A compiled gradient of the stack's losses."""
-    model, x = Stack(scanned), jax.ShapeDtypeStruct(shape, jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)
-
-    def losses(params, x):
-        return jnp.sum(model.apply(params, x) ** 2, (1, 2))
-
-    return jax.jit(make(losses)).lower(params, x).compile()
 
 
 def plain(losses):
     return jax.grad(lambda params, x: jnp.sum(losses(params, x)))
 
 
-def clipped(function, **arguments):
-    return lambda losses: partial(function(losses, l2_clip_norm=1.0, **arguments), is_padding_example=None)
+def lowered(function, *, scanned, shape, **arguments):
+    """A gradient of the stack's losses as it goes to the compiler: plain, or clipped by a function of its arguments."""
+    model, x = Stack(scanned), jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def losses(params, x):
+        return jnp.sum(model.apply(params, x) ** 2, (1, 2))
+
+    gradient = function(losses, **arguments)
+    if function is not plain:
+        gradient = partial(gradient, is_padding_example=None)
+    return jax.jit(gradient).lower(params, x)
 
 
-def ghost(method):
-    return clipped(ghost_clipped_grad, method=method)
+@cache  # several tests compare with the same programs
+def compiled(function, **arguments):
+    return lowered(function, **arguments).compile()
+
+
+GHOST = partial(ghost_clipped_grad, l2_clip_norm=1.0)
+VMAP = partial(clipped_grad, l2_clip_norm=1.0)
 
 
 @SCANNED
@@ -73,10 +81,10 @@ def test_operations_relative_to_a_plain_gradient(method, least, most, scanned):
     Ghost's first backward pass must not compute weight gradients (5/3), nor book-keeping compute them twice (4/3).
     """
 
-    def flops(make):
-        return compiled(make, scanned=scanned, shape=(8, 4, 64)).cost_analysis()["flops"]
+    def flops(function, **arguments):
+        return compiled(function, scanned=scanned, shape=(8, 4, 64), **arguments).cost_analysis()["flops"]
 
-    assert least < flops(ghost(method)) / flops(plain) < most
+    assert least < flops(GHOST, method=method) / flops(plain) < most
 
 
 @pytest.mark.parametrize(
@@ -88,25 +96,28 @@ def test_memory_relative_to_a_plain_gradient(method, scanned, most):
     Ghost on an unrolled stack is left out: XLA delays its weight gradients and holds what they need, 1.5 times in all.
     """
 
-    def memory(make):
-        return compiled(make, scanned=scanned, shape=(32, 11, 64)).memory_analysis().temp_size_in_bytes
+    def memory(function, **arguments):
+        program = compiled(function, scanned=scanned, shape=(32, 11, 64), **arguments)
+        return program.memory_analysis().temp_size_in_bytes
 
     reference = memory(plain)
-    assert memory(ghost(method)) / reference < most
+    assert memory(GHOST, method=method) / reference < most
     if method == "ghost":
-        assert memory(clipped(clipped_grad)) / reference > 2
+        assert memory(VMAP) / reference > 2
 
 
 @SCANNED
 def test_auto_takes_bookkeeping_where_output_gradients_fit(scanned):
-    """They have, per layer and token, 11 times the width: q, k, v, o; 4 of up; down; two norms."""
-    size = 4 * (4 + 4 + 1 + 2) * 64 * 8 * 4 * 4  # layers, outputs, width, examples, tokens, bytes
+    """They have, per layer and token, 11 times the width: q, k, v, o; 4 of up; down; two norms.
 
-    def flops(**arguments):
-        function = compiled(clipped(ghost_clipped_grad, **arguments), scanned=scanned, shape=(8, 4, 64))
-        return function.cost_analysis()["flops"]
+    Auto is then one of the two methods to the letter: what those cost when compiled is measured above.
+    """
+    size = NUM_LAYERS[scanned] * (4 + 4 + 1 + 2) * 64 * 8 * 4 * 4  # layers, outputs, width, examples, tokens, bytes
 
-    bookkeeping, ghost_flops = flops(method="bookkeeping"), flops(method="ghost")
-    assert bookkeeping < ghost_flops
-    assert flops() == flops(memory_budget=size) == bookkeeping
-    assert flops(memory_budget=size - 1) == ghost_flops
+    def program(**arguments):
+        return lowered(GHOST, scanned=scanned, shape=(8, 4, 64), **arguments).as_text()
+
+    bookkeeping, ghost = program(method="bookkeeping"), program(method="ghost")
+    assert bookkeeping != ghost
+    assert program() == program(memory_budget=size) == bookkeeping
+    assert program(memory_budget=size - 1) == ghost

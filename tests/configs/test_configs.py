@@ -126,6 +126,7 @@ def test_the_study_of_memorisation_takes_its_model_from_the_hub() -> None:
     assert get_config("qwen3_0_6b").model.path == "Qwen/Qwen3-0.6B-Base"
 
 
+@pytest.mark.thorough
 def test_the_noise_of_the_published_sst2_run() -> None:
     settings = Settings.from_config(glue.get_config("sst2,large")).changed({"privacy.epsilon": 3.0})
     mechanism, _ = assemble.build_mechanism(settings, GLUE["sst2"])
@@ -133,6 +134,7 @@ def test_the_noise_of_the_published_sst2_run() -> None:
     assert mechanism.noise_multiplier == pytest.approx(0.7718, abs=5e-5)
 
 
+@pytest.mark.thorough
 def test_what_the_recipe_trains_has_ghost_rules_in_a_roberta(
     make_model: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.thorough
 def test_matrices_with_an_entry_that_is_not_finite_pass_through_in_time() -> None:
     """Without the check in `short_side_svd` the first of them, of 16 x 16, was still in LAPACK after a minute."""
     program = Path(__file__).parent / "not_finite_program.py"

@@ -329,6 +329,7 @@ with only_writer(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_never_train_in_one_folder(make_config: MakeConfig, tmp_path: Path) -> None:
     (arm,) = arms.prepare(make_config(), tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", HOLD, arm.workdir], stdout=subprocess.PIPE, text=True) as other:

@@ -10,6 +10,8 @@ import pytest
 
 from dp_rmt.finetuning.settings import Settings
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def commands(make_config: Callable[..., Settings], run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:

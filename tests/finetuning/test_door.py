@@ -62,6 +62,7 @@ def finetuned(call: dict[str, Any]) -> dp_rmt.Finetuned:
     return dp_rmt.finetune(**call)
 
 
+@pytest.mark.thorough
 def test_the_run_is_private_scored_and_has_its_report(finetuned: dp_rmt.Finetuned) -> None:
     assert finetuned.privacy["is_private"]
     assert finetuned.privacy["epsilon"] == pytest.approx(4.0, rel=1e-3)
@@ -72,6 +73,7 @@ def test_the_run_is_private_scored_and_has_its_report(finetuned: dp_rmt.Finetune
     assert {"config.json", "metrics.jsonl", "privacy.json", "privacy.md", "report.html", "model"} <= names
 
 
+@pytest.mark.thorough
 def test_it_predicts_what_it_was_scored_by(finetuned: dp_rmt.Finetuned, reviews: Path) -> None:
     rows = [line.rsplit(",", 1) for line in (reviews / "dev.csv").read_text().splitlines()[1:]]
     texts, labels = [text.strip('"') for text, _ in rows], [label for _, label in rows]
@@ -84,6 +86,7 @@ def test_it_predicts_what_it_was_scored_by(finetuned: dp_rmt.Finetuned, reviews:
         finetuned.generate(["a"])
 
 
+@pytest.mark.thorough
 def test_what_is_saved_is_the_model_and_its_statement_and_no_secret(
     finetuned: dp_rmt.Finetuned, tmp_path: Path
 ) -> None:
@@ -97,6 +100,7 @@ def test_what_is_saved_is_the_model_and_its_statement_and_no_secret(
         finetuned.save(tmp_path / "released")
 
 
+@pytest.mark.thorough
 def test_the_same_call_and_the_folder_give_the_same_again(finetuned: dp_rmt.Finetuned, call: dict[str, Any]) -> None:
     for again in (dp_rmt.finetune(**call), load_finetuned(call["workdir"])):
         jax.tree.map(np.testing.assert_array_equal, again.params, finetuned.params)

@@ -152,6 +152,7 @@ def test_the_saved_model_is_the_trained_one(two_arms: tuple[Path, list[arms.Arm]
     assert float(np.abs(logits - before).max()) > 1e-4  # it has learnt something
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     two_arms: tuple[Path, list[arms.Arm]], make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, two_arms: tuple[Path, list[arms.Arm]]) -> None:
     workdir, _ = two_arms
     before = (workdir / "noisy" / "metrics.jsonl").read_bytes()
@@ -180,6 +182,7 @@ def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, two_arms: tupl
     assert (workdir / "noisy" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_other_data_is_refused_before_anything_is_written(
     make_config: MakeConfig, corpus: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +200,7 @@ def test_a_checkpoint_of_other_data_is_refused_before_anything_is_written(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.thorough
 def test_clipping_method_and_length_groups_change_nothing(
     two_arms: tuple[Path, list[arms.Arm]], make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -208,6 +212,7 @@ def test_clipping_method_and_length_groups_change_nothing(
         assert line == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_microbatch_size_is_found_by_compiling(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +231,7 @@ def test_the_microbatch_size_is_found_by_compiling(
     assert arm.run.loop.microbatch_size in (1, 2)
 
 
+@pytest.mark.thorough
 def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: MakeConfig, tmp_path: Path) -> None:
     (arm,) = run(make_config({"privacy.epsilon": math.inf, "denoise": DENOISED}), tmp_path / "run")
     mechanism = arm.run.loop.mechanism
@@ -240,6 +246,7 @@ def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: Ma
     assert "There is no privacy guarantee" in (tmp_path / "run" / "privacy.md").read_text()
 
 
+@pytest.mark.thorough
 def test_text_infilling_from_prompt_to_saved_model(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"model.head": "infilling", "model.trainable": ".*", "privacy.epsilon": math.inf})
     (arm,) = run(config, tmp_path / "run")
@@ -256,6 +263,7 @@ def test_text_infilling_from_prompt_to_saved_model(make_config: MakeConfig, tmp_
     assert changed == set(before)
 
 
+@pytest.mark.thorough
 def test_a_gradient_that_is_not_finite_is_counted_and_contributes_nothing(
     make_config: MakeConfig, corpus: Path, model: Path, tmp_path: Path
 ) -> None:

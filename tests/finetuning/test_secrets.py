@@ -85,6 +85,7 @@ def key_of(seed: int) -> list[int]:
     return np.asarray(jax.random.key_data(noise_key(seed))).tolist()
 
 
+@pytest.mark.thorough
 def test_a_run_of_drawn_seeds_goes_on_with_them(runs: Runs) -> None:
     """The second process draws others, which it must not use: neither for the samples nor for the noise."""
     lines, expected = (
@@ -102,6 +103,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
 
 
+@pytest.mark.thorough
 def test_seeds_that_are_left_out_are_drawn_for_every_run_and_arm(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({**UNSET, "seed": 123, "arms": {"a": {}, "b": {}}})
     built = [arm.run for number in range(2) for arm in arms.prepare(config, tmp_path / f"run{number}")]
@@ -147,6 +149,7 @@ def test_the_scan_finds_every_spelling(tmp_path: Path) -> None:
     assert holders(tmp_path, [other]) == set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("are_given", [False, True])
 def test_seeds_and_keys_stand_in_checkpoints_alone_and_in_a_config_that_gives_them(are_given: bool, runs: Runs) -> None:
     folder = runs.whole if are_given else runs.resumed
@@ -158,6 +161,7 @@ def test_seeds_and_keys_stand_in_checkpoints_alone_and_in_a_config_that_gives_th
     assert stat.S_IMODE((folder / "model" / "model.safetensors").stat().st_mode) == 0o644  # what is to be released
 
 
+@pytest.mark.thorough
 def test_a_model_is_released_without_the_config_of_its_run(runs: Runs) -> None:
     folder, config = runs.resumed, runs.config
     assert {path.name for path in (folder / "adapter").iterdir()} == {

@@ -28,6 +28,9 @@ from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.run_start import FILE as START
 
+pytestmark = pytest.mark.thorough
+
+
 MakeConfig = Callable[..., Settings]
 FRESH = {"privacy.sampling_seed": None, "privacy.noise_seed": None, "privacy.accountant": "rdp"}
 

@@ -6,7 +6,7 @@ import csv
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -53,13 +53,15 @@ def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     return make_llama(tmp_path_factory.mktemp("llama"), words, max_length=64)
 
 
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes a second machine and ten seconds; tests/data has its own test of it."""
-    monkeypatch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
+@pytest.fixture(autouse=True, scope="module")
+def no_java() -> Iterator[None]:
+    """METEOR takes a second machine and ten seconds; tests/scoring has its own test of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text_config(make_config: Callable[..., Settings], e2e: Path, llama: Path) -> Callable[..., Settings]:
     def build(changes: dict | None = None) -> Settings:
         small = {
@@ -86,6 +88,14 @@ def run(config: Settings, workdir: Path) -> arms.Arm:
     return arm
 
 
+@pytest.fixture(scope="module")
+def whole(text_config: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, arms.Arm]:
+    """A run that nothing interrupted, and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(text_config(), folder)
+
+
+@pytest.mark.thorough
 def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     changes = {
         "privacy.epsilon": math.inf,
@@ -114,10 +124,11 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()
 
 
-def test_the_saved_model_has_the_loss_that_was_reported(text_config, tmp_path: Path) -> None:
-    arm = run(text_config({"generation.max_prompts": 2}), tmp_path / "run")
-    module, params = load_pretrained(tmp_path / "run" / "model", head="causal_lm", key=jax.random.key(1))
-    last = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/dev/loss" in line][-1]
+@pytest.mark.thorough
+def test_the_saved_model_has_the_loss_that_was_reported(whole: tuple[Path, arms.Arm]) -> None:
+    folder, arm = whole
+    module, params = load_pretrained(folder / "model", head="causal_lm", key=jax.random.key(1))
+    last = [line for line in read_metrics(folder / "metrics.jsonl") if "eval/dev/loss" in line][-1]
     losses = completion_losses(module)(params, arm.task.evaluations["dev"])
     assert float(np.mean(losses)) == pytest.approx(last["eval/dev/loss"], rel=1e-5)
 
@@ -135,6 +146,7 @@ def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> Non
     assert len(task.evaluations["test"]["input_ids"]) == len(references)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
 def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str, text_config, tmp_path: Path) -> None:
     changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise": DENOISED, "generation.max_prompts": 2}
@@ -160,10 +172,12 @@ def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str
             np.testing.assert_array_equal(adapter[path], leaf)
 
 
-def test_text_goes_on_where_it_was_interrupted(text_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(text_config(), tmp_path / "whole")
-    count = len(whole.task.prompts.sources)
-    assert count > 9  # two batches
+@pytest.mark.thorough
+def test_text_goes_on_where_it_was_interrupted(
+    whole: tuple[Path, arms.Arm], text_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted, arm = whole
+    assert len(arm.task.prompts.sources) > 9  # two batches
     real, calls = texts.generate_texts, []
 
     def dies(*args, done, **kwargs):
@@ -181,9 +195,9 @@ def test_text_goes_on_where_it_was_interrupted(text_config, tmp_path: Path, monk
     path.write_bytes(path.read_bytes()[:-5])  # as a killed process leaves it
     run(text_config(), tmp_path / "run")
     assert calls == [0, 7]
-    expected = sorted((tmp_path / "whole" / "texts.jsonl").read_text().splitlines())
+    expected = sorted((uninterrupted / "texts.jsonl").read_text().splitlines())
     assert sorted(path.read_text().splitlines()) == expected
-    assert (tmp_path / "run" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+    assert (tmp_path / "run" / "scores.json").read_text() == (uninterrupted / "scores.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def problem(layers="loop"):
     ("layers", "microbatch_size"),
     [
         ("loop", None),
-        ("scan", 2),
+        pytest.param("scan", 2, marks=pytest.mark.thorough),
         pytest.param("loop", 2, marks=pytest.mark.slow),
         pytest.param("scan", None, marks=pytest.mark.slow),
         pytest.param("remat", None, marks=pytest.mark.slow),

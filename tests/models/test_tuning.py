@@ -107,6 +107,7 @@ def test_what_trains(kind: str) -> None:
     assert {how: set(flat(split(kind, how)[0])) for how in tuning.PATTERNS} == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("how", "kind"), [*((how, "decoder") for how in tuning.PATTERNS), ("lora", "encoder"), ("bias", "encoder")]
 )
@@ -144,6 +145,7 @@ def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> 
             np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=limit, err_msg=path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("how", "kind"), [("lora", "encoder"), ("ffa_lora", "decoder"), ("bias", "decoder")])
 def test_a_private_denoised_step_moves_what_trains_and_nothing_else(how: str, kind: str) -> None:
     trained, frozen = split(kind, how)

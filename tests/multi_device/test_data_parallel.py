@@ -18,6 +18,9 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.thorough
+
+
 PROGRAM = Path(__file__).parent / "three_steps.py"
 RTOL, ATOL = 1e-4, 1e-5
 TIMEOUT = 240  # seconds; it takes about ten

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def results(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> dict[int, dict[str, np.ndarray]]:

@@ -12,6 +12,9 @@ import pytest
 
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
+pytestmark = pytest.mark.thorough
+
+
 PROGRAM = Path(__file__).parent / "noise_divided.py"
 
 

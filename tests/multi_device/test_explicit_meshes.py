@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.thorough
+
+
 CASES = runpy.run_path(str(Path(__file__).parents[1] / "laws" / "transformations.py"))["CASES"]
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.thorough
+
+
 PROGRAM = Path(__file__).parent / "sharded_steps.py"
 RTOL, ATOL = 1e-4, 2e-5
 ONE = "1x1x1"

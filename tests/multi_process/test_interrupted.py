@@ -19,6 +19,9 @@ import pytest
 
 from dp_rmt.training.metrics import read_metrics
 
+pytestmark = pytest.mark.thorough
+
+
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "run_program.py")))
 KILLS = int(os.environ.get("DP_RMT_KILLS", "3"))
 SECONDS_PER_STEP = 0.05

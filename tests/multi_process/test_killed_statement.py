@@ -14,6 +14,9 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 
+pytestmark = pytest.mark.thorough
+
+
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "run_program.py")))
 POINTS = 6  # of 12 steps: epsilon, and an announcement, at every second
 

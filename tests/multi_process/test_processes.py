@@ -19,6 +19,9 @@ from dp_rmt.training import processes
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.preemption import EXIT_CODE
 
+pytestmark = pytest.mark.thorough
+
+
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "run_program.py")))
 RTOL, ATOL = 1e-4, 1e-5
 

@@ -182,6 +182,7 @@ def test_java_that_fails_loses_no_scores(monkeypatch, tmp_path, caplog):
         meteor([["a"]], [[["a"]]], broken)
 
 
+@pytest.mark.thorough
 def test_the_real_e2e_test_set():
     """The first human text of each meaning against the others; numbers of the official script, as above."""
     shared = os.environ.get("DP_RMT_SHARED")

@@ -14,6 +14,8 @@ import pytest
 from dp_rmt.random_matrix import marchenko_pastur
 from experiments.benchmarks import denoiser
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def commands(run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def observed(make_config: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     return SimpleNamespace(stream=stream, gradients=gradients, record=json.loads(path.read_text()))
 
 
+@pytest.mark.thorough
 def test_what_is_recorded_is_the_clean_gradient_plus_the_very_noise(observed: SimpleNamespace) -> None:
     record, mechanism = observed.record, observed.stream.run.loop.mechanism
     noise, state = mechanism.noise(noise_key(SEED)), None
@@ -103,12 +104,14 @@ def test_looking_changes_nothing() -> None:
     assert looking.optimizer is stages.optimizer
 
 
+@pytest.mark.thorough
 def test_a_record_names_no_folder_of_the_machine(observed: SimpleNamespace) -> None:
     data = observed.record["description"]["config"]["data"]
     assert "/" not in data["path"]
     assert data["cache_dir"] is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "arm", "message"),
     [
@@ -147,6 +150,7 @@ def test_the_theory_s_curve_goes_through_a_simulated_matrix(shape: tuple[int, in
         assert seen.mean() == pytest.approx(cosines.mean(), abs=0.03)
 
 
+@pytest.mark.thorough
 def test_figures_show_every_matrix_of_every_step(observed: SimpleNamespace, tmp_path: Path) -> None:
     record = observed.record
     by_edge = spectra_figures.draw_gain_by_edge([record, record])

@@ -65,6 +65,7 @@ def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path: Path) -> N
     assert executors.run_local([quick], [Slot({})], poll_seconds=0.02) == {"long": "exit status 0"}
 
 
+@pytest.mark.thorough
 def test_sigterm_ends_the_jobs_too(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys\nfrom dp_rmt.finetuning.sweep.executors import Slot, run_local\n"

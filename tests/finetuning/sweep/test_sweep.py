@@ -93,6 +93,7 @@ def by_submitit(jobs: list[Job], workdir: Path) -> dict[str, str]:
     return executors.run_submitit(jobs, workdir, options, cwd=ROOT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("executor", [by_local, by_submitit])
 def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
     executor: Callable[[list[Job], Path], Mapping[str, str]],

@@ -89,6 +89,7 @@ def test_the_last_token_s_logits_alone() -> None:
     np.testing.assert_allclose(last, whole[:, -1:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_cache_is_in_the_compute_dtype() -> None:
     module, params = build()
     module = models.CausalLanguageModel(dataclasses.replace(module.config, dtype=jnp.bfloat16))
@@ -98,6 +99,7 @@ def test_the_cache_is_in_the_compute_dtype() -> None:
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
 
+@pytest.mark.thorough
 def test_generation_goes_without_flash_attention() -> None:
     """Which would be refused here, where there is no GPU."""
     module, params = build()
