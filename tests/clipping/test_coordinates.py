@@ -180,6 +180,32 @@ def test_neighbours_differ_by_the_clip_norm_at_most_in_the_coordinates(whitened,
         assert length > 0.29  # all are clipped, so that the bound is what holds them
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 12])  # pairs of tokens; gradients that are kept
+def test_an_input_along_a_damped_direction_is_not_longer_than_it_seems(tokens):
+    """Its norm is the difference of two squares a million times as large, of which rounding leaves nothing."""
+    rng = np.random.default_rng(0)
+    n, cases = 16, 300
+    basis = np.linalg.qr(rng.standard_normal((n, n)))[0][:, :4]
+    coordinates = Coordinates(
+        {"rows": AxisMap(jnp.asarray(2.0), jnp.asarray(basis * np.sqrt(1 - 1e-3), jnp.float32))},
+        (LeafAxes("kernel", (-2,), (-1,), "rows"),),
+    )
+    model = nn.Dense(3, use_bias=False)
+    params = {"kernel": jnp.zeros((n, 3))}
+    x = jnp.asarray(rng.standard_normal((cases, tokens, 4)) @ basis.T, jnp.float32)
+    w = jnp.asarray(rng.standard_normal((cases, tokens, 3)), jnp.float32)
+
+    def losses(params, batch):
+        return jnp.sum(model.apply({"params": params}, batch[0]) * batch[1], (1, 2))
+
+    function = ghost_clipped_grad(losses, l2_clip_norm=1e-3, coordinates=coordinates, method="bookkeeping")
+    one = jax.jit(lambda i: function(params, (x[i][None], w[i][None]), is_padding_example=None)[0]["kernel"])
+    contributions = np.stack([np.asarray(one(i), np.float64) for i in range(cases)])
+    lengths = np.sqrt(np.sum(contributions**2, (1, 2))) / 1e-3
+    assert lengths.max() <= 1 + 1e-6
+    assert lengths.max() > 0.1  # the bound of the rounding clips such an example harder
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_finite_contributes_nothing(whitened, method):
     losses, params, batch, coordinates = whitened

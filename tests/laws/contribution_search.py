@@ -11,6 +11,7 @@ margins of up to 200.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,8 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
+from dp_rmt.clipping.counted_once import trace_layers
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
+from dp_rmt.trees import leaves_by_path
 
 ROWS = 6  # of every table
 
@@ -34,6 +38,7 @@ class Setting(NamedTuple):
     dtype: str = "float32"  # of the layers
     tokens: int = 2
     width: int = 16
+    coordinates: bool = False  # of every matrix, with half of its directions damped
 
 
 class Layers(nn.Module):
@@ -105,6 +110,8 @@ MODELS = {"layers": Layers, "classifier": Classifier, "language model": Language
 def _compiled(setting: Setting):
     module = MODELS[setting.model](jnp.dtype(setting.dtype), setting.width)
     options = {"l2_clip_norm": setting.l2_clip_norm, "clip": setting.clip}
+    if setting.coordinates:
+        options["coordinates"] = _coordinates(module, setting)
     if setting.method == "vmap":
         function = clipped_grad(module.apply, **options)
     else:
@@ -121,6 +128,30 @@ def _compiled(setting: Setting):
         return function(params, batch, is_padding_example=jnp.array([True, False, False]))[0]
 
     return module, jax.jit(lambda cases: jax.lax.map(contribution, cases))
+
+
+def _coordinates(module, setting: Setting) -> Coordinates:
+    """Maps of both sides of every matrix. Some directions are damped to a thousandth: there the norm is the difference
+    of two squares that are a million times as large."""
+    rng = np.random.default_rng(0)
+    params, example = _case(module, setting, rng)
+    batch = jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * 2), example)
+    leaves, maps = dict(leaves_by_path(params)), {}
+
+    def axis_map(name: str, n: int) -> str:
+        damped = np.sqrt(1 - rng.choice([1e-3, 1e-2, 0.3], n // 2))
+        basis = np.linalg.qr(rng.standard_normal((n, n)))[0][:, : n // 2] * damped
+        maps[name] = AxisMap(jnp.asarray(3.0), jnp.asarray(basis, jnp.float32))
+        return name
+
+    axes = []
+    for path, matrix in trace_layers(module.apply, params, batch).matrices().items():
+        if all(matrix.rule.matrix_axes) and not matrix.rule.has_shared_axes:
+            rows, cols = (math.prod(leaves[path].shape[a] for a in side) for side in matrix.rule.matrix_axes)
+            names = axis_map(f"{path}:rows", rows + (matrix.bias is not None)), axis_map(f"{path}:cols", cols)
+            axes.append(LeafAxes(path, *matrix.rule.matrix_axes, *names, matrix.bias))
+    assert axes
+    return Coordinates(maps, tuple(axes))
 
 
 def contributions(setting: Setting, *, cases: int, seed: int) -> np.ndarray:

@@ -47,6 +47,8 @@ def search(setting, *, cases):
         Setting("layers", "vmap", dtype="bfloat16"),
         Setting("classifier", "ghost", l2_clip_norm=1e-3, dtype="bfloat16", tokens=4),
         Setting("language model", "auto", "automatic", 1.0, tokens=5, width=24),
+        Setting("layers", "bookkeeping", coordinates=True),
+        Setting("classifier", "ghost", l2_clip_norm=1e-3, dtype="bfloat16", tokens=4, coordinates=True),
     ],
 )
 def test_no_contribution_above_the_clip_norm(setting):
@@ -69,13 +71,14 @@ WIDELY = [
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_contribution_above_the_clip_norm_in_ten_thousand_cases_of_each_method(method):
-    """8 settings of three models with 450 cases each: 10,800 for each method."""
+    """8 settings of three models, with and without coordinates, 450 cases each: 21,600 for each method."""
     worst = {}
     for model in MODELS:
         for clip, l2_clip_norm, dtype, tokens, width in WIDELY:
-            setting = Setting(model, method, clip, l2_clip_norm, dtype, tokens, width)
-            with jax.enable_x64(dtype == "float64"):
-                worst[setting] = search(setting, cases=450)
+            for coordinates in (False, True):
+                setting = Setting(model, method, clip, l2_clip_norm, dtype, tokens, width, coordinates)
+                with jax.enable_x64(dtype == "float64"):
+                    worst[setting] = search(setting, cases=450)
     print(f"{method}: worst {max(worst.values()):.7f} C, at {max(worst, key=worst.get)}")
 
 
