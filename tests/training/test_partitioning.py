@@ -13,7 +13,9 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dp_rmt.baselines.filters import kalman_filter, low_pass_filter
 from dp_rmt.baselines.iterates import average_iterates
+from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
 from dp_rmt.denoising.gradient import denoise_matrices
+from dp_rmt.geometry import whiten_inputs
 from dp_rmt.models import (
     CausalLanguageModel,
     DecoderConfig,
@@ -216,3 +218,16 @@ def test_no_rule_is_idle():
     for number, (pattern, _) in enumerate(SHARDING_RULES):
         earlier = [other for other, _ in SHARDING_RULES[:number]]
         assert any(re.search(pattern, p) and not any(re.search(e, p) for e in earlier) for p in paths), pattern
+
+
+def test_the_maps_of_whitened_coordinates_are_divided_by_their_inputs():
+    params = {"pooler": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}
+    axis_map = AxisMap(jnp.ones(()), jnp.zeros((8, 3)))
+    coordinates = Coordinates({"x": axis_map}, (LeafAxes("pooler/kernel", (-2,), (-1,), "x"),))
+    optimizer = optax.chain(optax.sgd(0.1), whiten_inputs(coordinates))
+    state = TrainState.create(Transforms(optax.identity(), optax.identity(), optimizer), params, {})
+    specs = {path: tuple(leaf.spec) for path, leaf in leaves_by_path(state_shardings(state, MESH).optimizer)}
+    assert {path: spec for path, spec in specs.items() if "maps" in path} == {
+        "1/coordinates/maps/x/scale": (),
+        "1/coordinates/maps/x/basis": ("fsdp", None),
+    }
