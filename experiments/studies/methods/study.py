@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.trees import merge_params
 from dp_rmt.types import Params
+from experiments.studies.methods.score import score_at
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
@@ -43,9 +43,6 @@ _EPSILONS = flags.DEFINE_multi_float("epsilons", [8.0, 3.0], "The first chooses 
 _BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [4096, 1024], "Expected batch sizes.")
 _SEEDS = flags.DEFINE_multi_integer("seeds", [0, 1, 2], "For head, sampling, noise (public data); the first chooses.")
 _EVAL_ROWS = flags.DEFINE_integer("eval_rows", None, "Evaluates on the first so many rows of each split; None: all.")
-
-LAST_STEPS = 5
-"""The number of last steps whose training losses are averaged where there is no accuracy."""
 
 
 def main(settings: Settings, argv: list[str]) -> None:
@@ -92,14 +89,6 @@ def _train(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=1) + "\n")
     return score_at(record, until or record["steps_of_the_schedule"])
-
-
-def score_at(record: Mapping[str, Any], step: int) -> float:
-    """What a rate is chosen by: accuracy at a step; of a text task minus the mean training loss of five steps to it."""
-    accuracy = dict(record["accuracy"])
-    if step in accuracy:
-        return float(accuracy[step])
-    return -statistics.fmean(loss for at, loss in record["nonprivate/loss"] if step - LAST_STEPS < at <= step)
 
 
 def _arm(label: str, settings: Settings, batch_size: int, epsilon: float, rate: float, seed: int) -> arms.Arm:
