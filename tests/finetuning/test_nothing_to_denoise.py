@@ -22,9 +22,11 @@ BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant":
     ("changes", "is_warned"),
     [
         ({**BIASES, "denoise": DENOISED}, True),
-        ({**BIASES, "denoise": ("truncate_rank",)}, True),
-        ({**BIASES, "denoise": ("low_pass_filter",)}, False),  # filters biases, too
-        ({**BIASES}, False),
+        pytest.param({**BIASES, "denoise": ("truncate_rank",)}, True, marks=pytest.mark.thorough),
+        pytest.param(
+            {**BIASES, "denoise": ("low_pass_filter",)}, False, marks=pytest.mark.thorough
+        ),  # filters biases, too
+        pytest.param({**BIASES}, False, marks=pytest.mark.thorough),
         ({"privacy.accountant": "rdp", "denoise": DENOISED}, False),
     ],
 )
