@@ -158,6 +158,7 @@ def build_run(
             tuning=settings.model.tuning,
             target_epsilon=privacy.epsilon,
             texts_of=task.prompts.split if task.prompts else None,
+            coordinates_from=None if geometry is None else geometry.rows,
         ),
     )
 

@@ -26,11 +26,13 @@ class Geometry(NamedTuple):
       coordinates: in which updates are evened out.
       top_shares: share of the largest eigenvalue of the inputs of each matrix, by path.
       fingerprint: of the maps, by which two runs can be seen to have had the same.
+      rows: what the moments were taken from, in words.
     """
 
     coordinates: Coordinates
     top_shares: dict[str, float]
     fingerprint: str
+    rows: str
 
     def facts(self) -> dict[str, Any]:
         """What the metrics say before the first step."""
@@ -71,7 +73,8 @@ def geometry_of(settings: Settings, task: Task) -> Geometry | None:
         for name, axis_map in coordinates.maps.items()
         for part in ("scale", "basis")
     }
-    return Geometry(coordinates, shares, fingerprint(maps))
+    rows = "random tokens" if whitening.text is None else f"the text of `{whitening.text}`"
+    return Geometry(coordinates, shares, fingerprint(maps), rows)
 
 
 def _few(lengths: Sequence[int]) -> list[int]:

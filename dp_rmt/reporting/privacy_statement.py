@@ -43,6 +43,8 @@ class PrivacyStatement:
         largest share of present examples that a test with that false-alarm rate can detect; empty if not computed.
       delta_of_truncation: the part of delta that pays for the finite support of the noise; None if not known.
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
+      coordinates_from: the rows from which the coordinates of clipping and updates were computed, and which must be
+        public; None if there are no such coordinates.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
     """
@@ -69,6 +71,7 @@ class PrivacyStatement:
     detection: tuple[tuple[float, float], ...] = ()
     delta_of_truncation: float | None = None
     texts_of: str | None = None
+    coordinates_from: str | None = None
     about: Provenance | None = None
     date: str | None = None
 

@@ -169,6 +169,12 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         can be reproduced, and for anyone who knows the seeds the guarantee is void.** Keep them secret, and
         `config.json` where it has them; or leave the seeds unset.""",
     }[statement.seeds_from]
+    coordinates = ""
+    if statement.coordinates_from is not None:
+        coordinates = f"""
+        Gradients or updates are taken in coordinates that were computed from {statement.coordinates_from}
+        before training. **These rows must be public**: nothing accounts for what the coordinates say of them.
+        """
     return _paragraphs(f"""
         Each step draws every example independently with probability {number(statement.sampling_probability)}
         (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
@@ -177,6 +183,8 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
         noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
         (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+
+        {coordinates}
 
         The seeds of sampling and noise stay secret and are used for this run only. {seeds}
 

@@ -26,6 +26,8 @@ class About:
       tuning: which part of the model trains, in a word.
       target_epsilon: what the noise was calibrated for; None if it was given.
       texts_of: name of the evaluation data whose rows will stand word for word in what the run writes.
+      coordinates_from: the public rows from which the coordinates of clipping and updates were computed, in words; None
+        if there are no such coordinates.
     """
 
     base_model: str | None = None
@@ -33,6 +35,7 @@ class About:
     tuning: str | None = None
     target_epsilon: float | None = None
     texts_of: str | None = None
+    coordinates_from: str | None = None
 
 
 NOTHING_MORE = About()
@@ -100,6 +103,7 @@ class Guarantee:
             audit=read_audit(workdir),
             detection=_detection(mechanism, updates) if is_private else (),
             texts_of=texts_of,
+            coordinates_from=self.about.coordinates_from,
         )
 
     def entry(self, run: str, updates: int) -> Entry:

@@ -74,6 +74,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConf
     }
     assert all(0 < share <= 1 for share in first["geometry/top_share"].values())
     assert run.identity["whitening.where"] == where
+    statement = (tmp_path / "whole" / "privacy.md").read_text()
+    assert "computed from random tokens" in statement
 
 
 def test_the_gradient_of_a_run_is_clipped_in_its_coordinates(make_config: MakeConfig) -> None:

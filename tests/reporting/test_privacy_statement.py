@@ -135,10 +135,26 @@ def test_rows_that_stand_verbatim_are_named():
     assert "word for word" not in text()
 
 
+def test_the_rows_behind_coordinates_must_be_public():
+    page = text(coordinates_from="the text of `news.txt`")
+    assert "computed from the text of `news.txt` before training. **These rows must be public**" in page
+    assert "coordinates" not in text()
+
+
 def test_statements_of_earlier_versions_are_read():
-    record = dataclasses.replace(STATEMENT, about=ABOUT, detection=((0.01, 0.2),), texts_of="test").to_json()
+    record = dataclasses.replace(STATEMENT, about=ABOUT, detection=((0.01, 0.2),), texts_of="test")
+    record = dataclasses.replace(record, coordinates_from="random tokens").to_json()
     assert PrivacyStatement.from_json(json.loads(json.dumps(record))).about == ABOUT
-    for name in ("audit", "is_upper_bound", "detection", "delta_of_truncation", "texts_of", "about", "date"):
+    for name in (
+        "audit",
+        "is_upper_bound",
+        "detection",
+        "delta_of_truncation",
+        "texts_of",
+        "coordinates_from",
+        "about",
+        "date",
+    ):
         del record[name]
     assert PrivacyStatement.from_json(record) == STATEMENT
     assert "differentially private" in markdown(PrivacyStatement.from_json(record))
