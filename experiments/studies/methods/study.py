@@ -137,7 +137,10 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         return [(line["step"], round(line[key], 5)) for line in lines if line.get(key) is not None]
 
     config = as_json(arm.settings)
-    config["data"] |= {"path": Path(arm.settings.data.path or "").name, "cache_dir": None}  # folders of this machine
+    # Folders of this machine are left out.
+    config["data"] |= {"path": Path(arm.settings.data.path or "").name, "cache_dir": None}
+    if not arm.settings.model.path.startswith("package:"):
+        config["model"] |= {"path": Path(arm.settings.model.path).name}
     return {
         "arm": name,
         "config": config,
