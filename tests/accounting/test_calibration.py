@@ -111,6 +111,7 @@ def test_what_is_found_holds_and_wastes_nothing(target, delta, sampling_probabil
     assert ("Raise epsilon" in refusal) == (largest > target)
 
 
+@pytest.mark.thorough
 def test_lowering_epsilon_is_no_advice_where_hardly_anybody_is_sampled():
     """q T <= delta: every noise has epsilon 0, so that no epsilon is low enough."""
     run = {"sampling_probability": 1e-4, "num_steps": 2}

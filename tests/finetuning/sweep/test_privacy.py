@@ -157,6 +157,7 @@ def test_no_bound_is_claimed_for_one_seed_on_unlike_samples(choices: Choices, ot
     assert "share a sampling seed (config.privacy.sampling_seed), but differ" in choice.text
 
 
+@pytest.mark.thorough
 def test_jobs_that_share_samples_are_no_independent_repetitions(choices: Choices) -> None:
     repetitions = Repetitions(6.0, 1.0)
     shared = cost_of_choosing(choices(5, sampling_seed=5), repetitions)
