@@ -48,7 +48,7 @@ def test_one_full_batch_is_the_gaussian_mechanism(sigma):
     assert epsilon(accountant="rdp", **common) >= exact
 
 
-@pytest.mark.parametrize("truncation", [None, Truncation(1000, 25)])
+@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 25), marks=pytest.mark.thorough)])
 def test_event_means_the_same_to_the_accountants_of_dp_accounting(truncation):
     run = {"noise_multiplier": 1.3, "sampling_probability": 0.01, "num_steps": 70, "truncation": truncation}
     event = dp_event(**run)

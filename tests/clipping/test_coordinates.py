@@ -31,6 +31,9 @@ METHODS = {
     "bookkeeping": lambda *a, **k: ghost_clipped_grad(*a, method="bookkeeping", **k),
     "ghost": lambda *a, **k: ghost_clipped_grad(*a, method="ghost", **k),
 }
+EVERY_METHOD = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.thorough if name == "auto" else ()) for name in METHODS]
+)  # auto is one of the others
 
 
 class Layer(nn.Module):
@@ -122,7 +125,7 @@ def definition(whitened):
     return clip_norm, norms, jax.tree.map(lambda g: jnp.tensordot(factors, g, 1) / 10, each)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EVERY_METHOD
 @pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_every_method_clips_the_gradient_of_v(whitened, definition, method, remat):
     """By the definition: W = W_0 + F V H, each example's gradient with respect to V, its norm, its clipped sum."""
@@ -165,7 +168,7 @@ def test_the_identity_changes_nothing(whitened):
         close(mapped, plain, 1e-6 if name == "vmap" else 2e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EVERY_METHOD
 def test_neighbours_differ_by_the_clip_norm_at_most_in_the_coordinates(whitened, method):
     """Coordinates that stretch by 100 leave the bound where it is: the norm is taken after the map."""
     losses, params, batch, coordinates = whitened
@@ -206,7 +209,7 @@ def test_an_input_along_a_damped_direction_is_not_longer_than_it_seems(tokens):
     assert lengths.max() > 0.1  # the bound of the rounding clips such an example harder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@EVERY_METHOD
 def test_what_is_not_finite_contributes_nothing(whitened, method):
     losses, params, batch, coordinates = whitened
 

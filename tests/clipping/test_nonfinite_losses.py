@@ -67,7 +67,7 @@ def infinite(params, batch):
         (next_tokens, "ids", VOCABULARY),
     ],
 )
-@pytest.mark.parametrize("microbatch_size", [None, 2])
+@pytest.mark.parametrize("microbatch_size", [None, pytest.param(2, marks=pytest.mark.thorough)])
 def test_contributes_exactly_zero(way, losses, key, value, microbatch_size):
     params, batch = problem(classification if losses is infinite else losses)
     function = jax.jit(way(losses, l2_clip_norm=1.0, microbatch_size=microbatch_size))

@@ -58,6 +58,7 @@ def test_public_text_gives_other_moments_and_a_missing_file_is_named(make_config
     assert geometry_of(make_config(), task) is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", ["before_clipping", "before_optimizer", "after_optimizer"])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConfig, tmp_path: Path, where: str) -> None:
     settings = make_config({**WHITENED, "whitening.where": where})
@@ -78,6 +79,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConf
     assert "computed from random tokens" in statement
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_a_run_is_clipped_in_its_coordinates(make_config: MakeConfig) -> None:
     """With maps a hundred times as large every norm is, too, so that all are clipped."""
     settings = make_config({**WHITENED, "denoise": (), "privacy.l2_clip_norm": 5.0})

@@ -16,7 +16,7 @@ from dp_rmt.models import load_pretrained
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

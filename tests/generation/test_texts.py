@@ -60,6 +60,7 @@ def texts(method: Any = METHOD, prompts: Any = PROMPTS, tokenizer: Any = None, *
     return list(generate_texts(*decoder(), tokenizer or Tokenizer(), prompts, method, **options))
 
 
+@pytest.mark.thorough
 def test_each_row_once_whatever_the_batches() -> None:
     found = texts()
     # 12 tokens, which no length holds; then 7, in a batch that is filled up; then the others.

@@ -90,7 +90,15 @@ CASES = {
     ),
     "measured": Case(measured, {}, {"noise_std": STD}),
 }
-ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# By default the laws are tried on each kind and each backend; the other options seldom change what they say.
+_OPTIONS = {"stein", "optshrink", "joined", "stream", "adam_bc", "adam_own", "muon_bc"}
+ALL = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=pytest.mark.thorough if name in _OPTIONS else ())
+        for name, case in CASES.items()
+    ],
+)
 _OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured"}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(

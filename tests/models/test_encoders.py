@@ -119,7 +119,9 @@ def test_the_gradient_of_an_example_s_logits_reaches_only_its_own_words() -> Non
         assert not reached[example, others].any()
 
 
-@pytest.mark.parametrize(("name", "remat"), [("bert_classifier", False), ("roberta_mlm", True)])
+@pytest.mark.parametrize(
+    ("name", "remat"), [("bert_classifier", False), pytest.param("roberta_mlm", True, marks=pytest.mark.thorough)]
+)
 def test_vmap_over_batches_of_one_gives_the_per_example_gradients(name: str, remat: bool) -> None:
     module, params = load(name, remat=remat)
     (ids, mask, types), _ = golden(name)

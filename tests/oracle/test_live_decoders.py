@@ -16,7 +16,7 @@ from dp_rmt.training.losses import causal_lm_loss
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.thorough]
 
 _goldens, _llama = (
     runpy.run_path(str(Path(__file__).with_name(name))) for name in ("write_goldens.py", "llama_folder.py")

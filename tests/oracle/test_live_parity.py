@@ -18,7 +18,7 @@ from dp_rmt.models.layers import ACTIVATIONS
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.thorough]
 
 _shared = runpy.run_path(str(Path(__file__).with_name("write_goldens.py")))
 AUTO_CLASSES, FOLDERS, GOLDENS, NUM_LABELS = (

@@ -136,6 +136,7 @@ def test_two_arms(tmp_path):
     assert "train.warmup_steps" in text  # what differs between the arms
 
 
+@pytest.mark.thorough
 def test_rows_that_stand_verbatim_have_a_banner(tmp_path):
     texts = [{"row": 0, "source": "name[Aromi]", "text": "Aromi is nice."}]
     quiet = dataclasses.replace(arm(nonprivate=False, nonprivate_metrics=False, texts_of="test"), texts=texts)
@@ -168,6 +169,7 @@ def test_the_page_stands_alone(tmp_path):
         assert len(image["alt"]) > 40
 
 
+@pytest.mark.thorough
 def test_equal_runs_give_equal_pages(tmp_path):
     for name in ("a.html", "b.html"):
         write_report(tmp_path / name, {"run": arm(num_steps=2)})

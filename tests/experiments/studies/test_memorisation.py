@@ -145,6 +145,7 @@ def test_losses_by_token_are_those_that_training_averages(config: Settings) -> N
     np.testing.assert_allclose(means, completion_losses(task.module)(task.params, rows), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_canary_without_digits_is_refused(config: Settings) -> None:
     task = assemble.load_task(config)
     canary = Document("id ann", "train.jsonl, line 3", is_canary=True, spans=((3, 6),))

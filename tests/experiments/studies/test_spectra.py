@@ -87,6 +87,7 @@ def test_what_is_recorded_is_the_clean_gradient_plus_the_very_noise(observed: Si
         assert index == len(record["matrices"]) == len(row["top_over_edge"])
 
 
+@pytest.mark.thorough
 def test_looking_changes_nothing() -> None:
     stages = Transforms(add_gaussian_noise(0.1, noise_key(SEED)), denoise_matrices(0.1, svd="gram"), optax.adam(1e-3))
     looking = with_snapshots(stages)

@@ -18,7 +18,7 @@ from dp_rmt import models
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.thorough]
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "tiny_decoders.py"))
 CONFIGS, LENGTH, padded_batch = (_tiny[name] for name in ("CONFIGS", "LENGTH", "padded_batch"))
