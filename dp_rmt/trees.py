@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dp_rmt.types import Params
 
@@ -115,3 +116,18 @@ def merge_params(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[
             raise ValueError(f"parameter {name!r} is both trained and frozen")
         merged[name] = merge_params(merged[name], value) if name in merged else value
     return merged
+
+
+def _placeholder_of_optax() -> type:
+    """The type that `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
+    seen: list[type] = []
+
+    def init(params: Params) -> tuple[()]:
+        seen.append(type(params))
+        return ()
+
+    optax.tree_map_params(init, lambda leaf: leaf, ())
+    return seen[0]
+
+
+OPTAX_PLACEHOLDER = _placeholder_of_optax()

@@ -24,7 +24,7 @@ from dp_rmt.denoising.matrix_denoiser import (
     Rescale,
     Shrinker,
 )
-from dp_rmt.trees import is_known
+from dp_rmt.trees import OPTAX_PLACEHOLDER, is_known
 from dp_rmt.types import Params
 
 
@@ -175,19 +175,6 @@ def check_noise_std(noise_std: float | optax.Schedule) -> None:
         raise ValueError(f"noise_std must be non-negative and finite, got {noise_std}")
 
 
-def _placeholder_of_optax() -> type:
-    """The type that `optax.tree_map_params` calls ``init`` with, in the place of parameters."""
-    seen: list[type] = []
-
-    def init(params: Params) -> tuple[()]:
-        seen.append(type(params))
-        return ()
-
-    optax.tree_map_params(init, lambda leaf: leaf, ())
-    return seen[0]
-
-
-OPTAX_PLACEHOLDER = _placeholder_of_optax()
 """It has no paths to name matrices by. Each leaf of what `init` returns for it stands for a part of the state."""
 
 

@@ -13,6 +13,7 @@ import optax
 from dp_rmt.arguments import integer, real
 from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
 from dp_rmt.geometry.layer_moments import LayerMoments
+from dp_rmt.trees import OPTAX_PLACEHOLDER
 from dp_rmt.types import Params
 
 RIDGE, POWER = 0.1, -0.5
@@ -142,7 +143,8 @@ def whiten_inputs(coordinates: Coordinates) -> optax.GradientTransformation:
     """
 
     def init(params: Params) -> WhitenState:
-        jax.eval_shape(coordinates, params)
+        if not isinstance(params, OPTAX_PLACEHOLDER):
+            jax.eval_shape(coordinates, params)
         return WhitenState(coordinates)
 
     def update(updates: Params, state: WhitenState, params: Params | None = None) -> tuple[Params, WhitenState]:

@@ -13,10 +13,10 @@ import optax
 
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.explicit_axes import with_auto_axes
-from dp_rmt.denoising.gradient import OPTAX_PLACEHOLDER, check_noise_std
+from dp_rmt.denoising.gradient import check_noise_std
 from dp_rmt.random_matrix.marchenko_pastur import bulk_edge
 from dp_rmt.random_matrix.units import in_units, largest_entry, unit_of
-from dp_rmt.trees import is_known, leaves_by_path, shape_and_dtype, wide, wide_dtype, wide_zeros_like
+from dp_rmt.trees import OPTAX_PLACEHOLDER, is_known, leaves_by_path, shape_and_dtype, wide, wide_dtype, wide_zeros_like
 from dp_rmt.types import Params
 
 

@@ -20,8 +20,10 @@ from dp_rmt.baselines.iterates import average_iterates
 from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
+from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
 from dp_rmt.denoising import gates
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
+from dp_rmt.geometry import whiten_inputs
 from dp_rmt.training.advice import measure_steps
 from dp_rmt.trees import wide
 
@@ -67,6 +69,19 @@ def measured(noise_std: float) -> optax.GradientTransformation:
     )
 
 
+def whitened() -> optax.GradientTransformation:
+    """Coordinates of some leaves: a stack with two inputs' maps, and both sides of the head."""
+    maps = {
+        name: AxisMap(jnp.full(stack, 2.0), jnp.full((*stack, side, 1), 0.3))
+        for name, stack, side in (("stack", (2,), 8), ("in", (), 8), ("out", (), 2))
+    }
+    leaves = (
+        LeafAxes("layers/attention/key/kernel", (-2,), (-1,), "stack"),
+        LeafAxes("head/kernel", (-2,), (-1,), "in", "out"),
+    )
+    return whiten_inputs(Coordinates(maps, leaves))
+
+
 CASES = {
     "noise": Case(noise, {"noise_std": STD}),
     "exact": denoise(),
@@ -88,6 +103,7 @@ CASES = {
     "muon_bc": Case(
         muon_bc, {"learning_rate": 0.02, "noise_std": STD, "beta": 0.9}, {"others": optax.sgd(0.1)}, ("num_probes",)
     ),
+    "whitened": Case(whitened, {}),
     "measured": Case(measured, {}, {"noise_std": STD}),
 }
 # By default the laws are tried on each kind and each backend; the other options seldom change what they say.
@@ -99,7 +115,7 @@ ALL = pytest.mark.parametrize(
         for name, case in CASES.items()
     ],
 )
-_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured"}
+_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured", "whitened"}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(
     "case",

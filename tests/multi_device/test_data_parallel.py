@@ -60,11 +60,14 @@ def on_eight_devices(tmp_path_factory):
 PAIRS = {
     "jit": ("jit", "pmap", "shard_map"),
     "jit_ghost": ("jit_ghost",),
+    "jit_whitened": ("jit_whitened",),
     "jit_noise": ("jit_noise", "pmap_noise"),
 }
 
 
-@pytest.mark.parametrize(("one", "eight"), [(one, kind) for one in ("jit", "jit_ghost") for kind in PAIRS[one]])
+@pytest.mark.parametrize(
+    ("one", "eight"), [(one, kind) for one in ("jit", "jit_ghost", "jit_whitened") for kind in PAIRS[one]]
+)
 def test_eight_devices_give_the_result_of_one(one, eight, on_one_device, on_eight_devices):
     reference = on_one_device(one)
     assert {path.split("/")[0] for path in reference} == {"0", "1", "2"}

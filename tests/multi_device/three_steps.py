@@ -6,6 +6,7 @@ its metrics, under ``KIND/step/path``.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 
@@ -14,6 +15,8 @@ import jax
 import numpy as np
 import optax
 
+from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
+from dp_rmt.geometry import coordinates_of, whiten_inputs
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.advice import measure_steps
@@ -49,7 +52,23 @@ def empty_sample(step):
     return [(batch, np.ones(BATCH, bool)) for batch, _ in sample(step)]
 
 
-def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noise=False):
+def coordinates():
+    """Of both layers, biases with their matrices, one with its outputs."""
+    rng = np.random.default_rng(1)
+
+    def axis_map(side):
+        basis = np.linalg.qr(rng.standard_normal((side, side)))[0][:, :4]
+        return AxisMap(np.float32(1.5), np.asarray(basis * 0.9, np.float32))
+
+    maps = {"in": axis_map(FEATURES + 1), "hidden": axis_map(16), "out": axis_map(17)}
+    leaves = (
+        LeafAxes("in/kernel", (-2,), (-1,), "in", "hidden", "in/bias"),
+        LeafAxes("out/kernel", (-2,), (-1,), "out", None, "out/bias"),
+    )
+    return Coordinates(maps, leaves)
+
+
+def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noise=False, whitened=False):
     mechanism = DPSGD(
         num_examples=200,
         expected_batch_size=20.0,
@@ -70,6 +89,10 @@ def build(*, clipping_method="vmap", microbatch_size=8, axis_name=None, only_noi
         if only_noise
         else Transforms(noise, mechanism.denoiser(), measure_steps(optax.adamw(0.05, eps=1e-3), mechanism.noise_std))
     )
+
+    if whitened:
+        stages = optax.chain(transforms.optimizer, whiten_inputs(coordinates()))
+        transforms = dataclasses.replace(transforms, optimizer=stages, coordinates=coordinates_of)
 
     def losses(params, batch):
         return label_losses(module.apply({"params": params}, batch["x"]), batch["label"])
@@ -113,6 +136,7 @@ def shard_map(samples, **options):
 KINDS = {
     "jit": functools.partial(jit, sample),
     "jit_ghost": functools.partial(jit, sample, clipping_method="ghost"),
+    "jit_whitened": functools.partial(jit, sample, clipping_method="bookkeeping", whitened=True),
     "jit_noise": functools.partial(jit, empty_sample, only_noise=True),
     "pmap": functools.partial(pmap, sample),
     "pmap_noise": functools.partial(pmap, empty_sample, only_noise=True),
