@@ -6,9 +6,10 @@ arm keeps the average of its iterates (decay .7); the average and the last itera
 Source: the arms are those of configs/sst2_whitening.py.
 Expected: the table in experiments/studies/whitening/README.md.
 Cost: see there.
-Command: python -m experiments.studies.methods.study --config=configs/e2e_whitening.py --config.data.path=DIR \\
-    --config.model.path=DIR --workdir=runs/whitening_e2e --results=experiments/studies/whitening/results/e2e \\
-    --batch_sizes=256 --epsilons=3 --selection_steps=20
+Command: python -m experiments.finetune --config=configs/e2e_whitening.py --config.data.path=DIR
+    --config.model.path=DIR
+With a tuned learning rate for each arm: python -m experiments.studies.methods.study, same flags, and
+    --results=experiments/studies/whitening/results/e2e --batch_sizes=256 --epsilons=3 --selection_steps=20
 LoRA: --config=configs/e2e_whitening.py:lora. DART: --config=configs/e2e_whitening.py:full,dart.
 """
 
@@ -22,7 +23,7 @@ def get_config(chosen: str = "") -> ConfigDict:
     """All arms at epsilon 3, of "full" or "lora" on "e2e" or "dart"."""
     tuning, task = choose(chosen, "configs/e2e_whitening.py", tuning=("full", "lora"), task=("e2e", "dart"))
     config = e2e_stories260k.get_config(task).unlock()
-    config.name = f"{task}_whitening_{tuning}"
+    config.name = "e2e_whitening" if (tuning, task) == ("full", "e2e") else f"{task}_whitening_{tuning}"
     config.denoise = ()
     config.model.tuning = tuning
     config.privacy.epsilon = 3.0

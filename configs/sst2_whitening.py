@@ -8,8 +8,9 @@ the arms that end in whitened are clipped, noised, denoised (as the paper, or Ad
 gate) and given to Adam in the coordinates in which each layer's inputs are nearly white; after whitens behind Adam.
 Expected: the table in experiments/studies/whitening/README.md.
 Cost: 30 steps at batch 1024 take about seven minutes of one core of an Intel Xeon.
-Command: python -m experiments.studies.methods.study --config=configs/sst2_whitening.py --config.data.path=DIR \\
-    --workdir=runs/whitening --results=experiments/studies/whitening/results/sst2 --batch_sizes=1024
+Command: python -m experiments.finetune --config=configs/sst2_whitening.py --config.data.path=DIR
+With a tuned learning rate for each arm, over seeds: python -m experiments.studies.methods.study, same flags, and
+    --results=experiments/studies/whitening/results/sst2 --batch_sizes=1024
 """
 
 from typing import Any

@@ -38,7 +38,7 @@ def tap(
     x: jax.Array,
     y: jax.Array,
     weights_B: jax.Array,
-    maps: Mapping[str, LeafMaps],
+    maps: Mapping[str, LeafMaps] | None = None,
 ) -> jax.Array:
     """Returns ``y`` unchanged, and gives ``leaves`` and ``weights_B`` their cotangents by the rules.
 
@@ -56,13 +56,13 @@ def tap(
       x: what the rules take as ``x``, (batch, ...).
       y: the output of the layer, (batch, ...).
       weights_B: (batch,), float32 or wider.
-      maps: the coordinates in which the norms of some leaves' gradients are taken; their rules are `Contraction`. Where
+      maps: by leaf, the coordinates in which the norms of some gradients are taken, by `Contraction`. Where
         one has the bias in it, the bias has no norm of its own. The sums are not mapped.
 
     Returns:
       ``y``.
     """
-    return _tap(tuple((name, rules[name]) for name in leaves), dict(leaves), x, y, weights_B, dict(maps))
+    return _tap(tuple((name, rules[name]) for name in leaves), dict(leaves), x, y, weights_B, dict(maps or {}))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

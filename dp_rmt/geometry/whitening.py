@@ -13,7 +13,7 @@ import optax
 from dp_rmt.arguments import integer, real
 from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
 from dp_rmt.geometry.layer_moments import LayerMoments
-from dp_rmt.trees import OPTAX_PLACEHOLDER
+from dp_rmt.trees import OPTAX_PLACEHOLDER, wide
 from dp_rmt.types import Params
 
 RIDGE, POWER = 0.1, -0.5
@@ -136,7 +136,7 @@ def whiten_inputs(coordinates: Coordinates) -> optax.GradientTransformation:
       coordinates: from `whitened_coordinates`.
 
     Returns:
-      An `optax.GradientTransformation` with a `WhitenState`.
+      An `optax.GradientTransformation` with a `WhitenState`. Updates come out in float32 at least.
 
     Raises:
       ValueError: from ``init`` and ``update``, if the parameters lack a leaf of the coordinates.
@@ -145,11 +145,11 @@ def whiten_inputs(coordinates: Coordinates) -> optax.GradientTransformation:
     def init(params: Params) -> WhitenState:
         if not isinstance(params, OPTAX_PLACEHOLDER):
             jax.eval_shape(coordinates, params)
-        return WhitenState(coordinates)
+        return WhitenState(jax.tree.map(jnp.array, coordinates))  # copies: a state can be donated
 
     def update(updates: Params, state: WhitenState, params: Params | None = None) -> tuple[Params, WhitenState]:
         del params
-        return state.coordinates(updates), state
+        return state.coordinates(jax.tree.map(wide, updates)), state
 
     return optax.GradientTransformation(init, update)
 

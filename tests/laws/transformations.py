@@ -108,13 +108,19 @@ CASES = {
 }
 # By default the laws are tried on each kind and each backend; the other options seldom change what they say.
 _OPTIONS = {"stein", "optshrink", "joined", "stream", "adam_bc", "adam_own", "muon_bc"}
-ALL = pytest.mark.parametrize(
-    "case",
-    [
+
+
+def _each(cases: Mapping[str, Case]) -> pytest.MarkDecorator:
+    params = [
         pytest.param(case, id=name, marks=pytest.mark.thorough if name in _OPTIONS else ())
-        for name, case in CASES.items()
-    ],
-)
+        for name, case in cases.items()
+    ]
+    return pytest.mark.parametrize("case", params)
+
+
+ALL = _each(CASES)
+ANY_TREE = _each({name: case for name, case in CASES.items() if name != "whitened"})
+"""Without coordinates, which name the leaves that a tree must have."""
 _OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured", "whitened"}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(
