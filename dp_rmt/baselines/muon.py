@@ -150,19 +150,23 @@ def with_others(
 
 
 def map_matrices(
-    function: Callable[[jax.Array], jax.Array], tree: Params, matrix_rule: matrix_view.MatrixRule | None
+    function: Callable[..., jax.Array], tree: Params, matrix_rule: matrix_view.MatrixRule | None, *arguments: jax.Array
 ) -> Params:
-    """Maps a function of matrices (B, rows, cols) over a tree in which every leaf is one or more matrices."""
+    """Maps a function of matrices (B, rows, cols) over a tree in which every leaf is one or more matrices.
 
-    def map_leaf(leaf: jax.Array, axes: matrix_view.MatrixAxes) -> jax.Array:
-        return matrix_view.from_matrices(function(matrix_view.to_matrices(leaf, axes)), axes, leaf.shape)
+    Further arguments are handed on. What is on the tree's mesh must be one of them, for the axes of that mesh.
+    """
 
-    def map_all(tree: Params) -> tuple[Params, tuple[()]]:
+    def map_all(tree: Params, *arguments: jax.Array) -> tuple[Params, tuple[()]]:
+        def map_leaf(leaf: jax.Array, axes: matrix_view.MatrixAxes) -> jax.Array:
+            mapped = function(matrix_view.to_matrices(leaf, axes), *arguments)
+            return matrix_view.from_matrices(mapped, axes, leaf.shape)
+
         axes = matrix_view.matrix_leaves(tree, matrix_rule)
         leaves = [map_leaf(leaf, axes[path]) for path, leaf in leaves_by_path(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves), ()
 
-    return with_auto_axes(map_all, tree)[0]
+    return with_auto_axes(map_all, tree, *arguments)[0]
 
 
 def orthogonalize(matrices: jax.Array, coefficients: tuple[float, float, float] = JORDAN) -> jax.Array:

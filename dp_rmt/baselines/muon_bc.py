@@ -104,14 +104,14 @@ def muon_bc(
         std = jnp.asarray(noise_std(state.step) if callable(noise_std) else noise_std, jnp.float32)
         momentum = jax.tree.map(lambda m, g: beta * m + wide(g), state.momentum, updates)
         tau = jnp.hypot(beta * state.noise_std, std)  # squares of small levels would underflow
-        key = jax.random.fold_in(jax.random.key(_PROBES), state.step)
 
-        def direction(matrices: jax.Array) -> jax.Array:
+        def direction(matrices: jax.Array, tau: jax.Array, step: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(_PROBES), step)
             rows, cols = matrices.shape[1:]
             factor = 1.0 if consistent_rms is None else consistent_rms * max(rows, cols) ** 0.5
             return factor * unbiased_orthogonal(matrices, tau, key, num_probes)
 
-        steps = map_matrices(direction, momentum, matrix_rule)
+        steps = map_matrices(direction, momentum, matrix_rule, tau, state.step)
         return steps, MuonBCState(optax.safe_increment(state.step), momentum, tau)
 
     return with_others(

@@ -112,6 +112,15 @@ class Coordinates:
 
         return {leaf.path: LeafMaps(named(leaf.rows), named(leaf.cols), leaf.bias is not None) for leaf in self.leaves}
 
+    def check_leaves(self, tree: Params) -> None:
+        """Raises ValueError unless the tree has all leaves of the coordinates."""
+        wanted = {path for leaf in self.leaves for path in (leaf.path, leaf.bias) if path is not None}
+        if missing := wanted - dict(leaves_by_path(tree)).keys():
+            raise ValueError(
+                f"the coordinates are those of {', '.join(sorted(missing))}, which the parameters do not have: make "
+                "them from the parameters that are trained"
+            )
+
     def __call__(self, tree: Params) -> Params:
         """Takes gradients to the coordinates, and updates from them to the parameters.
 
@@ -124,13 +133,8 @@ class Coordinates:
         Raises:
           ValueError: a leaf of the coordinates is missing in the tree.
         """
+        self.check_leaves(tree)
         maps, leaves = self.by_path(), dict(leaves_by_path(tree))
-        wanted = {path for leaf in self.leaves for path in (leaf.path, leaf.bias) if path is not None}
-        if missing := wanted - leaves.keys():
-            raise ValueError(
-                f"the coordinates are those of {', '.join(sorted(missing))}, which the parameters do not have: make "
-                "them from the parameters that are trained"
-            )
         for axes in self.leaves:
             matrix, bias = leaves[axes.path], None if axes.bias is None else leaves[axes.bias]
             leaves[axes.path], mapped_bias = map_matrix(matrix, bias, axes, maps[axes.path])

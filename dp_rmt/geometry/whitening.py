@@ -12,6 +12,7 @@ import optax
 
 from dp_rmt.arguments import integer, real
 from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
+from dp_rmt.denoising.explicit_axes import with_auto_axes
 from dp_rmt.geometry.layer_moments import LayerMoments
 from dp_rmt.trees import OPTAX_PLACEHOLDER, wide
 from dp_rmt.types import Params
@@ -144,12 +145,15 @@ def whiten_inputs(coordinates: Coordinates) -> optax.GradientTransformation:
 
     def init(params: Params) -> WhitenState:
         if not isinstance(params, OPTAX_PLACEHOLDER):
-            jax.eval_shape(coordinates, params)
+            coordinates.check_leaves(params)
         return WhitenState(jax.tree.map(jnp.array, coordinates))  # copies: a state can be donated
 
     def update(updates: Params, state: WhitenState, params: Params | None = None) -> tuple[Params, WhitenState]:
         del params
-        return state.coordinates(jax.tree.map(wide, updates)), state
+        mapped, _ = with_auto_axes(
+            lambda tree, coordinates: (coordinates(tree), ()), jax.tree.map(wide, updates), state.coordinates
+        )
+        return mapped, state
 
     return optax.GradientTransformation(init, update)
 
