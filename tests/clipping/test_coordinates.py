@@ -137,7 +137,7 @@ def test_every_method_clips_the_gradient_of_v(whitened, definition, method, rema
     # Ghost norms are rounded upwards, by a bound of what rounding takes from the unmapped squares: here at most 2e-4.
     excess = per_example.grad_norm / norms - 1
     assert float(jnp.min(excess)) > -1e-6
-    assert float(jnp.max(excess)) < (1e-6 if method == "vmap" else 2e-4)
+    assert float(jnp.max(excess)) < (5e-6 if method == "vmap" else 2e-4)
     close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
