@@ -91,7 +91,7 @@ class Contraction:
         return self.roundoff_of_sum(x, g) * self._size(x, g)
 
     def roundoff_of_sum(self, x: jax.Array, g: jax.Array) -> float:
-        # Gradients that are kept are weighted in float32.
+        """What the weighted sum rounds, relative to the sizes of its tokens: kept gradients are weighted in float32."""
         return 0.0 if self.keeps_gradients(x) else float(jnp.finfo(with_range_of_float32(g).dtype).eps) / 2
 
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
@@ -197,6 +197,7 @@ class Contraction:
         return einsum(f"{self.x_axes},{self.y_axes}->{self.x_axes[0]}{self.w_axes}", x, g)
 
     def keeps_gradients(self, x: jax.Array) -> bool:
+        """Whether each example's gradient is formed, and kept for the sum."""
         tokens, inputs, _, _ = self._axes()
         return count(inputs, self.x_axes, x) <= 2 * count(tokens, self.x_axes, x)
 

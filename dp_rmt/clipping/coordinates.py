@@ -37,9 +37,10 @@ class AxisMap:
     scale: jax.Array
     basis: jax.Array
 
-    def squared_basis(self) -> jax.Array:
-        """U' of ``F^2 = scale^2 (I - U' U'^T)``: the columns of U times ``sqrt(2 - |U_i|^2)``."""
-        return self.basis * jnp.sqrt(2.0 - jnp.sum(jnp.square(self.basis), axis=-2, keepdims=True))
+    def squared_basis(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """U' of ``F^2 = scale^2 (I - U' U'^T)``: the columns of U times ``sqrt(2 - |U_i|^2)``, to this dtype's digits."""
+        basis = self.basis.astype(dtype)
+        return basis * jnp.sqrt(2.0 - jnp.sum(jnp.square(basis), axis=-2, keepdims=True))
 
     def along_last_axis(self, x: jax.Array) -> jax.Array:
         """``x F`` of (..., n), or of (layers, ..., n) if this is the map of a stack; in the dtype of x."""

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.coordinates import AxisMap, LeafMaps
-from dp_rmt.clipping.products import einsum, sum_but_first, sum_of_squares, with_range_of_float32, with_rounding
+from dp_rmt.clipping.products import (
+    einsum,
+    sum_but_first,
+    sum_of_squares,
+    wide_dtype,
+    with_range_of_float32,
+    with_rounding,
+)
 
 _PLAIN = Contraction("bti", "io", "bto")
 
@@ -80,7 +87,7 @@ def _parts(side: jax.Array, axis_map: AxisMap | None) -> tuple[jax.Array | float
     """The scale of a side's map, and what its squared norm is a signed sum of."""
     if axis_map is None:
         return 1.0, [(1, side)]
-    return axis_map.scale, [(1, side), (-1, einsum("bti,ik->btk", side, axis_map.squared_basis()))]
+    return axis_map.scale, [(1, side), (-1, einsum("bti,ik->btk", side, axis_map.squared_basis(wide_dtype(side))))]
 
 
 def _gram(parts: list[_Part]) -> jax.Array:
