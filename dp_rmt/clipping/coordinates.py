@@ -38,7 +38,7 @@ class AxisMap:
     basis: jax.Array
 
     def squared_basis(self, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """U' of ``F^2 = scale^2 (I - U' U'^T)``: the columns of U times ``sqrt(2 - |U_i|^2)``, to this dtype's digits."""
+        """U' of ``F^2 = scale^2 (I - U' U'^T)``: the columns of U times ``sqrt(2 - |U_i|^2)``, in a dtype."""
         basis = self.basis.astype(dtype)
         return basis * jnp.sqrt(2.0 - jnp.sum(jnp.square(basis), axis=-2, keepdims=True))
 
