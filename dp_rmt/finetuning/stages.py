@@ -11,7 +11,7 @@ from dp_rmt.baselines.filters import without_look_ahead
 from dp_rmt.baselines.iterates import average_iterates, averaged_params
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.finetuning.settings import Named, Settings, Train
-from dp_rmt.finetuning.transforms import name_and_options, named_stages
+from dp_rmt.finetuning.transforms import OPTIMIZERS, name_and_options, named_stages
 from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
@@ -95,10 +95,12 @@ def _check_whitening(settings: Settings) -> None:
             f"config.whitening.where={where!r} maps the updates of the optimizer, and kalman_filter looks ahead along "
             "its own, unmapped ones: take another optimizer, or whitening.where 'nowhere' or 'before_optimizer'"
         )
-    if options.get("weight_decay"):
+    own = inspect.signature(OPTIMIZERS[name]).parameters.get("weight_decay")  # optax.adamw has 1e-4 unless told
+    decay = options.get("weight_decay", 0.0 if own is None else own.default)
+    if decay:
         raise ValueError(
             f"config.whitening.where={where!r} maps the updates of the optimizer, so that weight_decay "
-            f"{options['weight_decay']} would shrink some directions more than others: give weight_decay 0"
+            f"{decay} would shrink some directions more than others: give weight_decay 0"
         )
 
 

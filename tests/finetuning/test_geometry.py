@@ -102,6 +102,7 @@ def test_the_gradient_of_a_run_is_clipped_in_its_coordinates(make_config: MakeCo
     [
         ({"optimizer": ("kalman_filter", {"optimizer": ADAM, "kappa": 0.7})}, "kalman_filter looks ahead"),
         ({"optimizer": ("adamw", {"weight_decay": 0.1})}, "give weight_decay 0"),
+        ({"optimizer": "adamw"}, "weight_decay 0.0001 would shrink"),
     ],
 )
 @pytest.mark.parametrize("where", ["before_clipping", "after_optimizer"])
