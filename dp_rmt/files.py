@@ -64,6 +64,15 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     os.chmod(path, mode)
 
 
+def is_written_here(path: Path) -> bool:
+    """Tells whether a safetensors file was written by `save_tensors`."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def _may_replace(folder: Path, weights_file: str) -> bool:
     """Whether the place is free, an empty folder, or a folder that was written here."""
     if not folder.exists():
@@ -72,11 +81,7 @@ def _may_replace(folder: Path, weights_file: str) -> bool:
         return False
     if not any(folder.iterdir()):
         return True
-    try:
-        with safetensors.safe_open(folder / weights_file, "numpy") as file:
-            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
-    except (OSError, safetensors.SafetensorError):
-        return False
+    return is_written_here(folder / weights_file)
 
 
 DIGESTS = "sha256.json"

@@ -25,10 +25,13 @@ class SequenceClassifier(nn.Module):
     Attributes:
         config: the encoder's configuration.
         num_labels: number of logits; 1 for regression.
+        fresh: which of these parts were drawn at random, because the file that was loaded lacks them. They train in
+            every tuning, and go along with every adapter (`dp_rmt.models.tuning.trainable_pattern`).
     """
 
     config: EncoderConfig
     num_labels: int
+    fresh: tuple[str, ...] = ()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)
@@ -87,9 +90,11 @@ class MaskedLanguageModel(nn.Module):
 
     Attributes:
         config: the encoder's configuration.
+        fresh: ("mlm_head",) if the head was drawn at random, as in `SequenceClassifier`.
     """
 
     config: EncoderConfig
+    fresh: tuple[str, ...] = ()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)

@@ -53,7 +53,8 @@ def load_pretrained(
         flash_attention: compute a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
 
     Returns:
-        The module, and its parameters as a nested dict of float32 arrays.
+        The module, and its parameters as a nested dict of float32 arrays. The module's `fresh` names the parts that
+        were initialised.
 
     Raises:
         FileNotFoundError: the folder or one of its files is absent, or the download failed.
@@ -84,6 +85,7 @@ def load_pretrained(
         if key is None:
             raise ValueError(f"{weights.path} has no {absent}; give a key to initialise it from")
         logging.info("%s has no %s; initialised from the key", weights.path, absent)
+        module = module.clone(fresh=tuple(sorted({leaf.path[0] for leaf in fresh})))
     flat = {leaf.path: _read(leaf, weights) for leaf in loaded}
     _check_tied_copies(module, loaded, weights)
     flat |= _initialise(module, fresh, key)

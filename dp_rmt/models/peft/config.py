@@ -16,10 +16,35 @@ _TASK_TYPES = {"classification": "SEQ_CLS", "masked_lm": None, "causal_lm": "CAU
 # What `check_is_plain` lets pass. The first change nothing that an adapter computes once it is trained, or are read
 # elsewhere, or show in the names of the tensors, all of which must have a place, or belong to a way to start.
 _NEUTRAL = frozenset(
-    """peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha
-    rank_pattern alpha_pattern use_rslora lora_dropout fan_in_fan_out target_modules exclude_modules modules_to_save
-    layers_to_transform layers_pattern megatron_core runtime_config eva_config qalora_group_size init_lora_weights
-    loftq_config corda_config lora_ga_config""".split()
+    [
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "target_modules",
+        "exclude_modules",
+        "modules_to_save",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_core",
+        "runtime_config",
+        "eva_config",
+        "qalora_group_size",
+        "init_lora_weights",
+        "loftq_config",
+        "corda_config",
+        "lora_ga_config",
+    ]
 )
 # Ways to start that leave the base model as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take a part out of its
 # weights, so that the trained A and B belong to other weights than those of the base model.
@@ -71,7 +96,9 @@ def adapter_config(
     }
     # All of a classification head goes under the name that peft gives it, whatever the configuration says.
     head = {name for name in saved if name.startswith("classifier")}
-    others = shortest_endings(sorted(saved - head), sorted(everything - saved), dot="")
+    # A module is saved with all that is below it: a masked language model's head is one module with others inside.
+    tops = {name for name in saved - head if not any(name.startswith(f"{other}.") for other in saved)}
+    others = shortest_endings(sorted(tops), sorted(everything - saved), dot="")
     return {
         "peft_type": "LORA",
         "task_type": _TASK_TYPES[hf_names.head_of(module)],

@@ -95,6 +95,8 @@ def test_an_absent_head_is_initialised_from_the_key_and_said(
     assert ignored in caplog.text
     expected = models.init_params(module, jax.random.key(1))
     assert_equal_trees({part: params[part] for part in fresh}, {part: expected[part] for part in fresh})
+    assert module.fresh == tuple(sorted(fresh))
+    assert load(GOLDENS / name, FOLDERS[name])[0].fresh == ()
     assert_equal_trees(params["encoder"], load(GOLDENS / name, FOLDERS[name])[1]["encoder"])
 
 

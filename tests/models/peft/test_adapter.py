@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ TARGETS = {
     "roberta": ("key", "intermediate"),
 }
 RANK, ALPHA, LABELS = 3, 7.5, 3
+KEY = jax.random.key(2)
 
 
 def lora_of(family: str) -> models.LoRAConfig:
@@ -173,6 +175,26 @@ def test_whatever_else_was_trained_goes_along_whole(tmp_path: Path) -> None:
     assert found.keys() == {"decoder/final_norm/scale", "lm_head/kernel"}
     for path, leaf in found.items():
         np.testing.assert_array_equal(leaf, flat(params)[path])
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "names"),
+    [("classifier", "pooler", ["classifier", "pooler.dense"]), ("mlm", "mlm_head", ["predictions"])],
+)
+def test_what_was_drawn_at_random_goes_along(kind: str, part: str, names: list[str], tmp_path: Path) -> None:
+    """Without being asked: nobody else can have a layer that no file holds."""
+    config = models.EncoderConfig.from_hf_config({"model_type": "bert", **SIZES, **FAMILIES["bert"]})
+    module: Any = models.SequenceClassifier(config, LABELS, fresh=("classifier", "pooler"))
+    if kind == "mlm":
+        module = models.MaskedLanguageModel(config, fresh=("mlm_head",))
+    module, params = tuning.with_lora(module, models.init_params(module, KEY), lora_of("bert"), KEY)
+    save_adapter(tmp_path / "a", module, params, base_model_name_or_path="base")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["modules_to_save"] == names
+    found = flat(load_adapter(tmp_path / "a", module.clone(fresh=())))
+    expected = {path: leaf for path, leaf in flat(params).items() if path.startswith(part)}
+    assert expected
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf)
 
 
 @pytest.mark.parametrize(
@@ -498,3 +520,29 @@ def test_the_advice_for_an_adapter_of_another_kind_gives_its_function(options: d
         model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     assert_same_logits(ours(*load_base(tmp_path / "merged", "llama"), "llama"), expected, "llama")
+
+
+@against_peft
+@pytest.mark.parametrize("head", ["classification", "masked_lm"])
+def test_a_base_model_without_pooler_or_head(head: str, tmp_path: Path) -> None:
+    """BERT's files lack the pooler (or the word scores' head): the adapter brings what was drawn at random here."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model("bert", **{**SIZES, **FAMILIES["bert"]}, num_labels=LABELS)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    module, params = models.load_pretrained(tmp_path / "base", head=head, num_labels=LABELS, key=KEY)
+    module, params = tuning.with_lora(module, params, lora_of("bert"), KEY)
+    rng, pattern = np.random.default_rng(0), re.compile(tuning.trainable_pattern("lora", module))
+    params = unflatten_dict(
+        {
+            path: leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32) if pattern.search("/".join(path)) else leaf
+            for path, leaf in flatten_dict(params).items()
+        }
+    )
+    save_adapter(tmp_path / "adapter", module, params, base_model_name_or_path=str(tmp_path / "base"))
+    kind = {"classification": "BertForSequenceClassification", "masked_lm": "BertForMaskedLM"}[head]
+    labels = {"num_labels": LABELS} if head == "classification" else {}
+    base = getattr(transformers, kind).from_pretrained(tmp_path / "base", **labels)
+    found = theirs(peft.PeftModel.from_pretrained(base, tmp_path / "adapter"), "bert")
+    expected, is_token = ours(module, params, "bert"), batch("bert")["attention_mask"] == 1
+    is_token = ... if head == "classification" else is_token
+    np.testing.assert_allclose(found[is_token], expected[is_token], rtol=0, atol=1e-4)
