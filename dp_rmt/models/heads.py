@@ -27,11 +27,14 @@ class SequenceClassifier(nn.Module):
         num_labels: number of logits; 1 for regression.
         fresh: which of these parts were drawn at random, because the file that was loaded lacks them. They train in
             every tuning, and go along with every adapter (`dp_rmt.models.tuning.trainable_pattern`).
+        label_rows: for each logit its number in the file that was loaded, if that has the labels in another order; an
+            adapter, which is put on that file, has them in the file's order.
     """
 
     config: EncoderConfig
     num_labels: int
     fresh: tuple[str, ...] = ()
+    label_rows: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)

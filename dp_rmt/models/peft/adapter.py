@@ -17,6 +17,7 @@ from dp_rmt.extras import extra
 from dp_rmt.files import is_written_here, save_tensors, whole_folder
 from dp_rmt.models.heads import MaskedLanguageModel
 from dp_rmt.models.huggingface import names as hf_names
+from dp_rmt.models.huggingface.labels import in_file_order, in_label_order
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
@@ -77,6 +78,7 @@ def save_adapter(
     whole = _whole_leaves(module, table, adapted, trained)
     for leaf in whole:
         for name, part in zip(_tensor_names(module, leaf), leaf.slices(read(leaf.path)).values()):
+            part = in_file_order(module, leaf, part)
             tensors[name] = np.ascontiguousarray(leaf.layout.join([part]), np.float32)
     for leaf in table:
         for copy in _copies(module, whole, leaf):
@@ -156,7 +158,8 @@ def _read_whole_leaves(
         if leaf.path[:-1] in present:
             _check_shapes(dict.fromkeys(names[leaf.path], leaf.hf_shape), tensors, path)
             parts = [leaf.layout.take(tensors[name], leaf.part) for name in names[leaf.path]]
-            leaves[leaf.path] = np.array(parts if leaf.stacked else parts[0], np.float32)
+            values = np.array(parts if leaf.stacked else parts[0], np.float32)
+            leaves[leaf.path] = in_label_order(module, leaf, values)
     return leaves
 
 

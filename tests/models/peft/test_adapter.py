@@ -197,6 +197,17 @@ def test_what_was_drawn_at_random_goes_along(kind: str, part: str, names: list[s
         np.testing.assert_array_equal(found[path], leaf)
 
 
+def test_the_logits_of_an_adapter_are_in_the_order_of_its_base_model(tmp_path: Path) -> None:
+    """The adapter is put on the file that was loaded, whose names are in another order than those of the data."""
+    module, params = adapted("roberta")
+    save_adapter(tmp_path / "a", module.clone(label_rows=(1, 2, 0)), params, base_model_name_or_path="base")
+    stored = load_adapter(tmp_path / "a", module)["classifier"]["kernel"]
+    for logit, row in enumerate((1, 2, 0)):
+        np.testing.assert_array_equal(stored[:, row], params["classifier"]["kernel"][:, logit])
+    again = load_adapter(tmp_path / "a", module.clone(label_rows=(1, 2, 0)))
+    np.testing.assert_array_equal(again["classifier"]["kernel"], params["classifier"]["kernel"])
+
+
 @pytest.mark.parametrize(
     ("family", "trained", "path"),
     [
