@@ -136,11 +136,12 @@ class EncoderConfig:
             ("is_decoder", False),
             ("add_cross_attention", False),
         ):
-            if hf_config.get(key, plain) != plain:
+            if hf_config.get(key, plain) != plain and (key, hf_config[key]) != ("position_embedding_type", None):
                 raise ValueError(
                     f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; use a model with {plain!r}"
                 )
-        values = {**_HF_DEFAULTS[model_type], **hf_config}
+        # A null is taken for the default. RoBERTa's positions count from the padding token, which every such model has.
+        values = {**_HF_DEFAULTS[model_type], **{key: value for key, value in hf_config.items() if value is not None}}
         missing = [key for key in _HF_KEYS.values() if key not in values]
         if missing:
             raise ValueError(

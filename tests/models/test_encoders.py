@@ -210,3 +210,15 @@ def test_importing_models_imports_neither_torch_nor_transformers() -> None:
     root = Path(models.__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_null_in_the_config_is_the_default(architecture: str) -> None:
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    given = {"model_type": architecture, **sizes, "intermediate_size": 24, "max_position_embeddings": 8}
+    config = models.EncoderConfig.from_hf_config(given)
+    for key in ("pad_token_id", "type_vocab_size", "layer_norm_eps", "hidden_act", "position_embedding_type"):
+        assert models.EncoderConfig.from_hf_config({**given, key: None}) == config
+    for key in sizes:
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            models.EncoderConfig.from_hf_config({**given, key: None})
