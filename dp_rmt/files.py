@@ -29,7 +29,8 @@ _METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a 
 def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     """Makes a new folder that takes the place of `folder` at the end.
 
-    A folder that was written by this function is replaced, and no other.
+    A folder that was written by this function is replaced, and no other. If `folder` is a symbolic link, the folder
+    that it leads to is replaced, and the link stays.
 
     Args:
         folder: an absolute path.
@@ -41,6 +42,7 @@ def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     Raises:
         FileExistsError: `folder` holds something else.
     """
+    folder = folder.resolve()
     if not _may_replace(folder, weights_file):
         raise FileExistsError(
             f"{folder} holds files that were not written by dp_rmt, or no {weights_file}; give a new folder, or remove "
@@ -137,10 +139,10 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Replaces a file as a whole: a reader, or a crash at any moment, finds the old text or the new one.
 
     Args:
-      path: the file; its folder must exist.
+      path: the file; its folder must exist. A symbolic link stays, and the file that it leads to is replaced.
       text: its new content, written as UTF-8.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
