@@ -89,7 +89,7 @@ class Task:
                 name=f"the data {name!r}",
                 vocab_size=self.module.config.vocab_size,
                 num_labels=self.num_labels,
-                type_vocab_size=getattr(self.module.config, "type_vocab_size", None),
+                type_vocab_size=getattr(self.module.config, "type_vocab_size", None) or None,
             )
 
     @property

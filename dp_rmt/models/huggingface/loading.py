@@ -81,6 +81,8 @@ def load_pretrained(
     module = _module(folder, hf_config, head, num_labels, options)
     architecture = module.config.architecture
     weights = Weights.open(folder, lambda name: hf_names.canonical_name(architecture, name))
+    if isinstance(module, MaskedLanguageModel) and not module.config.tie_word_embeddings:
+        weights = weights.preferring(hf_names.tied_copies(module))
     table = hf_names.leaf_names(module)
     fresh_groups = _absent_groups(table, weights, hf_config.get("architectures") or [])
     loaded = [leaf for leaf in table if leaf.group not in fresh_groups]
@@ -189,9 +191,8 @@ def _check_tied_copies(module: Model, loaded: list[LeafName], weights: Weights) 
         if used and not _equal(weights, copy, original):
             found = weights.tensors[copy]
             raise ValueError(
-                f"{found.path}: {found.name} differs from {weights.tensors[original].name}, but the "
-                "decoder is tied to the word embedding here; load a model with tied embeddings, or use "
-                "head='classification'"
+                f"{found.path}: {found.name} differs from {weights.tensors[original].name}, but {CONFIG_FILE} says "
+                'that the two are tied; if they are not, write "tie_word_embeddings": false into it'
             )
 
 
