@@ -25,10 +25,15 @@ FOLDERS = {
     "roberta_classifier": ("roberta", "classification"),
     "bert_mlm": ("bert", "masked_lm"),
     "roberta_mlm": ("roberta", "masked_lm"),
+    "distilbert_classifier": ("distilbert", "classification"),
+    "distilbert_mlm_untied": ("distilbert", "masked_lm"),
     "llama": ("llama", "causal_lm"),
     "llama_tied": ("llama", "causal_lm"),
 }
-VARIANTS: dict[str, dict[str, Any]] = {"llama_tied": {"tie_word_embeddings": True, "attention_bias": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama_tied": {"tie_word_embeddings": True, "attention_bias": True},
+    "distilbert_mlm_untied": {"tie_word_embeddings": False},
+}
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 32,
