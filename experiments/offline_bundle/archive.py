@@ -1,4 +1,4 @@
-"""The archive of a bundle: the installer, the hashes of all files, and one tar file that is the same for the same files."""
+"""The archive of a bundle: installer, hashes of all files, and one tar file that is the same for the same files."""
 
 from __future__ import annotations
 

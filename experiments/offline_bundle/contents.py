@@ -75,7 +75,7 @@ def add_model(given: str, folder: Path, *, in_half: bool) -> None:
 def _write_half(path: Path, copy: Path) -> None:
     halves = {}
     with safetensors.safe_open(path, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118: it is no dict
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
             tensor = file.get_tensor(name)
             if tensor.dtype == np.float32:
                 limit = float(np.finfo(np.float16).max)

@@ -45,9 +45,10 @@ class Target(NamedTuple):
             *(f"--platform={name}" for name in names),
         ]
 
-    def environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, Any]:
         """Values of environment markers there."""
-        there: dict[str, Any] = default_environment() | {
+        return {
+            **default_environment(),
             "python_version": self.python,
             "python_full_version": f"{self.python}.0",
             "platform_machine": self.machine,
@@ -55,7 +56,6 @@ class Target(NamedTuple):
             "platform_system": "Linux",
             "os_name": "posix",
         }
-        return there
 
 
 def read_have(file: Path) -> dict[str, str | None]:
@@ -143,7 +143,9 @@ def resolve(requirements: Sequence[str], target: Target) -> dict[str, dict[str, 
                 *given,
             )
             installed = json.loads(report.read_text(encoding="utf-8"))["install"]
-        found = {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in installed}
+        found: dict[str, dict[str, Any]] = {
+            canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in installed
+        }
         roots = [requirement.partition(" @ ")[0] for requirement in requirements]
         missing = {
             str(Requirement(f"{requirement.name}{requirement.specifier}"))
@@ -155,9 +157,7 @@ def resolve(requirements: Sequence[str], target: Target) -> dict[str, dict[str, 
         given += sorted(missing)
 
 
-def _requirements(
-    metadata: Iterable[Mapping[str, Any]], roots: Sequence[str], target: Target
-) -> Iterator[Requirement]:
+def _requirements(metadata: Iterable[Mapping[str, Any]], roots: Sequence[str], target: Target) -> Iterator[Requirement]:
     """All that these packages ask for on the target, with the extras that one of them asks of another."""
     asks = {canonicalize_name(item["name"]): item.get("requires_dist", []) for item in metadata}
     extras: dict[str, set[str]] = defaultdict(lambda: {""})
