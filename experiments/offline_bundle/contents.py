@@ -12,9 +12,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dp_rmt.finetuning.tasks.task import resolve_model_path
-from dp_rmt.models.huggingface.folder import resolve_folder
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -63,13 +60,23 @@ def add_model(given: str, folder: Path, *, in_half: bool) -> None:
       ValueError: a weight is outside the range of float16.
     """
     name, source = split_name(given)
-    origin, copy = resolve_folder(resolve_model_path(source)), _new(folder / name)
+    origin, copy = _model_folder(source), _new(folder / name)
     kept = [path for path in sorted(origin.iterdir()) if path.suffix in (".json", ".safetensors", ".txt", ".model")]
     for path in kept:
         if in_half and path.suffix == ".safetensors":
             _write_half(path, copy / path.name)
         else:
             shutil.copyfile(path, copy / path.name)  # without its mode: the hub's cache is read-only
+
+
+def _model_folder(source: str) -> Path:
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    # Here, not above: they load JAX, which a folder does not need.
+    from dp_rmt.finetuning.tasks.task import resolve_model_path
+    from dp_rmt.models.huggingface.folder import resolve_folder
+
+    return resolve_folder(resolve_model_path(source))
 
 
 def _write_half(path: Path, copy: Path) -> None:

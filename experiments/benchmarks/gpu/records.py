@@ -33,10 +33,9 @@ class PartRecords:
             self._parts[letter] = found.get("jobs", {})
 
     def job(self, name: str) -> dict[str, Any]:
-        """What is known of a job: ``status``, ``reason``, ``seconds``, ``calls``, ``records``."""
-        return self._parts[name[0]].get(
-            name, {"status": None, "reason": None, "seconds": 0.0, "calls": 0, "records": {}}
-        )
+        """What is known of a job: ``status``, ``reason``, ``seconds``, ``cpu_seconds``, ``calls``, ``records``."""
+        times = {"seconds": 0.0, "cpu_seconds": 0.0, "calls": 0}
+        return self._parts[name[0]].get(name, {"status": None, "reason": None, **times, "records": {}})
 
     def update(self, name: str, **changes: Any) -> None:
         """Changes what is known of a job, and replaces the file of its part."""
