@@ -31,8 +31,9 @@ if (($# > 0)); then
   "$python" -m venv "$1"
   python="$(cd "$1" && pwd)/bin/python"
 fi
-"$python" -m pip install --quiet --no-index --disable-pip-version-check --find-links "$bundle/wheels" \
-  --requirement "$bundle/requirements.txt"
+# --no-compile: Python compiles what it uses, when it first does, which is a small part.
+"$python" -m pip install --quiet --no-index --no-compile --disable-pip-version-check \
+  --find-links "$bundle/wheels" --requirement "$bundle/requirements.txt"
 "$python" -c 'import importlib.metadata as m; print("installed dp_rmt", m.version("dp_rmt"))'
 cat <<END
 Run everything from $bundle/project with $python, for example

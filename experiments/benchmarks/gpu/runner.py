@@ -101,7 +101,7 @@ def run_all(
             print(f"{label}: skipped, {reason}", flush=True)
             records.update(job.name, status=SKIPPED, reason=reason)
             continue
-        if clock.left() < WORTH_STARTING:
+        if clock.left() <= WORTH_STARTING:
             return
         print(f"{label} ...", flush=True)
         _run(job, records, clock, work / job.name, environment, lock, had_the_whole_call=is_first)
@@ -149,7 +149,7 @@ def _run(
         status=status,
         reason=reason,
         seconds=round(before["seconds"] + time.monotonic() - start, 1),
-        cpu_seconds=round(before["cpu_seconds"] + _cpu_seconds() - processor, 1),
+        cpu_seconds=round(before["cpu_seconds"] + _cpu_seconds() - processor, 2),
         calls=before["calls"] + 1,
         records=records.collect(job.name, places[RECORDS]),
     )
