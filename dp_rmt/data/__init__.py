@@ -3,6 +3,7 @@
 from dp_rmt.data.batches import evaluation_batches, gather_batch
 from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.model_fit import check_fits_model
+from dp_rmt.data.prompt_format import PromptFormat, prompt_format_of
 from dp_rmt.data.readers.document_tasks import DOCUMENT_TASKS, SENSITIVE, DocumentSet, load_documents
 from dp_rmt.data.readers.documents import Document, tokenize_documents
 from dp_rmt.data.readers.glue import Examples, GlueData, get_task, load_glue, read_tsv
@@ -30,6 +31,7 @@ __all__ = [
     "GlueTask",
     "Infilling",
     "LabelledTable",
+    "PromptFormat",
     "TableToText",
     "TextPairs",
     "TextReferences",
@@ -47,6 +49,7 @@ __all__ = [
     "load_glue",
     "load_labelled_table",
     "load_table_to_text",
+    "prompt_format_of",
     "read_tsv",
     "text_scores",
     "tokenize_cached",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dp_rmt.data import check_fits_model
+from dp_rmt.data import PromptFormat, check_fits_model
 from dp_rmt.finetuning.settings import Data, Privacy, Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
@@ -62,6 +62,7 @@ class Task:
       base_model: folder or name of the pre-trained model, for a saved adapter.
       num_labels: number of classes; None where the labels are scores, or there are none.
       classifier: ``(params, texts, text_pairs=None) -> logits``, for a task that classifies.
+      prompt_format: how prompts are written, for a task of prompts and answers; the saved tokenizer gets its template.
 
     Raises:
       ValueError: the model does not know a label or a token of the data.
@@ -81,6 +82,7 @@ class Task:
     base_model: str = ""
     num_labels: int | None = None
     classifier: Classifier | None = None
+    prompt_format: PromptFormat | None = None
 
     def __post_init__(self) -> None:
         for name, arrays in {"train": self.train, **self.evaluations}.items():
