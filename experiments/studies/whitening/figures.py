@@ -100,6 +100,7 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
             steps, losses = zip(*run["nonprivate/loss"])
             axes.plot(steps, losses, color=COLORS[arms.index(arm) % len(COLORS)], lw=1.8, label=arm)
         axes.set(xlabel="step", title=f"batch {batch:g}, ε = {epsilon:g}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("training loss of the batch")
     handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(list(handles.values()), list(handles), loc="outside right upper")
@@ -161,7 +162,7 @@ def draw_advisor(folders: Mapping[str, Sequence[Record]]) -> Figure | None:
         axes.set(xlabel="share of steps with a slope below −2", title=name)
     panels[0].set_ylabel("what half the learning rate gains")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(3, len(found)))
     return figure
 
 
