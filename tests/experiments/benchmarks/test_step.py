@@ -103,6 +103,8 @@ def test_updates_are_compared_with_the_noisy_one(commands: dict[str, Any]) -> No
         assert len(numbers["seconds_of_rounds"]) == 2
         assert numbers["microbatch_size"] == 2
         assert numbers["temporary_bytes"] > 0
+    # Behind the optimizer the maps are products; before the clipping the norms are, too.
+    assert 1 < updates["whitened_before"]["matrix_flops_ratio"] < 2
     # One map for what attention reads, and one each for output, both parts of the feed-forward, pooler and head: of
     # 17 and 33 inputs with their biases, whole because the rank is larger.
     maps = {name: numbers["state_bytes"] - updates["noisy"]["state_bytes"] for name, numbers in updates.items()}
