@@ -16,7 +16,7 @@ from dp_rmt.data import check_fits_model
 from dp_rmt.finetuning.settings import Data, Privacy, Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
-from dp_rmt.models.tuning import trainable_pattern, with_lora
+from dp_rmt.models.tuning import trainable_pattern, with_fresh_parts, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.guarantee import check_delta
 from dp_rmt.training.losses import Losses, completion_losses
@@ -89,7 +89,7 @@ class Task:
                 name=f"the data {name!r}",
                 vocab_size=self.module.config.vocab_size,
                 num_labels=self.num_labels,
-                type_vocab_size=getattr(self.module.config, "type_vocab_size", None),
+                type_vocab_size=getattr(self.module.config, "type_vocab_size", None) or None,
             )
 
     @property
@@ -212,7 +212,7 @@ def adapted(settings: Settings, module: Any, params: dict[str, Any]) -> tuple[An
     """
     model = settings.model
     if model.tuning == "full":
-        return module, params, model.trainable
+        return module, params, with_fresh_parts(model.trainable, module)
     try:
         if model.tuning in ("lora", "ffa_lora"):
             lora = LoRAConfig(model.lora.rank, model.lora.alpha, model.lora.targets)
