@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dp_rmt.data import Source, tokenize_prompts
+from dp_rmt.data import Source, read_prompt, tokenize_prompts
 from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import is_in_memory, settings_from
@@ -72,11 +72,11 @@ class Finetuned:
         """Unnormalised log probabilities, (N, number of classes); arguments and errors as in `predict`."""
         return self._classifier()(self.params, texts, text_pairs)
 
-    def generate(self, prompts: Sequence[str], **changes: Any) -> list[str]:
+    def generate(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], **changes: Any) -> list[str]:
         """The text that the model writes for every prompt.
 
         Args:
-          prompts: sources of the kind that was trained on.
+          prompts: sources of the kind that was trained on, or conversations so far, as lists of messages.
           **changes: changes to `settings.generation`, such as ``method="sampling"``.
 
         Raises:
@@ -85,12 +85,19 @@ class Finetuned:
         if self.settings.model.head != "causal_lm":
             raise ValueError(f"a model with the head {self.settings.model.head!r} writes no text; use predict")
         generation = self.settings.changed({"generation": changes}).generation
+        records = [read_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
         room = self.task.module.config.max_position_embeddings - generation.max_new_tokens
         written = generate_texts(
             self.task.module,
             self.params,
             self.task.tokenizer,
-            tokenize_prompts(prompts, self.task.tokenizer, max_length=room, prompt_format=self.task.prompt_format),
+            tokenize_prompts(
+                [record.source for record in records],
+                self.task.tokenizer,
+                max_length=room,
+                prompt_format=self.task.prompt_format,
+                histories=[record.history for record in records] if any(record.history for record in records) else (),
+            ),
             decoding(generation),
             batch_size=generation.batch_size,
             prompt_lengths=generation.prompt_lengths,
