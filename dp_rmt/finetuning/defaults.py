@@ -23,7 +23,7 @@ def expected_batch_size(given: int | None, num_examples: int) -> int:
         return LARGEST_BATCH
     tenth = max(1.0, num_examples / 10)
     lower = 2 ** (int(tenth).bit_length() - 1)
-    return 2 * lower if tenth / lower > 2**0.5 else lower
+    return min(LARGEST_BATCH, 2 * lower if tenth / lower > 2**0.5 else lower)
 
 
 def num_steps(given: int | None, epochs: float | None, num_examples: int, batch_size: float) -> int:

@@ -25,7 +25,7 @@ def test_the_plan_has_the_numbers_of_the_run() -> None:
     assert (mechanism.expected_batch_size, mechanism.num_steps) == (64, 28)
     assert mechanism.epsilon(28, delta) == pytest.approx(8.0, rel=1e-3)
     said = plan(settings, 600)
-    assert said == f"600 rows, batch 64, 28 steps, noise {mechanism.noise_multiplier:.3g}, epsilon 8, delta 8.791e-4"
+    assert said == f"600 rows, batch 64, 28 steps, noise {mechanism.noise_multiplier:.3g}, epsilon 8, delta 0.0008791"
     without = plan(settings.changed({"privacy.epsilon": float("inf")}), 67_349)
     assert without == "67,349 rows, batch 1000, 202 steps, no noise, and no privacy"
 
@@ -90,6 +90,13 @@ def test_columns_say_the_task(task: str, tmp_path: Path) -> None:
     file = FORMATS["json"](cell.rows, tmp_path)
     assert settings_from("m", file, 3.0, cell.settings).data.task == cell.task
     assert settings_from("m", file, 3.0, {"data": {"task": "documents"}}).data.task == "documents"
+
+
+def test_without_settings_text_with_a_label_is_labelled_text() -> None:
+    row = {"text": "a", "label": "b", "prompt": "c", "completion": "d"}
+    assert settings_from("m", [row], 3.0).data.task == "labelled_table"
+    assert settings_from("m", [row], 3.0, {"target_column": "text", "source_column": "a"}).data.task == "text_pairs"
+    assert settings_from("m", [{"text": "a", "prompt": "c", "completion": "d"}], 3.0).data.task == "text_pairs"
 
 
 def test_a_folder_of_texts_is_documents_and_what_says_nothing_is_asked_about(tmp_path: Path) -> None:
