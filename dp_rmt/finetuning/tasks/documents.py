@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dp_rmt.data import DocumentSet, Source, load_documents, tokenize_documents
+from dp_rmt.finetuning.data_settings import Data
 from dp_rmt.finetuning.plan import Planned
-from dp_rmt.finetuning.settings import Data, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import NOTHING_TO_EVALUATE, Task, decoder_task, load_decoder, own_extras
 
 
