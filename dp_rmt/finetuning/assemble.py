@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
-from dp_rmt.finetuning.geometry import geometry_of
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.geometry import Geometry, geometry_of
+from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.stages import build_transforms, learning_rate_schedule
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
@@ -21,6 +21,7 @@ from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.models.huggingface.folder import content_digest
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
@@ -46,7 +47,8 @@ def load_task(settings: Settings) -> Task:
     loaders = dict.fromkeys(DOCUMENT_TASKS, load_document_task) | dict.fromkeys(TABLE_TO_TEXT_TASKS, load_text_task)
     loaders |= {"labelled_table": load_labelled_task}
     task = loaders.get(settings.data.task, load_glue_task)(settings)
-    return dataclasses.replace(task, base_model=resolve_model_path(settings.model.path))
+    base_model = resolve_model_path(settings.model.path)
+    return dataclasses.replace(task, base_model=base_model, base_content=content_digest(base_model))
 
 
 def task_key(settings: Settings) -> Hashable:
@@ -144,12 +146,13 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
+            "model.path.content": task.base_content,
             **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps", "advice")},
             # Left out where nothing is averaged, so that what was begun before there was this option can go on.
             **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
-            **({} if geometry is None else {f"whitening.{k}": v for k, v in settings.whitening.as_dict().items()}),
+            **({} if geometry is None else _coordinates(settings.whitening, geometry)),
         },
         facts=None if geometry is None else geometry.facts(),
         about=About(
@@ -161,6 +164,12 @@ def build_run(
             coordinates_from=None if geometry is None else geometry.rows,
         ),
     )
+
+
+def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:
+    """The facts that the coordinates of a run depend on."""
+    facts = {f"whitening.{key}": value for key, value in whitening.as_dict().items()}
+    return facts if geometry.text_digest is None else facts | {"whitening.text.content": geometry.text_digest}
 
 
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:

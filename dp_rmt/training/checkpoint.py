@@ -33,6 +33,9 @@ class Checkpoints:
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
     to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
 
+    A fact that says where something lies, ``X``, may have another that says what it is, ``X.content``. Where checkpoint
+    and run both know the content, it alone must agree: a folder that was copied elsewhere goes on.
+
     `run` is the run's random id, that of the restored checkpoint or a new one. It says which run a ledger belongs to.
 
     Digests of all files are saved with each checkpoint. A checkpoint whose files have changed since is put aside, and
@@ -264,11 +267,11 @@ class Checkpoints:
         return start
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        names = sorted({*saved, *self._identity})
+        now = self._identity
         differences = [
-            f"  {name}: checkpoint {saved.get(name)!r}, now {self._identity.get(name)!r}"
-            for name in names
-            if saved.get(name) != self._identity.get(name)
+            f"  {name}: checkpoint {saved.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted({*saved, *now})
+            if saved.get(name) != now.get(name) and not _is_known_otherwise(name, saved, now)
         ]
         if differences:
             raise ValueError(
@@ -299,6 +302,18 @@ class _Manager(ocp.CheckpointManager):
 def _committed(folder: Path) -> list[int]:
     """Steps of the checkpoints that are whole, which Orbax has renamed to their step."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _is_known_otherwise(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a fact need not agree: a place whose content both know, or a content that one of them does not know.
+
+    >>> facts = {"model.path": "/a", "model.path.content": "1"}
+    >>> _is_known_otherwise("model.path", facts, facts), _is_known_otherwise("model.path", facts, {"model.path": "/b"})
+    (True, False)
+    """
+    place = name.removesuffix(".content")
+    both_know = f"{place}.content" in saved and f"{place}.content" in now
+    return both_know if name == place else place in now and not both_know
 
 
 def _goodness(metrics: Mapping[str, float]) -> float:

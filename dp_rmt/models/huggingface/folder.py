@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dp_rmt.extras import extra
+from dp_rmt.files import files_digest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _TORCH_WEIGHTS_FILE = "pytorch_model.bin"
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", TOKENIZER_CONFIG)
 
 
 def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
@@ -43,7 +46,9 @@ def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"]
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "README.md"],
+                ignore_patterns=["*/*"],
             )
         )
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, offline, cache
@@ -119,6 +124,23 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
     return index, [folder / name for name in names]
 
 
+def content_digest(folder_or_hub_name: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a model's `config.json` and weights, by which a copy of the folder is known to be the same.
+
+    Args:
+        folder_or_hub_name: a local folder, or a hub name.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: as `resolve_folder` and `weight_files`.
+    """
+    folder = resolve_folder(folder_or_hub_name)
+    index, shards = weight_files(folder)
+    return files_digest(sorted({folder / CONFIG_FILE, index, *shards}))
+
+
 def _check_is_inside(name: Any, named_in: Path) -> None:
     """Raises ValueError unless a name that stands in a file leads to a file below that file's folder.
 
@@ -153,7 +175,7 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that "
             "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
-    _check_tokenizer_config(folder / "tokenizer_config.json")
+    _check_tokenizer_config(folder / TOKENIZER_CONFIG)
     with extra("finetune"):
         import transformers  # here, not above: it takes seconds to import and models do not need it
 
