@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.plan import build_mechanism, print_plans
 from dp_rmt.finetuning.release.base_model import BaseModel, base_model_of
 from dp_rmt.finetuning.release.card import KINDS, card_of
 from dp_rmt.finetuning.release.files import generation_config, released_tokenizer
@@ -60,12 +63,14 @@ class Arm:
     run: Run
 
 
-def prepare(settings: Settings, workdir: Path) -> list[Arm]:
+def prepare(settings: Settings, workdir: Path, rows: Any = None, *, shows_plan: bool = True) -> list[Arm]:
     """Checks everything and builds every arm; writes nothing but a new workdir's own files.
 
     Args:
       settings: settings of the experiment.
       workdir: a new or empty folder, or that of the same experiment, which is then resumed.
+      rows: one's own rows that a Python program holds, in the place of `data.path`.
+      shows_plan: whether the plan of every arm is printed, before the model is loaded.
 
     Returns:
       The arms, in order.
@@ -82,7 +87,9 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
     for name, with_paths in located.items():
         key = assemble.task_key(with_paths)
         if key not in tasks:
-            tasks[key] = assemble.load_task(with_paths)
+            alike = {other: each[other] for other, theirs in located.items() if assemble.task_key(theirs) == key}
+            planned = functools.partial(print_plans, alike) if shows_plan else None
+            tasks[key] = assemble.load_task(with_paths, rows, planned)
         run = assemble.build_run(with_paths, tasks[key], name=name)
         run.check(folders[name])
         arms.append(Arm(name, each[name], folders[name], tasks[key], run))
@@ -179,7 +186,7 @@ def _locate(
     if settings.synthetic is None:
         return each
     for arm in each.values():  # before minutes of pre-training: can epsilon be reached?
-        assemble.build_mechanism(arm, settings.synthetic.num_private_train)
+        build_mechanism(arm, settings.synthetic.num_private_train)
     claim_workdir(workdir, settings)
     return synthetic_task.prepare(each, workdir / "public")
 

@@ -39,7 +39,7 @@ def main() -> None:
 def finetune(argv: list[str]) -> None:
     """Fine-tunes a model privately: settings in, a model, its report and its privacy statement out."""
     flags.DEFINE_string("model", None, "In place of --config: folder of a model, or its name on the hub.")
-    flags.DEFINE_string("train", None, "In place of --config: a CSV, TSV or JSONL file, a folder of such, or a task.")
+    flags.DEFINE_string("train", None, "In place of --config: a file of rows, a folder of such, hub:NAME, or a task.")
     flags.DEFINE_float("epsilon", None, "In place of --config: the privacy budget.")
     flags.DEFINE_string("workdir", None, "Folder of the run's files; default runs/<name of the settings>.")
     flags.DEFINE_string(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dp_rmt.data import tokenize_prompts
+from dp_rmt.data import Source, tokenize_prompts
 from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.shorthand import settings_from
+from dp_rmt.finetuning.shorthand import is_in_memory, settings_from
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import decoding
 from dp_rmt.finetuning.workdir import CONFIG_FILE
@@ -84,7 +84,7 @@ class Finetuned:
             self.task.module,
             self.params,
             self.task.tokenizer,
-            tokenize_prompts(prompts, self.task.tokenizer, max_length=room),
+            tokenize_prompts(prompts, self.task.tokenizer, max_length=room, prompt_format=self.task.prompt_format),
             decoding(generation),
             batch_size=generation.batch_size,
             prompt_lengths=generation.prompt_lengths,
@@ -115,7 +115,7 @@ class Finetuned:
 def finetune(
     *,
     model: str,
-    train: str | os.PathLike[str],
+    train: Source,
     epsilon: float,
     workdir: str | os.PathLike[str],
     **settings: Any,
@@ -128,9 +128,11 @@ def finetune(
 
     Args:
       model: folder, name on the hub, or package:NAME/FOLDER of an installed package.
-      train: a CSV, TSV or JSONL file of labelled text, with the columns ``text`` and ``label`` unless `data` says
-        otherwise; a folder with such files named train, and perhaps dev and test; the name of a task such as "sst2";
-        or the folder of a task that `data` names, as in ``data={"task": "e2e"}``.
+      train: a file of rows (CSV, TSV, JSON, JSON Lines, Parquet): labelled text with the columns ``text`` and ``label``
+        unless `text_columns` and `label_column` say otherwise, prompts and answers, or conversations; a folder with
+        such files named train, and perhaps dev and test; a folder of .txt files; hub:NAME; a `datasets.Dataset`, a list
+        of dictionaries, or a dictionary of such by split; the name of a task such as "sst2"; or the folder of a task
+        that `data` names, as in ``data={"task": "e2e"}``.
       epsilon: the privacy budget; `math.inf` trains without privacy.
       workdir: the run's folder. A call with the same settings resumes the run there, or reads it if it is finished.
       **settings: any other settings by name, such as ``num_steps=200, l2_clip_norm=0.5, denoise=()``. A name is nested,
@@ -143,15 +145,18 @@ def finetune(
     Raises:
       ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
     """
-    return finetune_with(settings_from(model, Path(train), epsilon, settings), Path(workdir))
+    train = os.fspath(train) if isinstance(train, os.PathLike) else train
+    rows = train if is_in_memory(train) else None
+    return finetune_with(settings_from(model, train, epsilon, settings), Path(workdir), rows)
 
 
-def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
+def finetune_with(settings: Settings, workdir: Path, rows: Any = None) -> Finetuned:
     """`finetune` with a whole `Settings`.
 
     Args:
       settings: settings of one run, with one arm at most.
       workdir: the run's folder.
+      rows: one's own rows that a program holds, in the place of `data.path`.
 
     Raises:
       ValueError, FileNotFoundError, FileExistsError: as in `finetune`.
@@ -159,7 +164,7 @@ def finetune_with(settings: Settings, workdir: Path) -> Finetuned:
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     logging.get_absl_logger().addFilter(command_line.is_of_interest)
-    (arm,) = arms.prepare(settings, workdir)
+    (arm,) = arms.prepare(settings, workdir, rows)
     arms.train(arm)
     arms.report(workdir)
     return _finetuned(arm)
@@ -180,7 +185,8 @@ def load_finetuned(workdir: str | os.PathLike[str], arm: str | None = None) -> F
     config = workdir / CONFIG_FILE
     if not config.exists():
         raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: give the folder of a run")
-    prepared = {each.name: each for each in arms.prepare(Settings.from_config(json.loads(config.read_text())), workdir)}
+    settings = Settings.from_config(json.loads(config.read_text()))
+    prepared = {each.name: each for each in arms.prepare(settings, workdir, shows_plan=False)}
     name = next(iter(prepared)) if arm is None and len(prepared) == 1 else arm
     if name not in prepared:
         raise ValueError(f"{workdir} has the arms {', '.join(prepared)}: name one of them")

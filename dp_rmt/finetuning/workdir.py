@@ -15,7 +15,7 @@ CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = (
     *("mesh.", "checkpoints.", "generation.", "release."),
     *("train.eval_every", "train.eval_batch_size", "train.checkpoint_every", "data.max_eval_documents"),
-    *("data.path", "data.cache_dir", "model.path", "whitening.text"),
+    *("data.path", "data.dev_path", "data.test_path", "data.cache_dir", "model.path", "whitening.text"),
 )
 """Settings that may differ between a run and its continuation: where it runs, which checkpoints it keeps, how often it
 is evaluated and saved, how it writes and is released, and where its files lie. A checkpoint knows the rows and the

@@ -45,7 +45,7 @@ def encode_conversations(
     if prompt_format.name == "separator":
         return _separated(conversations, tokenizer, prompt_format.layout)
     special = re.compile("|".join(map(re.escape, _special_texts(tokenizer))) or "(?!)")
-    texts = []
+    written = []
     for row, turns in enumerate(conversations):
         for turn in turns:
             if match := special.search(turn.content):
@@ -53,12 +53,12 @@ def encode_conversations(
                     f"{place(row)}: a text of the {turn.role} holds {match[0]!r}, which the chat template would take "
                     "for a special token. Write it otherwise, or set --config.data.prompt_format=separator"
                 )
-        texts.append(_rendered(turns, tokenizer, prompt_format.jinja, place(row)))
-    encode = _encoder([text for row in texts for text, _ in row], tokenizer, split_special_tokens=False)
+        written.append(_rendered(turns, tokenizer, prompt_format.jinja, place(row)))
+    encode = _encoder([text for stretches in written for text, _ in stretches], tokenizer, split_special_tokens=False)
     end = prompt_format.layout.end
     rows = []
-    for turns, row in zip(conversations, texts, strict=True):
-        pieces = [Piece(encode(text), is_learned) for text, is_learned in row]
+    for turns, stretches in zip(conversations, written, strict=True):
+        pieces = [Piece(encode(text), is_learned) for text, is_learned in stretches]
         if turns[-1].role == "assistant":
             pieces = _ended(pieces, end)
         rows.append(pieces)

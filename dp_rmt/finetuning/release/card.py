@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from dp_rmt.data import get_task
 from dp_rmt.finetuning.release.base_model import BaseModel
-from dp_rmt.finetuning.release.files import prompt_format
 from dp_rmt.finetuning.release.public_command import public_command
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.settings import PUBLISHED_TASKS, Settings
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.reporting.model_card import ModelCard, card_text
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
@@ -69,21 +68,30 @@ def card_of(workdir: Path, settings: Settings, task: Task, base: BaseModel, kind
 
 def public_data_name(settings: Settings) -> str | None:
     """The name of the data, if it has one that may be published."""
+    if settings.release.data_name is not None or not is_published(settings):
+        return settings.release.data_name
+    if settings.synthetic is not None:
+        return "generated reviews"
+    return _HUB_NAMES.get(settings.data.task, f"glue/{settings.data.task}")
+
+
+def is_published(settings: Settings) -> bool:
+    """Whether all data of a run are known to be public: published tasks from the hub, and what the project generates.
+
+    Of a path, of hub:NAME (which may be somebody's own) and of rows from Python nothing is known.
+    """
     data = settings.data
-    if settings.release.data_name is not None or settings.synthetic is not None:
-        return settings.release.data_name or "generated reviews"
-    if data.path is not None:
-        return None
-    return _HUB_NAMES.get(data.task, f"glue/{data.task}")
+    is_from_hub = data.path is None and data.task in PUBLISHED_TASKS
+    return settings.synthetic is not None or is_from_hub
 
 
 def public_scores(settings: Settings, lines: list[dict[str, Any]]) -> Mapping[str, float]:
     """The last scores on each public evaluation, ``"split/metric" -> value``.
 
-    Data from the hub, and those that the project generates, are public. Of other data nothing is known, unless
-    `config.release.public_evaluations` names the split.
+    Those of a private run are the ones on data that are public (`is_published`), or on the splits that
+    `config.release.public_evaluations` names.
     """
-    all_public = settings.synthetic is not None or settings.data.path is None
+    all_public = is_published(settings)
     found: dict[str, float] = {}
     for line in lines:
         for name, value in line.items():
@@ -138,7 +146,7 @@ def _infilling(settings: Settings, task: Task) -> tuple[list[str], list[str]]:
 
 
 def _generation(settings: Settings, task: Task) -> tuple[list[str], list[str]]:
-    written, tokenizer = prompt_format(settings, task), task.tokenizer
+    written, tokenizer = task.prompt_format, task.tokenizer
     if written is None:
         start = tokenizer.bos_token or tokenizer.eos_token or ""
         call = f'print(pipe({start!r} + "a text\'s beginning", add_special_tokens=False))'

@@ -6,21 +6,12 @@ import copy
 import json
 from typing import Any
 
-from dp_rmt.data import DOCUMENT_TASKS, PromptFormat
-from dp_rmt.data.prompt_format import prompt_format_of
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import decoding
 from dp_rmt.generation import Beam, Sampling
 
 GENERATION_CONFIG = "generation_config.json"
-
-
-def prompt_format(settings: Settings, task: Task) -> PromptFormat | None:
-    """How a run's prompts are written; None for tasks without prompts."""
-    if settings.model.head != "causal_lm" or settings.data.task in DOCUMENT_TASKS:
-        return None
-    return task.prompt_format or prompt_format_of(task.tokenizer, "separator")
 
 
 def released_tokenizer(settings: Settings, task: Task, name: str) -> Any:
@@ -31,10 +22,10 @@ def released_tokenizer(settings: Settings, task: Task, name: str) -> Any:
       task: its task.
       name: public name of the pre-trained model; a tokenizer remembers where it was read.
     """
-    tokenizer, written = copy.deepcopy(task.tokenizer), prompt_format(settings, task)
+    tokenizer = copy.deepcopy(task.tokenizer)
     tokenizer.name_or_path = name
-    if written is not None:
-        tokenizer.chat_template = written.jinja
+    if task.prompt_format is not None:
+        tokenizer.chat_template = task.prompt_format.jinja
     is_decoder = settings.model.head == "causal_lm"
     tokenizer.model_max_length = task.module.config.max_position_embeddings if is_decoder else settings.data.max_length
     return tokenizer

@@ -11,7 +11,7 @@ import typing
 from typing import Any
 
 from dp_rmt.finetuning.options import walk
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.settings import PUBLISHED_TASKS, Settings
 from dp_rmt.finetuning.workdir import is_secret
 
 NAMES_OF_PARTS = ("denoise", "optimizer", "model.trainable", "model.lora.targets", "checkpoints.score")
@@ -34,9 +34,10 @@ def public_command(settings: Settings, base_model: str | None) -> str:
     if settings.synthetic is not None:
         words += ["--config=CONFIG.py", f"--config.privacy.epsilon={settings.privacy.epsilon}"]
     else:
-        train = settings.data.task if settings.data.path is None else "DATA"
+        is_named = settings.data.path is None and settings.data.task in PUBLISHED_TASKS
+        train = settings.data.task if is_named else "DATA"
         words += [f"--model={base_model or 'MODEL'}", f"--train={train}", f"--epsilon={settings.privacy.epsilon}"]
-        if settings.data.path is not None and settings.data.task != "labelled_table":
+        if not is_named:
             words.append(f"--config.data.task={settings.data.task}")
     started = Settings().changed({"data.task": settings.data.task})
     for key, kind, _ in walk(Settings):
