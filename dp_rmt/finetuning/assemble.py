@@ -19,7 +19,7 @@ from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.stages import build_transforms, learning_rate_schedule
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
-from dp_rmt.finetuning.tasks.task import Task, resolve_model_path
+from dp_rmt.finetuning.tasks.task import Evaluator, Task, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_own_text_task, load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
@@ -163,12 +163,15 @@ def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:
     return facts if geometry.text_digest is None else facts | {"whitening.text.content": geometry.text_digest}
 
 
+def evaluators(settings: Settings, task: Task) -> dict[str, Evaluator]:
+    """``params -> scores`` for each of the task's evaluation data, by name."""
+    size = settings.train.eval_batch_size
+    return {name: task.evaluator(arrays, size) for name, arrays in task.evaluations.items()}
+
+
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
     """The part of the task that training needs."""
-    evaluators = {
-        name: task.evaluator(arrays, settings.train.eval_batch_size) for name, arrays in task.evaluations.items()
-    }
-    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators)
+    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators(settings, task))
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:

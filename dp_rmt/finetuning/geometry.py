@@ -79,7 +79,7 @@ def geometry_of(settings: Settings, task: Task) -> Geometry | None:
     if whitening.text is None:
         return Geometry(coordinates, shares, fingerprint(maps), "random tokens")
     digest = hashlib.sha256(Path(whitening.text).expanduser().read_bytes()).hexdigest()
-    return Geometry(coordinates, shares, fingerprint(maps), f"the text of `{whitening.text}`", digest)
+    return Geometry(coordinates, shares, fingerprint(maps), f"the text of `{Path(whitening.text).name}`", digest)
 
 
 def _few(lengths: Sequence[int]) -> list[int]:

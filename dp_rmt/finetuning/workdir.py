@@ -74,7 +74,7 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             f"{workdir} holds a run of an earlier dp_rmt, whose settings were laid out otherwise: commit "
             f"{LAST_OF_THE_OLD_LAYOUT} of dp_rmt finishes it; here give a new --workdir"
         )
-    saved, now = _flatten(record), _flatten(as_json(settings))
+    saved, now = flatten(record), flatten(as_json(settings))
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})
@@ -111,13 +111,18 @@ def _of_the_arm(key: str) -> str:
 
 
 def _gives_seeds(config: Mapping[str, Any]) -> bool:
-    return any(is_secret(key) and value is not None for key, value in _flatten(config).items())
+    return any(is_secret(key) and value is not None for key, value in flatten(config).items())
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries by dotted key; an empty one is a value.
+
+    >>> flatten({"privacy": {"epsilon": 3.0}, "arms": {}})
+    {'privacy.epsilon': 3.0, 'arms': {}}
+    """
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, sub in tree.items():
-        flat |= _flatten(sub, f"{prefix}.{name}".strip("."))
+        flat |= flatten(sub, f"{prefix}.{name}".strip("."))
     return flat

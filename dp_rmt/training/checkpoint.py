@@ -45,6 +45,7 @@ class Checkpoints:
       directory: the folder of the checkpoints. It is made with mode 0700, or closed to others if it is open to them,
         because the key of the noise is in it. All processes of a run must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
+        None reads a state that nobody goes on from, of whichever run.
       keep: how many of the newest checkpoints are kept; older ones are deleted once the next is saved.
       keep_best: how many of those with the best scores are kept, too.
       score: name of the score that decides which are the best, such as "eval/dev/accuracy".
@@ -57,7 +58,7 @@ class Checkpoints:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         keep: int = 2,
         keep_best: int = 0,
@@ -71,8 +72,9 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        facts = {**identity, "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
+        facts = {**(identity or {}), "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
         self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
+        self._only_reads = identity is None
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1
@@ -267,6 +269,8 @@ class Checkpoints:
         return start
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
+        if self._only_reads:
+            return
         now = self._identity
         differences = [
             f"  {name}: checkpoint {saved.get(name)!r}, now {now.get(name)!r}"
