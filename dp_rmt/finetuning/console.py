@@ -1,8 +1,9 @@
 """The installed program, ``dp-rmt COMMAND ...``. It is a door, so flags are allowed here.
 
-``dp-rmt finetune``, ``sweep`` and ``spent`` are the same code as ``python -m experiments.finetune``, ``experiments.sweep``
-and ``experiments.spent``, and ``dp-rmt audit`` as ``python -m experiments.audit --workdir=...``. Modules that load JAX are imported once the command
-line is known to be right, so that a mistake in it is answered at once.
+``dp-rmt finetune``, ``sweep`` and ``spent`` are the same code as ``python -m experiments.finetune``,
+``experiments.sweep`` and ``experiments.spent``, and ``dp-rmt audit`` as ``python -m experiments.audit --workdir=...``.
+Modules that load JAX are imported once the command line is known to be right, so that a mistake in it is answered at
+once.
 """
 
 from __future__ import annotations

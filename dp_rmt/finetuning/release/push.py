@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from dp_rmt.extras import extra
 from dp_rmt.reporting.model_card import FILE as CARD
@@ -49,8 +50,8 @@ def push(folder: Path, repo: str, *, is_public: bool = False) -> str:
         found = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="A model that dp_rmt trained")
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, offline, login
         raise RuntimeError(
-            f"{repo} could not be uploaded ({type(error).__name__}: {error}). Log in with `hf auth login`, and check that "
-            "you may write there"
+            f"{repo} could not be uploaded ({type(error).__name__}: {error}). Log in with `hf auth login`, and check "
+            "that you may write there"
         ) from error
     who = "public, if it is new" if is_public else "private, if it is new"
     return f"{folder} is uploaded ({who}): {found}"
@@ -62,11 +63,12 @@ def check(folder: Path) -> None:
         raise FileNotFoundError(f"there is no folder {folder}: give model/ or adapter/ of a run")
     paths = sorted(folder.iterdir())
     private = [path.name for path in paths if path.is_symlink() or path.is_dir() or not _PUBLIC.fullmatch(path.name)]
-    if private or _is_of_a_run(folder / "config.json"):
+    private += [name for name in ("config.json", "privacy.json") if _is_of_a_run(_read(folder / name))]
+    if private:
         advice = f"{folder}/model" if (folder / "model").is_dir() else "a folder with the model alone"
         raise ValueError(
-            f"{folder} holds {', '.join(private[:5]) or 'the config.json of a run'}, which may be private (checkpoints "
-            f"hold the key of the noise): nothing was uploaded. Give {advice}, or remove what does not belong to it"
+            f"{folder} holds {', '.join(private[:5])}, which may be private (a run's files have seeds, the key of the "
+            f"noise, and paths): nothing was uploaded. Give {advice}, or remove what is not the model's"
         )
     names = {path.name for path in paths}
     if not names & {*_WEIGHTS}:
@@ -77,12 +79,17 @@ def check(folder: Path) -> None:
         )
 
 
-def _is_of_a_run(config: Path) -> bool:
-    """Whether a `config.json` is that of a run, which may hold seeds, and not that of a model."""
-    if not config.is_file():
-        return False
+def _is_of_a_run(found: dict[str, Any]) -> bool:
+    """Whether a file is the `config.json` of a run, which may hold seeds, or its `privacy.json` with its command."""
+    return any(isinstance(found.get(name), dict) for name in _OF_A_RUN) or bool(
+        (found.get("about") or {}).get("command")
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty if there is none."""
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(found, dict) and any(isinstance(found.get(name), dict) for name in _OF_A_RUN)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
