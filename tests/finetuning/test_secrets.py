@@ -138,16 +138,17 @@ def test_seeds_and_keys_stand_in_checkpoints_alone_and_in_a_config_that_gives_th
 
 @pytest.mark.thorough
 def test_a_model_is_released_without_the_config_of_its_run(runs: Runs) -> None:
+    """The card says what was chosen for training; names, paths and the layout of the settings stay here."""
     folder, config = runs.resumed, runs.config
-    assert {path.name for path in (folder / "adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
-    names = {path.name for path in (folder / "model").iterdir()}
-    assert {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors"} | tokenizer
+    for kind, own in (
+        ("adapter", {"adapter_config.json", "adapter_model.safetensors", "README.md"}),
+        ("model", {"config.json", "model.safetensors", "README.md"}),
+    ):
+        names = {path.name for path in (folder / kind).iterdir()}
+        assert own <= names <= own | tokenizer
     keys = [f'"{key}"' for group in (config.privacy, config.train, config.data) for key in group.as_dict()]
-    traces = [*keys, *map(str, MARKS.values()), str(config.data.path), str(folder), "noise_multiplier"]
+    traces = [*keys, MARKS["name"], str(config.data.path), str(config.model.path), str(folder)]
     for path in itertools.chain(*((folder / name).iterdir() for name in ("model", "adapter"))):
         content = path.read_bytes()
         assert [trace for trace in traces if trace.encode() in content] == [], path

@@ -1,4 +1,4 @@
-"""A run goes on wherever its folder, its data and its model lie, and however it is evaluated and writes."""
+"""A run goes on, and is asked again, wherever its folder, its data and its model lie, and with other settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from dp_rmt.finetuning import arms
+from dp_rmt.finetuning.door import load_finetuned
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.training.ledger import only_writer
 from dp_rmt.training.metrics import read_metrics
 
 
@@ -102,3 +106,58 @@ def test_an_arms_own_settings_may_change_as_a_runs(make_config: Callable[..., Se
     both["a"]["train"] = {"learning_rate": 0.5}
     with pytest.raises(ValueError, match=r"arms.a.train.learning_rate: there None, now 0.5"):
         arms.prepare(make_config({"arms": both}), tmp_path / "run")
+
+
+# ---- Asked again ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_is_asked_without_being_trained(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
+    """It answers with the last checkpoint, has its own scores again, and leaves the folder as it was."""
+    settings, folder = copies(*stopped, tmp_path)
+    shutil.rmtree(folder / "model")  # as a run that was stopped by a signal leaves it
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    model = load_finetuned(folder)
+    last = [line for line in read_metrics(folder / "metrics.jsonl") if "eval/dev/accuracy" in line][-1]
+    assert last["step"] == 2
+    assert model.scores["dev/accuracy"] == last["eval/dev/accuracy"]
+    assert model.scores["dev/loss"] == pytest.approx(last["eval/dev/loss"], rel=1e-6)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    changed = load_finetuned(folder, data={"path": settings.data.path, "max_length": 12}, eval_batch_size=8)
+    assert (changed.settings.data.max_length, changed.settings.train.eval_batch_size) == (12, 8)
+    assert changed.scores["dev/loss"] != model.scores["dev/loss"]
+    jax.tree.map(np.testing.assert_array_equal, changed.params, model.params)
+
+
+@pytest.mark.thorough
+def test_a_folder_without_checkpoints_is_asked_by_its_model(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
+    _, folder = copies(*stopped, tmp_path)
+    with_checkpoints = load_finetuned(folder)
+    shutil.rmtree(folder / "checkpoints")
+    alone = load_finetuned(folder)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, dict(with_checkpoints.params))
+    assert alone.predict(["a fine film", "a bad film"]) == with_checkpoints.predict(["a fine film", "a bad film"])
+    shutil.rmtree(folder / "model")
+    with pytest.raises(FileNotFoundError, match="has neither checkpoints nor a model"):
+        load_finetuned(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 4}, r"config.train.num_steps was fixed by training: there 3, asked for 4"),
+        ({"epsilon": 1.0}, r"config.privacy.epsilon was fixed by training"),
+        ({"model": {"tuning": "bias"}}, r"config.model.t\w+ was fixed by training"),
+        ({"data": {"task": "e2e"}}, r"'e2e' and config.model.head='classification' do not go together"),
+    ],
+)
+def test_what_training_fixed_cannot_be_asked_otherwise(
+    changes: dict[str, Any], message: str, stopped: tuple[Settings, Path]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_finetuned(stopped[1], **changes)
+
+
+def test_a_run_that_is_training_is_not_read(stopped: tuple[Settings, Path]) -> None:
+    """Opening its checkpoints would remove the one that is being written."""
+    with only_writer(stopped[1]), pytest.raises(BlockingIOError, match="another process trains in"):
+        load_finetuned(stopped[1])
