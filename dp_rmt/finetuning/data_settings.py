@@ -14,6 +14,8 @@ DocumentTaskName = Literal["customersim", "documents"]
 OwnTaskName = Literal["auto", "labelled_table", "text_pairs"]
 CAUSAL_TASKS = (*get_args(TextTaskName), "text_pairs", *get_args(DocumentTaskName))
 """The tasks of a decoder."""
+PUBLISHED_TASKS = (*get_args(GlueTaskName), *get_args(TextTaskName))
+"""The tasks whose data the hub has, for everybody."""
 OWN_TASKS = ("labelled_table", "text_pairs", "documents")
 """The tasks of one's own data."""
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]

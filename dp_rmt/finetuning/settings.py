@@ -189,6 +189,24 @@ class Generation(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Release(Group):
+    """What the model's card says and no file here can tell; all of it is published. A run can go on with another."""
+
+    WHERE: ClassVar[str] = "config.release"
+    base_model: str | None = option(
+        None, "Public name of the pre-trained model; None: its name on the hub, or the last part of its folder's path."
+    )
+    license: str | None = option(
+        None, "Licence, in the hub's letters, such as apache-2.0; None: that of the pre-trained model's own card."
+    )
+    language: tuple[str, ...] = option((), "Codes such as en; empty: those of the pre-trained model's own card.")
+    data_name: str | None = option(None, "Public name of the data; None: that of data from the hub.")
+    public_evaluations: tuple[str, ...] = option(
+        (), "Names of evaluation data that are public, such as dev. Scores on others are private, but for the hub's."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Synthetic(Group):
     """The project's own reviews, and a small encoder that is pre-trained on their public part."""
 
@@ -234,6 +252,7 @@ class Settings(Group):
     mesh: Mesh = group(Mesh, "How devices share the work.")
     checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
     generation: Generation = group(Generation, "How a trained decoder writes.")
+    release: Release = group(Release, "What the model's card says.")
     synthetic: Synthetic | None = dataclasses.field(
         default=None, metadata={"doc": "The project's own text and encoder; None: real data.", "check": None}
     )

@@ -48,8 +48,12 @@ def settings_from(
     >>> settings.data.task, settings.model.path, settings.privacy.epsilon, settings.train.num_steps
     ('sst2', 'roberta-base', 3.0, 100)
     """
-    named = {_full_name(key): value for key, value in (changes or {}).items()}
-    return completed(started(model, train, epsilon).changed(named), train)
+    return completed(changed_by_name(started(model, train, epsilon), changes or {}), train)
+
+
+def changed_by_name(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The settings with changes by name, as `settings_from` takes them; its errors, too."""
+    return settings.changed({_full_name(key): value for key, value in changes.items()})
 
 
 def started(model: str | None, train: Any, epsilon: float | None) -> Settings:
