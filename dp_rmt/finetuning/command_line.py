@@ -22,6 +22,10 @@ from dp_rmt.finetuning.settings import Settings, Synthetic
 Assignment = tuple[str, str]
 """A dotted key and its value as text."""
 
+_A_CONFIG = (
+    "Give a Python file whose function get_config gives the settings that differ, as in {'privacy': {'epsilon': 3.0}}; a "
+    "checkout of dp_rmt has some, such as --config=configs/quickstart.py"
+)
 _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -109,7 +113,7 @@ def read(
       FileNotFoundError: there is no such file.
     """
     if config is None and default is None:
-        raise ValueError("--config is missing. Give a file of configs/, such as --config=configs/quickstart.py")
+        raise ValueError(f"--config is missing. {_A_CONFIG}")
     settings = default() if config is None and default is not None else Settings.from_config(_called(config or ""))
     return changed(settings, assignments)
 
@@ -179,8 +183,7 @@ def _called(config: str) -> Any:
     path, _, choice = config.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"--config={config}: there is no file {path!r}. Give a file of configs/, such as "
-            "--config=configs/quickstart.py"
+            f"--config={config}: there is no file {path!r}. {_A_CONFIG}"
         )
     if (root := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, root)  # as `python -m` does: the configs of a checkout import each other
