@@ -23,8 +23,8 @@ Assignment = tuple[str, str]
 """A dotted key and its value as text."""
 
 _A_CONFIG = (
-    "Give a Python file whose function get_config gives the settings that differ, as in {'privacy': {'epsilon': 3.0}}; a "
-    "checkout of dp_rmt has some, such as --config=configs/quickstart.py"
+    "Give a Python file whose function get_config gives the settings that differ, as in {'privacy': {'epsilon': 3.0}}; "
+    "a checkout of dp_rmt has some, such as --config=configs/quickstart.py"
 )
 _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOTALL)
 
@@ -182,9 +182,7 @@ def _called(config: str) -> Any:
     """The result of a file's get_config, which is called as ml_collections calls it."""
     path, _, choice = config.partition(":")
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"--config={config}: there is no file {path!r}. {_A_CONFIG}"
-        )
+        raise FileNotFoundError(f"--config={config}: there is no file {path!r}. {_A_CONFIG}")
     if (root := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, root)  # as `python -m` does: the configs of a checkout import each other
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)

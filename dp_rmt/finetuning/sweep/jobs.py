@@ -120,8 +120,8 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"--sweep={path}: there is no such file. Give a Python file with BASE, SCORE, SWEPT and a function sweep; a "
-            "checkout of dp_rmt has some in configs/sweeps/"
+            f"--sweep={path}: there is no such file. Give a Python file with BASE, SCORE, SWEPT and a function sweep; "
+            "a checkout of dp_rmt has some in configs/sweeps/"
         )
     module = runpy.run_path(str(path))
     missing = [name for name in ("BASE", "SCORE", "SWEPT", "sweep") if name not in module]
