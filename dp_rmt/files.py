@@ -29,7 +29,8 @@ _METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a 
 def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     """Makes a new folder that takes the place of `folder` at the end.
 
-    A folder that was written by this function is replaced, and no other.
+    A folder that was written by this function is replaced, and no other. If `folder` is a symbolic link, the folder
+    that it leads to is replaced, and the link stays.
 
     Args:
         folder: an absolute path.
@@ -41,6 +42,7 @@ def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     Raises:
         FileExistsError: `folder` holds something else.
     """
+    folder = folder.resolve()
     if not _may_replace(folder, weights_file):
         raise FileExistsError(
             f"{folder} holds files that were not written by dp_rmt, or no {weights_file}; give a new folder, or remove "
@@ -64,6 +66,15 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     os.chmod(path, mode)
 
 
+def is_written_here(path: Path) -> bool:
+    """Tells whether a safetensors file was written by `save_tensors`."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def _may_replace(folder: Path, weights_file: str) -> bool:
     """Whether the place is free, an empty folder, or a folder that was written here."""
     if not folder.exists():
@@ -72,11 +83,7 @@ def _may_replace(folder: Path, weights_file: str) -> bool:
         return False
     if not any(folder.iterdir()):
         return True
-    try:
-        with safetensors.safe_open(folder / weights_file, "numpy") as file:
-            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
-    except (OSError, safetensors.SafetensorError):
-        return False
+    return is_written_here(folder / weights_file)
 
 
 DIGESTS = "sha256.json"
@@ -141,10 +148,10 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Replaces a file as a whole: a reader, or a crash at any moment, finds the old text or the new one.
 
     Args:
-      path: the file; its folder must exist.
+      path: the file; its folder must exist. A symbolic link stays, and the file that it leads to is replaced.
       text: its new content, written as UTF-8.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -65,9 +65,15 @@ class Finetuned:
           text_pairs: the second texts, for a task of pairs.
 
         Raises:
-          ValueError: the task is not classification.
+          ValueError: the task is not classification, or the logits of a text are not numbers.
         """
         logits = self.logits(texts, text_pairs)
+        wrong = np.flatnonzero(np.isnan(logits).any(axis=1))
+        if wrong.size:
+            raise ValueError(
+                f"the logits of {wrong.size} of {len(logits)} texts are NaN, the first at place {wrong[0]} (counted "
+                "from 0), so that they have no class; the model has diverged, or its config.model.dtype is too narrow"
+            )
         names = self._classifier().names
         if not names:
             return [float(score) for score in logits[:, 0]]

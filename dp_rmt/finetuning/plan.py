@@ -47,11 +47,6 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
     privacy, train = settings.privacy, settings.train
     delta = delta_for(privacy, num_examples)
     batch_size = defaults.expected_batch_size(privacy.expected_batch_size, num_examples)
-    if batch_size > num_examples:
-        raise ValueError(
-            f"config.privacy.expected_batch_size={batch_size} is more than the {num_examples} training examples. Lower "
-            f"it, or give None for {defaults.expected_batch_size(None, num_examples)}, which follows their number"
-        )
     options: dict[str, Any] = {
         "num_examples": num_examples,
         "expected_batch_size": batch_size,
@@ -62,6 +57,11 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         "accountant": privacy.accountant,
     }
     try:
+        if batch_size > num_examples:
+            raise ValueError(
+                f"config.privacy.expected_batch_size={batch_size} is more than there are. Lower it, or give None for "
+                f"{defaults.expected_batch_size(None, num_examples)}, which follows their number"
+            )
         if math.isinf(privacy.epsilon):
             return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
         options["l2_clip_norm"] = privacy.l2_clip_norm

@@ -124,7 +124,9 @@ class Model(Group):
         "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
     )
     trainable: str = option(
-        ".*", "Regular expression over the paths of parameters; the others are frozen. For tuning full alone."
+        ".*",
+        "Regular expression over the paths of parameters; the others are frozen, but for layers that the model's files "
+        "lack, which always train. For tuning full alone.",
     )
     lora: LoRA = group(LoRA, "Low-rank updates.")
     dtype: Literal["float32", "bfloat16"] = option(

@@ -118,7 +118,7 @@ def test_a_config_is_named_like_a_folder(make_config: MakeConfig, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"privacy.expected_batch_size": 121}, ["at most the 120 training examples, got 121"]),
+        ({"privacy.expected_batch_size": 121}, ["expected_batch_size=121 is more than there are", "give None for 16"]),
         ({"privacy.max_batch_size": 30}, ["max_batch_size 30 must be a multiple of 8"]),
         (
             {"privacy.epsilon": 1e-6, "privacy.delta": 1e-12},
@@ -137,7 +137,7 @@ def test_privacy_that_does_not_fit_the_data(
 
 def test_privacy_is_checked_before_the_synthetic_task_is_made(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"privacy.expected_batch_size": 1024, "synthetic": {"num_private_train": 1000}})
-    assert_refused(config, tmp_path / "run", ValueError, "at most the 1000 training examples, got 1024")
+    assert_refused(config, tmp_path / "run", ValueError, "on 1000 training examples", "=1024 is more than there are")
 
 
 def test_the_paths_of_the_synthetic_task_are_not_written_into_the_config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def test_it_predicts_what_it_was_scored_by(finetuned: dp_rmt.Finetuned, reviews:
     logits = finetuned.logits(texts)
     assert logits.shape == (30, 2)
     assert predicted == [("bad", "good")[number] for number in logits.argmax(axis=1)]
+    diverged = dataclasses.replace(finetuned, params=jax.tree.map(lambda leaf: leaf * np.nan, finetuned.params))
+    with pytest.raises(ValueError, match=rf"the logits of {len(texts)} of {len(texts)} texts are NaN, the first at"):
+        diverged.predict(texts)
     with pytest.raises(ValueError, match="'classification' writes no text; use predict"):
         finetuned.generate(["a"])
 

@@ -72,17 +72,18 @@ def _classification_task(
     """The task of these rows: an encoder that tells the named classes apart, or scores texts if there are none."""
     data, model = settings.data, settings.model
     folder = resolve_model_path(model.path)
-    tokenizer = load_tokenizer(folder)
     module, params = load_pretrained(
         folder,
         head="masked_lm" if infilling else "classification",
         num_labels=max(len(names), 1),
+        label_names=None if infilling else (tuple(names) or None),
         key=jax.random.key(settings.seed),
         dtype=model.dtype,
         remat=model.remat,
         flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, EncoderConfig)
+    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
     check_length(data.max_length, module.config.max_sequence_length, folder)
     module, params, trainable = adapted(settings, module, params)
     layout: dict[str, Any] = {"max_length": data.max_length, "infilling": infilling}

@@ -15,7 +15,7 @@ from dp_rmt.data import Extras, PromptFormat, check_fits_model
 from dp_rmt.finetuning.settings import Data, Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
-from dp_rmt.models.tuning import trainable_pattern, with_lora
+from dp_rmt.models.tuning import trainable_pattern, with_fresh_parts, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
 from dp_rmt.training.losses import Losses, completion_losses
 from dp_rmt.types import Params
@@ -97,7 +97,7 @@ class Task:
                 name=f"the data {name!r}",
                 vocab_size=self.module.config.vocab_size,
                 num_labels=self.num_labels,
-                type_vocab_size=getattr(self.module.config, "type_vocab_size", None),
+                type_vocab_size=getattr(self.module.config, "type_vocab_size", None) or None,
             )
 
     @property
@@ -219,7 +219,7 @@ def adapted(settings: Settings, module: Any, params: dict[str, Any]) -> tuple[An
     """
     model = settings.model
     if model.tuning == "full":
-        return module, params, model.trainable
+        return module, params, with_fresh_parts(model.trainable, module)
     try:
         if model.tuning in ("lora", "ffa_lora"):
             lora = LoRAConfig(model.lora.rank, model.lora.alpha, model.lora.targets)

@@ -119,4 +119,7 @@ def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
             if len(parts[name]) == leaf.layout.num_parts:
                 tensor = np.ascontiguousarray(leaf.layout.join(parts.pop(name)), np.float32)
                 tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
+    if isinstance(module, MaskedLanguageModel) and not module.config.tie_word_embeddings:
+        for copy, original in hf_names.tied_copies(module).items():  # nothing ties these in transformers, either
+            tensors[copy] = tensors[original].copy()
     return tensors
