@@ -68,7 +68,13 @@ def config(make_config: Callable[..., Settings], make_llama: Callable[..., Path]
         "model": {"path": str(model), "head": "causal_lm", "tuning": "lora", "trainable": ".*"},
         "privacy": {"sampling_seed": SEEDS[0], "noise_seed": SEEDS[1]},
         "train.learning_rate": 0.05,
-        "generation": {"method": "greedy", "max_new_tokens": 12, "batch_size": 8, "prompt_lengths": ()},
+        "generation": {
+            "method": "greedy",
+            "max_new_tokens": 12,
+            "no_repeat_ngram_size": 1,  # so that a random model writes other texts for other sources
+            "batch_size": 8,
+            "prompt_lengths": (),
+        },
     }
     return make_config(changes)
 
