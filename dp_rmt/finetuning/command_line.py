@@ -26,6 +26,7 @@ _A_CONFIG = (
     "Give a Python file whose function get_config gives the settings that differ, as in {'privacy': {'epsilon': 3.0}}; "
     "a checkout of dp_rmt has some, such as --config=configs/quickstart.py"
 )
+_MISSING = re.compile(r"flag --(?P<name>\w+)=None: Flag --\w+ must have a value other than None")
 _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -34,7 +35,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     app.run(
         _quietly(main),
         argv,
-        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, app.parse_flags_with_usage),
+        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, _read_flags),
     )
 
 
@@ -56,7 +57,7 @@ def run_with_settings(
 
     def parse(arguments: list[str]) -> list[str]:
         arguments, assignments = split(arguments)
-        rest = app.parse_flags_with_usage(arguments)
+        rest = _read_flags(arguments)
         found.append(read(flags.FLAGS.config, assignments, default))
         return rest
 
@@ -139,6 +140,21 @@ def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[
         return parse(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"{program}: {' '.join(str(error).split())}")
+
+
+def _read_flags(arguments: list[str]) -> list[str]:
+    """Reads the flags, and returns the other arguments.
+
+    Raises:
+      ValueError: a flag is unknown, cannot be used or is missing.
+    """
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        if (missing := _MISSING.match(str(error))) is None:
+            raise ValueError(f"{error} (--help lists the flags)") from error
+        name = missing["name"]
+        raise ValueError(f"--{name} is missing: give --{name}=... {flags.FLAGS[name].help}") from error
 
 
 def _help_of_flags() -> str:
