@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, OWN_TASKS
 from dp_rmt.finetuning.options import replaced
-from dp_rmt.finetuning.settings import CAUSAL_TASKS, OWN_TASKS, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from dp_rmt.data import Extras, PromptFormat, check_fits_model
-from dp_rmt.finetuning.settings import Data, Settings
+from dp_rmt.finetuning.data_settings import Data
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_fresh_parts, with_lora
