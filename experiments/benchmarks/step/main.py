@@ -8,11 +8,11 @@ The arms are the plain gradient of the mean loss, this project's ways to clip pe
 (``pip install -e ".[peers-torch]"``). Every sum is compared with that of `dp_rmt.clipped_grad`
 before anything is timed. Prints a table, writes a JSON file under --results.
 
-With --updates=subspace,gram whole private updates (clip, noise, denoise, Adam) are timed instead, the noisy one and one
-for each backend of the denoiser:
+With --updates whole private updates (clip, noise, Adam) are timed instead: the noisy one, and one for each of the named
+backends of the denoiser and places of whitening (whitened_after, whitened_before):
 
     python -m experiments.benchmarks.step.main --model=minilm --batch_size=1024 --sequence_length=16 \
-        --microbatch_sizes=32 --updates=subspace,gram
+        --microbatch_sizes=32 --updates=subspace,gram,whitened_before
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ARMS = flags.DEFINE_list("arms", list(ARMS), "What to compare with the plain gr
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds of timed steps.", lower_bound=1)
 _CLIP_NORM = flags.DEFINE_float("l2_clip_norm", 0.1, "Of all clipped arms.")
 _SIZES = flags.DEFINE_list("microbatch_sizes", None, "To try where one gradient per example is kept; else B, B/4, ...")
-_UPDATES = flags.DEFINE_list("updates", [], "Backends of the denoiser; times updates in the place of gradients.")
+_UPDATES = flags.DEFINE_list("updates", [], "Arms of `measure_updates`; times updates in the place of gradients.")
 _BUDGET = flags.DEFINE_float("memory_budget", None, "GB that a step may need; default nine tenths of what is free.")
 _TORCH = flags.DEFINE_bool("torch", False, "Also measure Opacus and plain torch.")
 _RESULTS = flags.DEFINE_string("results", "experiments/benchmarks/results/step", "Folder of the records.")
