@@ -25,7 +25,7 @@ from dp_rmt.reporting import machine
 from dp_rmt.types import Params
 from experiments.benchmarks.step.models import MODELS, Workload, make_workload
 from experiments.benchmarks.step.programs import make_step, relative_error
-from experiments.benchmarks.update import make_update
+from experiments.benchmarks.update import NOISY, make_update
 
 _MODEL = flags.DEFINE_enum("model", "llama3_2_1b", list(MODELS), "A decoder; two of its layers are used.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Examples.", lower_bound=1)
@@ -107,8 +107,9 @@ def gradients(workload: Workload) -> dict[str, Check]:
         checks[f"denoised_{backend}"] = _compared(
             *_on_both(denoise, matrices), 1e-3
         )  # the search ends at a residual of 1e-3
-    update = make_update(workload, None, l2_clip_norm=CLIP_NORM, microbatch_size=None)
-    checks["noisy_update"] = _compared(*_on_both(lambda *given: update(*given)[0], *arguments), 1e-2)  # Adam divides
+    update, state = make_update(workload, NOISY, l2_clip_norm=CLIP_NORM, microbatch_size=None)
+    noisy = _on_both(lambda *given: update(*given)[0], *arguments, state)
+    checks["noisy_update"] = _compared(*noisy, 1e-2)  # Adam divides
     return checks
 
 
