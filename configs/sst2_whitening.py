@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
             "optimizer": adam(0.5),
             "whitening": before,
             "privacy": small,
-            "train": {"learning_rate": 1.6e-2},
+            "train": {"learning_rate": 4e-3},
         },
         "paper_b5": {"denoise": PAPER, "optimizer": adam(0.5), "train": {"learning_rate": 2e-3}},
         "paper_whitened": {
@@ -54,13 +54,13 @@ def get_config() -> ConfigDict:
             "optimizer": adam(0.5),
             "whitening": before,
             "privacy": small,
-            "train": {"learning_rate": 4e-3},
+            "train": {"learning_rate": 2e-3},
         },
         "moment_whitened": {
             "optimizer": MOMENT,
             "whitening": before,
             "privacy": small,
-            "train": {"learning_rate": 4e-3},
+            "train": {"learning_rate": 2e-3},
         },
     }
     return config.lock()

@@ -1,95 +1,127 @@
-"""What denoising adds to a whole private update: clip, noise, denoise, Adam, on one batch, side by side."""
+"""What denoising and whitening add to a whole private update (clip, noise, Adam), on one batch, side by side."""
 
 from __future__ import annotations
 
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import jax
 import optax
 
 import dp_rmt
+from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.denoising.matrix_denoiser import Backend
+from dp_rmt.finetuning.settings import Whitening
+from dp_rmt.geometry.layer_moments import layer_moments
+from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs, whitened_coordinates
 from dp_rmt.types import Params
+from experiments.benchmarks.matrix_flops import matrix_flops
 from experiments.benchmarks.rounds import alternate, median_ratio
 from experiments.benchmarks.step.models import Workload
 
 NOISE_MULTIPLIER = 0.6
 """About that of SST-2 at epsilon 8; the gradient of random weights on random tokens is then below the noise."""
 
+NOISY, WHITENED = "noisy", ("whitened_after", "whitened_before")
+ROWS = 32
+"""Of the batch, from which the maps are made: their cost does not depend on their values."""
+
 
 def make_update(
-    workload: Workload, backend: Backend | None, *, l2_clip_norm: float, microbatch_size: int | None
-) -> Callable[..., Any]:
-    """``(trainable, frozen, batch) -> (Adam's update, what clipping tells of each example)``, from fresh states.
+    workload: Workload, arm: str, *, l2_clip_norm: float, microbatch_size: int | None
+) -> tuple[Callable[..., Any], Any]:
+    """A private update with Adam: ``(trainable, frozen, batch, state) -> (update, what clipping tells, state)``.
 
     Args:
       workload: model and batch.
-      backend: of the denoiser; None for a noisy update.
+      arm: "noisy", a backend of the denoiser, or "whitened_after" or "whitened_before", which is where the inputs are
+        whitened: behind Adam, or already before the clipping.
       l2_clip_norm: of each example's gradient.
       microbatch_size: examples differentiated at once; None for all.
 
     Returns:
-      A function to be compiled. The subspace backend starts from nothing, as only a run's first update does.
+      A function to be compiled, and its first state. The subspace backend starts from nothing, as only a run's first
+      update does.
     """
     batch_size = len(jax.tree.leaves(workload.batch)[0])
     noise_std = NOISE_MULTIPLIER * l2_clip_norm / batch_size
     stages = [dp_rmt.add_gaussian_noise(noise_std, jax.random.key(0)), optax.scale_by_adam()]
-    if backend is not None:
-        stages.insert(1, dp_rmt.denoise_matrices(noise_std, svd=backend))
+    if arm in WHITENED:
+        stages.append(whiten_inputs(_coordinates(workload)))
+    elif arm != NOISY:
+        stages.insert(1, dp_rmt.denoise_matrices(noise_std, svd=cast(Backend, arm)))
     transform = optax.chain(*stages)
 
-    def update(trainable: Params, frozen: Params, batch: Any) -> Any:
+    def update(trainable: Params, frozen: Params, batch: Any, state: Any) -> Any:
         clipped_grad = dp_rmt.ghost_clipped_grad(
             lambda params, examples: workload.per_example_losses(params, frozen, examples),
             l2_clip_norm=l2_clip_norm,
             normalize_by=batch_size,
             method="auto",
             microbatch_size=microbatch_size,
+            coordinates=coordinates_of(state) if arm == "whitened_before" else None,
         )
         gradient, per_example = clipped_grad(trainable, batch, is_padding_example=None)
-        return transform.update(gradient, transform.init(trainable), trainable)[0], per_example
+        new, state = transform.update(gradient, state, trainable)
+        return new, per_example, state
 
-    return update
+    return update, transform.init(workload.trainable)
+
+
+def _coordinates(workload: Workload) -> Coordinates:
+    """As `config.whitening` has them by default, from a few rows of the batch, whose tokens are random anyway."""
+    rows = jax.tree.map(lambda leaf: leaf[:ROWS], workload.batch)
+    moments = layer_moments(
+        lambda params, examples: workload.per_example_losses(params, workload.frozen, examples),
+        workload.trainable,
+        [rows],
+    )
+    return whitened_coordinates(moments, rank=Whitening().rank)
 
 
 def measure_updates(
     workload: Workload,
-    backends: Sequence[str],
+    arms: Sequence[str],
     *,
     repeats: int,
     l2_clip_norm: float,
     microbatch_size: int | None,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Times a noisy update and denoised ones in turns.
+    """Times a noisy update, and denoised or whitened ones, in turns.
 
     Args:
       workload: model and batch.
-      backends: of the denoiser.
+      arms: backends of the denoiser, and `WHITENED`.
       repeats: rounds.
       l2_clip_norm: of each example's gradient.
       microbatch_size: examples differentiated at once; None for all.
       progress: called with one line at a time.
 
     Returns:
-      For the noisy update and each backend, seconds, and ``time_ratio`` to the noisy update of the same round.
+      For the noisy update and each arm: seconds, ``time_ratio`` to the noisy update of the same round, the operations
+      of its matrix products (without those of decompositions), and the bytes that its compiled program needs beside
+      its arguments and results, and for its state.
 
     Raises:
-      ValueError: a backend is unknown.
+      ValueError: an arm is unknown.
     """
-    unknown = sorted(set(backends) - set(get_args(Backend)))
-    if unknown:
-        raise ValueError(f"--updates={','.join(unknown)} is unknown; choose among {', '.join(get_args(Backend))}")
-    runs = {}
-    for name in ("noisy", *backends):
+    if unknown := sorted(set(arms) - {*get_args(Backend), *WHITENED}):
+        known = ", ".join((*get_args(Backend), *WHITENED))
+        raise ValueError(f"--updates={','.join(unknown)} is unknown; choose among {known}")
+    batch_size = len(jax.tree.leaves(workload.batch)[0])
+    trips = batch_size // (microbatch_size or batch_size)
+    runs, programs, states, flops = {}, {}, {}, {}
+    for name in (NOISY, *arms):
         progress(f"compiling the {name} update")
-        backend: Any = None if name == "noisy" else name
-        update = make_update(workload, backend, l2_clip_norm=l2_clip_norm, microbatch_size=microbatch_size)
-        arguments = (workload.trainable, workload.frozen, workload.batch)
-        runs[name] = functools.partial(_run, jax.jit(update).lower(*arguments).compile(), arguments)
+        update, states[name] = make_update(workload, name, l2_clip_norm=l2_clip_norm, microbatch_size=microbatch_size)
+        arguments = (workload.trainable, workload.frozen, workload.batch, states[name])
+        traced = jax.jit(update).trace(*arguments)
+        flops[name] = matrix_flops(traced.jaxpr, while_trips=trips)
+        programs[name] = traced.lower().compile()
+        runs[name] = functools.partial(_run, programs[name], arguments)
     for name, run in runs.items():
         progress(f"first {name} update")
         run()
@@ -99,7 +131,11 @@ def measure_updates(
         name: {
             "seconds_of_rounds": seconds,
             "seconds": statistics.median(seconds),
-            "time_ratio": median_ratio(seconds, rounds["noisy"]),
+            "time_ratio": median_ratio(seconds, rounds[NOISY]),
+            "matrix_flops": flops[name],
+            "matrix_flops_ratio": flops[name] / flops[NOISY],
+            "temporary_bytes": programs[name].memory_analysis().temp_size_in_bytes,
+            "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(states[name])),
             "microbatch_size": microbatch_size,
         }
         for name, seconds in rounds.items()

@@ -24,6 +24,8 @@ from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.geometry import layer_moments, whitened_coordinates
 
+pytestmark = pytest.mark.thorough
+
 BATCH, TOKENS, WIDTH, VOCABULARY = 6, 5, 8, 11
 METHODS = {
     "vmap": clipped_grad,
@@ -31,9 +33,7 @@ METHODS = {
     "bookkeeping": lambda *a, **k: ghost_clipped_grad(*a, method="bookkeeping", **k),
     "ghost": lambda *a, **k: ghost_clipped_grad(*a, method="ghost", **k),
 }
-EVERY_METHOD = pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.thorough if name == "auto" else ()) for name in METHODS]
-)  # auto is one of the others
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
 
 
 class Layer(nn.Module):
@@ -126,7 +126,7 @@ def definition(whitened):
 
 
 @EVERY_METHOD
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("remat", [False, True])
 def test_every_method_clips_the_gradient_of_v(whitened, definition, method, remat):
     """By the definition: W = W_0 + F V H, each example's gradient with respect to V, its norm, its clipped sum."""
     _, _, _, coordinates = whitened
@@ -141,7 +141,6 @@ def test_every_method_clips_the_gradient_of_v(whitened, definition, method, rema
     close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
-@pytest.mark.thorough
 def test_microbatches_change_nothing(whitened):
     losses, params, batch, coordinates = whitened
     options = {"l2_clip_norm": 0.5, "coordinates": coordinates}
@@ -151,7 +150,6 @@ def test_microbatches_change_nothing(whitened):
         close(parts, whole, 1e-5)
 
 
-@pytest.mark.thorough
 def test_the_identity_changes_nothing(whitened):
     losses, params, batch, coordinates = whitened
     maps = {

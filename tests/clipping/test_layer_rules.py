@@ -15,6 +15,8 @@ from dp_rmt.clipping.layer_rules import LAYER_RULES, LayerRule
 from dp_rmt.clipping.leaf_rules import Offset
 from dp_rmt.clipping.per_example import clipped_grad
 
+pytestmark = pytest.mark.thorough
+
 METHODS = ("bookkeeping", "ghost")
 
 
@@ -68,7 +70,6 @@ def draw(model, seed, batch_size, length, dtype, vocabulary):
     return params, {"ids": ids, "is_target": rng.integers(0, 2, (batch_size, length))}
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize("cases", [2, pytest.param(25, marks=pytest.mark.slow)])  # three programs each
 def test_a_users_decoder_with_tied_embeddings(dtype, tolerance, cases):

@@ -11,6 +11,8 @@ import pytest
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 
+pytestmark = pytest.mark.thorough
+
 METHODS = ("bookkeeping", "ghost")
 ROWS, WIDTH, TOKENS, BATCH = 7, 4, 5, 3
 RNG = np.random.default_rng(0)

@@ -12,6 +12,8 @@ import pytest
 from dp_rmt import TracyWidom, denoise_matrices
 from dp_rmt.random_matrix import marchenko_pastur
 
+pytestmark = pytest.mark.thorough
+
 STD = 0.05
 
 

@@ -20,6 +20,8 @@ from dp_rmt.denoising.matrix_view import (
     to_matrices,
 )
 
+pytestmark = pytest.mark.thorough
+
 
 @st.composite
 def leaf_and_axes(draw):

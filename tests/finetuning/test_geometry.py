@@ -59,7 +59,14 @@ def test_public_text_gives_other_moments_and_a_missing_file_is_named(make_config
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("where", ["before_clipping", "before_optimizer", "after_optimizer"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "before_clipping",
+        pytest.param("before_optimizer", marks=pytest.mark.slow),
+        pytest.param("after_optimizer", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_config: MakeConfig, tmp_path: Path, where: str) -> None:
     settings = make_config({**WHITENED, "whitening.where": where})
     task = assemble.load_task(settings)

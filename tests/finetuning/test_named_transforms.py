@@ -25,6 +25,8 @@ from dp_rmt.finetuning.stages import build_transforms, check_transforms, learnin
 from dp_rmt.training.advice import StepQuality
 from dp_rmt.training.partitioning import data_mesh
 
+pytestmark = pytest.mark.thorough
+
 MECHANISM = DPSGD(num_examples=1000, expected_batch_size=100, num_steps=30, noise_multiplier=1.0, l2_clip_norm=1.0)
 STD = MECHANISM.noise_std
 STREAM: dict[str, Any] = {"matrix_rule": layers_side_by_side, "join": reads_the_stream}

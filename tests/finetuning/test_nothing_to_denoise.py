@@ -13,6 +13,8 @@ from absl import logging
 from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.settings import Settings
 
+pytestmark = pytest.mark.thorough
+
 DENOISED = Settings().denoise
 
 BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant": "rdp"}
@@ -22,11 +24,9 @@ BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant":
     ("changes", "is_warned"),
     [
         ({**BIASES, "denoise": DENOISED}, True),
-        pytest.param({**BIASES, "denoise": ("truncate_rank",)}, True, marks=pytest.mark.thorough),
-        pytest.param(
-            {**BIASES, "denoise": ("low_pass_filter",)}, False, marks=pytest.mark.thorough
-        ),  # filters biases, too
-        pytest.param({**BIASES}, False, marks=pytest.mark.thorough),
+        ({**BIASES, "denoise": ("truncate_rank",)}, True),
+        ({**BIASES, "denoise": ("low_pass_filter",)}, False),  # filters biases, too
+        ({**BIASES}, False),
         ({"privacy.accountant": "rdp", "denoise": DENOISED}, False),
     ],
 )

@@ -15,6 +15,8 @@ from dp_rmt import models
 from dp_rmt.generation import Beam, Generated, Greedy, Method, Sampling, generate
 from dp_rmt.generation.generate import _compiled, in_compute_dtype
 
+pytestmark = pytest.mark.thorough
+
 EOS, VOCAB, LIMIT = 7, 24, 64
 SIZES: Any = {"max_new_tokens": 12, "eos_token_id": EOS}
 METHODS = {

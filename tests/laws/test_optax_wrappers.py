@@ -13,6 +13,8 @@ import numpy as np
 import optax
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 _shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
 EACH_KIND, Case, noise = _shared.EACH_KIND, _shared.Case, _shared.noise
 assert_same, run, tree = _shared.assert_same, _shared.run, _shared.tree

@@ -13,6 +13,8 @@ from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.models import PerExampleDropout, example_keys
 
+pytestmark = pytest.mark.thorough
+
 BATCH, TOKENS, WIDTH, RATE = 6, 5, 8, 0.3
 WAYS = {
     "vmap": clipped_grad,
@@ -65,7 +67,7 @@ def problem(layers="loop"):
     ("layers", "microbatch_size"),
     [
         ("loop", None),
-        pytest.param("scan", 2, marks=pytest.mark.thorough),
+        ("scan", 2),
         pytest.param("loop", 2, marks=pytest.mark.slow),
         pytest.param("scan", None, marks=pytest.mark.slow),
         pytest.param("remat", None, marks=pytest.mark.slow),

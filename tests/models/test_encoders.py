@@ -18,6 +18,8 @@ from dp_rmt import clipped_grad, ghost_clipped_grad, models
 from dp_rmt.models.encoder import position_ids
 from dp_rmt.training.losses import infilling_logits, label_losses
 
+pytestmark = pytest.mark.thorough
+
 GOLDENS = Path(__file__).parent / "goldens"
 FOLDERS = {
     "bert_classifier": "classification",
@@ -148,9 +150,7 @@ def test_the_gradient_of_an_example_s_logits_reaches_only_its_own_words() -> Non
         assert not reached[example, others].any()
 
 
-@pytest.mark.parametrize(
-    ("name", "remat"), [("bert_classifier", False), pytest.param("roberta_mlm", True, marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize(("name", "remat"), [("bert_classifier", False), ("roberta_mlm", True)])
 def test_vmap_over_batches_of_one_gives_the_per_example_gradients(name: str, remat: bool) -> None:
     module, params = load(name, remat=remat)
     (ids, mask, types), _ = golden(name)

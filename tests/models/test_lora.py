@@ -18,6 +18,8 @@ from dp_rmt.models.lora import with_config
 from dp_rmt.models.tuning import parameter_shapes
 from dp_rmt.trees import split_params
 
+pytestmark = pytest.mark.thorough
+
 LORA = models.LoRAConfig(rank=3, alpha=6.0, targets=("query", "value", "output", "down"))
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values
 
+pytestmark = pytest.mark.thorough
+
 ALL = ["frobenius", "operator", "operator_rectangular", "nuclear", "hard_threshold", "optshrink"]
 MODEL_BASED = [name for name in ALL if name != "optshrink"]
 

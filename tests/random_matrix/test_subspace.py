@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage, singular_values, subspace
 from dp_rmt.random_matrix.subspace import SubspaceSVD, initial_start, subspace_svd
 
+pytestmark = pytest.mark.thorough
+
 SIDE = 168  # the smallest searched in a Krylov space are a little smaller; all else here is as for 768
 # Rounding of a float32 Gram matrix, see `_ROUNDING`: values this near to the cut may fall on either side.
 AT_THE_CUT = 1e-5

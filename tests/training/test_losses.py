@@ -10,6 +10,8 @@ import pytest
 from dp_rmt.models import EncoderConfig, MaskedLanguageModel, SequenceClassifier
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, infilling_logits, label_losses, predictions
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = EncoderConfig(
     architecture="bert",
     vocab_size=12,

@@ -20,6 +20,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from absl import app, flags
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -63,16 +64,29 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
       outliers: whether to draw the matrix and step with the most values above the edge, among those whose bulk is still
         wide in the picture (y_1 up to 3 e). Otherwise those with the lowest y_1 / e are drawn.
     """
-    spectra, index = _most_telling(record, outliers=outliers)
+    spectra, index = most_telling(record, outliers=outliers)
+    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    plot_spectrum(axes, record, spectra, index)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_spectrum(axes: Axes, record: dict[str, Any], spectra: dict[str, Any], index: int) -> None:
+    """Plots one noisy spectrum, the density that theory gives for noise alone, and the largest clean values.
+
+    Args:
+      axes: to be drawn on; the legend is left to the caller.
+      record: a record of `experiments.studies.spectra.record`.
+      spectra: one of its steps with spectra.
+      index: of the matrix.
+    """
     matrix, noisy = record["matrices"][index], np.array(spectra["noisy"][index])
     shape: Any = {"rows": matrix["rows"], "cols": matrix["cols"], "noise_std": 1.0}
     edge, lower = (float(np.asarray(f(**shape))) for f in (marchenko_pastur.bulk_edge, marchenko_pastur.lower_edge))
     width = (edge - lower) / 30
     largest = max(noisy[0], edge)
     bins = np.arange(lower - width, largest + 2 * width, width)
-
-    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
-    axes = figure.subplots()
     axes.hist(noisy, bins=list(bins), color=GREY, label="noisy gradient")
     grid = np.linspace(max(lower - 0.1, 0.0), edge, 500)
     density = len(noisy) * width * np.asarray(marchenko_pastur.singular_value_density(grid, **shape))
@@ -95,8 +109,6 @@ def draw_spectrum(record: dict[str, Any], *, outliers: bool) -> Figure:
         f"{matrix['path'].split('/')[-2]}, {layer}{matrix['rows']} × {matrix['cols']}, {_batch(record)}, "
         f"step {spectra['step']}: $y_1 / e$ = {noisy[0] / edge:.2f}"
     )
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
 
 
 def draw_gain_by_edge(records: Sequence[dict[str, Any]]) -> Figure:
@@ -163,8 +175,8 @@ def main(argv: Sequence[str]) -> None:
         draw_gain_by_step(records).savefig(output / "spectra_gain_by_step.png", dpi=130)
 
 
-def _most_telling(record: dict[str, Any], *, outliers: bool) -> tuple[dict[str, Any], int]:
-    """The recorded step and the index of the matrix that `draw_spectrum` draws."""
+def most_telling(record: dict[str, Any], *, outliers: bool) -> tuple[dict[str, Any], int]:
+    """The recorded step and the index of the matrix that `draw_spectrum` draws, as it describes them."""
 
     def score(place: tuple[dict[str, Any], int]) -> tuple[float, float]:
         spectra, index = place

@@ -51,12 +51,14 @@ class GradientStream:
     """An ordinary run whose gradients can be looked at.
 
     Attributes:
+      arm: name of the arm that is run.
       name: config, arm, batch size, epsilon and seed in one word, for the record's file.
       settings: settings of the arm, with its seeds.
       run: the run, with snapshots between the stages of a step.
       num_steps: number of its steps to take.
     """
 
+    arm: str
     name: str
     settings: Settings
     run: Run
@@ -95,7 +97,7 @@ class GradientStream:
         if num_steps > (scheduled := run.loop.mechanism.num_steps):
             raise ValueError(f"{num_steps} steps are asked for, but the run has {scheduled} (config.train.num_steps)")
         batch_size, epsilon = settings.privacy.expected_batch_size, settings.privacy.epsilon
-        return cls(f"{experiment.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
+        return cls(arm, f"{experiment.name}_{arm}_b{batch_size}_eps{epsilon:g}_seed{seed}", settings, run, num_steps)
 
     def steps(self) -> Iterator[Gradients]:
         """Trains, and yields each update; its arrays belong to the run and are gone once the next one is asked for."""
@@ -114,6 +116,7 @@ class GradientStream:
         config = as_json(self.settings)
         config["data"] |= {"path": Path(self.settings.data.path or "").name, "cache_dir": None}
         return {
+            "arm": self.arm,
             "config": config,
             "delta": self.run.delta,
             "noise_multiplier": mechanism.noise_multiplier,
@@ -130,9 +133,8 @@ def with_snapshots(transforms: Transforms) -> Transforms:
     def snapshot(name: str) -> optax.GradientTransformation:
         return optax.snapshot(name, lambda updates: updates)
 
-    return Transforms(
+    return dataclasses.replace(
+        transforms,
         noise=optax.chain(snapshot("clean"), transforms.noise, snapshot("noisy")),
         denoise=optax.chain(transforms.denoise, snapshot("denoised")),
-        optimizer=transforms.optimizer,
-        published=transforms.published,
     )

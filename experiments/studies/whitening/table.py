@@ -50,7 +50,7 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
         groups.setdefault((batch, record["epsilon"], record["arm"]), []).append(record)
     cells = []
     for (batch, epsilon, arm), runs in sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1])):
-        target = _target([groups.get((batch, epsilon, name), []) for name in BASELINES])
+        target = target_of([groups.get((batch, epsilon, name), []) for name in BASELINES])
         cells.append([f"{batch:g}", f"{epsilon:g}", arm, *_row(runs, target)])
     return cells
 
@@ -71,7 +71,7 @@ def _row(runs: Sequence[Record], target: float | None) -> list[str]:
     if not best:
         return [f"({tried})", "0", "not run to the end", "", "", ""]
     finals = [[run[key][-1][1] for run in best if run.get(key)] for key in _finals(best[0])]
-    steps = [[_stays_from(run[key], target) for run in best] for key in ("accuracy", "accuracy_of_last_iterate")]
+    steps = [[stays_from(run[key], target) for run in best] for key in ("accuracy", "accuracy_of_last_iterate")]
     return [
         f"{learning_rate(best[0]['config']):g} ({tried})",
         str(len(best)),
@@ -94,7 +94,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def _target(baselines: Sequence[Sequence[Record]]) -> float | None:
+def target_of(baselines: Sequence[Sequence[Record]]) -> float | None:
     """95% of the best baseline's mean final accuracy, averaged iterates or not."""
     finals = []
     for runs in baselines:
@@ -105,7 +105,7 @@ def _target(baselines: Sequence[Sequence[Record]]) -> float | None:
     return SHARE * max(finals) if finals else None
 
 
-def _stays_from(curve: Sequence[tuple[int, float]], target: float | None) -> int | str:
+def stays_from(curve: Sequence[tuple[int, float]], target: float | None) -> int | str:
     """The first evaluated step from which the curve stays at the target."""
     reached: int | str = "never"
     for step, value in reversed(curve):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dp_rmt import clipped_grad
+from dp_rmt.geometry.whitening import coordinates_of
 from experiments.benchmarks import matrix_flops, rounds
 from experiments.benchmarks import update as profile_update
 from experiments.benchmarks.step import (
@@ -43,7 +44,7 @@ def commands(run_side_by_side: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Four commands, run side by side."""
     arguments = {
         "good": ["--model=tiny", "--num_layers=1", "--arms=plain,vmap,ghost", "--microbatch_sizes=4,2", "--repeats=2"],
-        "updates": ["--model=tiny", "--updates=subspace,gram", "--microbatch_sizes=2", "--repeats=2"],
+        "updates": ["--model=tiny", "--updates=subspace,gram,whitened_before", "--microbatch_sizes=2", "--repeats=2"],
         "unknown_model": ["--model=huge"],
         "unknown_arm": ["--model=tiny", "--arms=plain,magic"],
     }
@@ -96,11 +97,19 @@ def test_updates_are_compared_with_the_noisy_one(commands: dict[str, Any]) -> No
     (path,) = ended.folder.iterdir()
     assert path.name == "tiny-cpu-float32-b4-s8-l2-updates.json"
     updates = json.loads(path.read_text())["updates"]
-    assert list(updates) == ["noisy", "subspace", "gram"]
+    assert list(updates) == ["noisy", "subspace", "gram", "whitened_before"]
     assert updates["noisy"]["time_ratio"] == 1
     for numbers in updates.values():
         assert len(numbers["seconds_of_rounds"]) == 2
         assert numbers["microbatch_size"] == 2
+        assert numbers["temporary_bytes"] > 0
+    # Behind the optimizer the maps are products; before the clipping the norms are, too.
+    assert 1 < updates["whitened_before"]["matrix_flops_ratio"] < 2
+    # One map for what attention reads, and one each for output, both parts of the feed-forward, pooler and head: of
+    # 17 and 33 inputs with their biases, whole because the rank is larger.
+    maps = {name: numbers["state_bytes"] - updates["noisy"]["state_bytes"] for name, numbers in updates.items()}
+    per_layer = 4 * (3 * (1 + 17 * 17) + (1 + 33 * 33))
+    assert maps["whitened_before"] == 2 * per_layer + 4 * 2 * (1 + 17 * 17)
     assert any(line.startswith("subspace ") for line in ended.stdout.splitlines())
 
 
@@ -108,10 +117,21 @@ def test_an_update_is_the_sum_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     """Denoised or not, it is Adam's first step on the noisy clipped gradient."""
     monkeypatch.setattr(profile_update, "NOISE_MULTIPLIER", 0.01)  # little enough for four examples to show
     workload = make_workload("tiny", batch_size=4, sequence_length=8, dtype="float32", num_layers=1)
-    arguments = (workload.trainable, workload.frozen, workload.batch)
     given: Any = {"l2_clip_norm": 1.0, "microbatch_size": 2}
-    noisy, per_example = jax.jit(profile_update.make_update(workload, None, **given))(*arguments)
-    denoised, _ = jax.jit(profile_update.make_update(workload, "gram", **given))(*arguments)
+
+    def first_update(arm: str) -> tuple[Any, Any, Any]:
+        update, state = profile_update.make_update(workload, arm, **given)
+        return jax.jit(update)(workload.trainable, workload.frozen, workload.batch, state)
+
+    noisy, per_example, _ = first_update("noisy")
+    denoised, _, _ = first_update("gram")
+    whitened, same, state = first_update("whitened_after")
+    expected = coordinates_of(state)(noisy)
+    for one, two in zip(jax.tree.leaves(whitened), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(same.grad_norm, per_example.grad_norm, rtol=1e-5)
+    _, mapped, _ = first_update("whitened_before")
+    assert float(jnp.min(jnp.abs(mapped.grad_norm / per_example.grad_norm - 1))) > 1e-3  # those of V, and not of W
     assert per_example.grad_norm.shape == (4,)
     for leaf in jax.tree.leaves(noisy):  # g / (|g| + 1e-8), hardly an entry being so small
         assert float(jnp.max(jnp.abs(leaf))) <= 1
@@ -155,8 +175,8 @@ def test_an_arm_that_is_refused_shows_the_reason(linear: Workload) -> None:
 
 
 def test_a_missing_peer_is_reported(linear: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = peers.OPACUS._replace(packages=("torch", "no_such_package"))
-    monkeypatch.setattr(profile_torch, "OPACUS", missing)
+    missing = peers.TORCH._replace(packages=("torch", "no_such_package"))
+    monkeypatch.setattr(profile_torch, "TORCH", missing)
     monkeypatch.setitem(peers.JAX_PEERS, "jax_privacy", missing._replace(extra="peers"))
     measured = profile_measure.measure(linear, ["jax_privacy"], **SETTINGS)
     assert measured["arms"]["jax_privacy"]["reason"] == "not installed: pip install -e .[peers]"

@@ -49,7 +49,7 @@ def test_the_part_above_is_the_signal_where_it_shows_and_the_parts_add_up() -> N
         np.testing.assert_array_equal(tree["frozen"]["kernel"], params["frozen"]["kernel"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_is_scored_as_a_whole_and_in_parts(make_config: Callable[..., Any]) -> None:
     config = make_config({"denoise": (), "train.learning_rate": 1e-2})
     stream = GradientStream.build(config, arm="small", seed=0, num_steps=2)

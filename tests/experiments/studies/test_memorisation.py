@@ -74,7 +74,7 @@ def run(config: Settings, folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in (folder / "results").iterdir()}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_that_memorises_shows_it_and_a_private_one_does_not(config, tmp_path: Path, capsys) -> None:
     records = run(config, tmp_path)
     assert sorted(records) == ["full_seed0", "lora_4_noisy_eps0.5_seed0"]
@@ -134,7 +134,7 @@ def test_rates_are_added_to_their_record(config, tmp_path: Path) -> None:
     assert losses[f"{found['lora_4_noisy']['best']:g}"] == min(losses.values())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_losses_by_token_are_those_that_training_averages(config: Settings) -> None:
     task = assemble.load_task(config)
     rows = task.evaluations["dev"]
@@ -145,7 +145,7 @@ def test_losses_by_token_are_those_that_training_averages(config: Settings) -> N
     np.testing.assert_allclose(means, completion_losses(task.module)(task.params, rows), rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_canary_without_digits_is_refused(config: Settings) -> None:
     task = assemble.load_task(config)
     canary = Document("id ann", "train.jsonl, line 3", is_canary=True, spans=((3, 6),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,9 @@ def test_looking_changes_nothing() -> None:
     for name, expected in (("clean", gradient), ("noisy", seen[0][0]), ("denoised", seen[0][1])):
         jax.tree.map(np.testing.assert_array_equal, optax.tree.get((noise, denoise), name), expected)
     assert looking.optimizer is stages.optimizer
+    other = dataclasses.replace(stages, published=lambda state, params: params, coordinates=lambda state: state)
+    assert with_snapshots(other).coordinates is other.coordinates  # else it would clip other gradients than the run
+    assert with_snapshots(other).published is other.published
 
 
 @pytest.mark.thorough

@@ -19,6 +19,8 @@ from dp_rmt.models.decoder.families import FAMILIES
 from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.training.losses import causal_lm_loss
 
+pytestmark = pytest.mark.thorough
+
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "tiny_decoders.py"))
 CONFIGS, LENGTH, build, padded_batch = (_tiny[name] for name in ("CONFIGS", "LENGTH", "build", "padded_batch"))
 
@@ -28,11 +30,11 @@ CONFIGS, LENGTH, build, padded_batch = (_tiny[name] for name in ("CONFIGS", "LEN
     ("name", "method"),
     [
         ("llama_tied_biases", "ghost"),
-        pytest.param("qwen2", "bookkeeping", marks=pytest.mark.thorough),
-        pytest.param("qwen3", "ghost", marks=pytest.mark.thorough),
-        pytest.param("gemma2", "bookkeeping", marks=pytest.mark.thorough),
-        pytest.param("gemma3_untied", "bookkeeping", marks=pytest.mark.thorough),
-        pytest.param("gpt_neox", "ghost", marks=pytest.mark.thorough),
+        ("qwen2", "bookkeeping"),
+        ("qwen3", "ghost"),
+        ("gemma2", "bookkeeping"),
+        ("gemma3_untied", "bookkeeping"),
+        ("gpt_neox", "ghost"),
         ("gpt2", "bookkeeping"),
         pytest.param("mistral", "bookkeeping", marks=pytest.mark.slow),
         pytest.param("gemma3_text", "ghost", marks=pytest.mark.slow),

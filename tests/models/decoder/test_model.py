@@ -20,6 +20,8 @@ from dp_rmt.models.decoder.positions import rotary_embedding, rotate
 from dp_rmt.training.losses import causal_lm_loss
 from dp_rmt.trees import leaves_by_path
 
+pytestmark = pytest.mark.thorough
+
 GOLDENS = Path(__file__).parents[1] / "goldens"
 read_llama = runpy.run_path(str(Path(__file__).parents[2] / "oracle" / "llama_folder.py"))["read_llama"]
 
