@@ -45,6 +45,8 @@ class PrivacyStatement:
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
       coordinates_from: the rows from which the coordinates of clipping and updates were computed, and which must be
         public; None if there are no such coordinates.
+      selected_among: distribution of the secret number of runs of which this one was chosen as the best, in words; None
+        if it was not chosen, so that the numbers are those of one run.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
     """
@@ -72,6 +74,7 @@ class PrivacyStatement:
     delta_of_truncation: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    selected_among: str | None = None
     about: Provenance | None = None
     date: str | None = None
 

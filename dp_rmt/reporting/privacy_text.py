@@ -66,6 +66,12 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         ε bounds how much likelier any result becomes by the presence or the absence of one example (by a factor of at
         most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving an example away.
     """
+    if statement.selected_among is not None:
+        text += f"""
+        **This model was chosen as the best of a secret random number of runs** ({statement.selected_among}), and ε is
+        that of the choice: the winner alone is published, by Rényi divergences (Papernot & Steinke 2022). It holds as
+        long as the number of runs, their table and all other models stay secret.
+        """
     if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
         text += f"""
         Two accountants bound the same run. ε = {number(statement.epsilon_pld, "up")} by privacy loss distributions
@@ -224,13 +230,17 @@ def _verbatim(statement: PrivacyStatement) -> str:
 
 def _not_covered(statement: PrivacyStatement) -> list[str]:
     names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
+    choices = """**Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
+        may depend on the data."""
+    if statement.selected_among is not None:
+        choices = """**Other choices made by looking at results.** The choice of this run among its own sweep is
+        covered; how that sweep was set up may depend on the data."""
     return _paragraphs(f"""
         **Other runs on the same data.** Every further run (an arm, a sweep, a repetition) spends its own ε,
         and they add up. Runs that share seeds share noise, which cancels in their difference: of such runs
         release at most one.
 
-        **Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
-        may depend on the data.
+        {choices}
 
         **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
         these data are private, so are the scores.
