@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning.geometry import geometry_of
@@ -96,6 +97,10 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         if math.isinf(privacy.epsilon):
             return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
         options["l2_clip_norm"] = privacy.l2_clip_norm
+        if privacy.clip_quantile is not None:
+            options["clip_quantile"] = QuantileClipping(
+                privacy.clip_quantile, privacy.clip_quantile_share, privacy.clip_quantile_rate
+            )
         return DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **options), delta
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error

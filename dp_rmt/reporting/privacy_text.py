@@ -186,9 +186,7 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
         which ε accounts for.
 
-        Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
-        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
-        (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+        {_clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no privacy.
 
         {coordinates}
 
@@ -196,6 +194,20 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
 
         The number of training examples, {statement.num_examples:,}, is taken as public.
     """)
+
+
+def _clipping(statement: PrivacyStatement) -> str:
+    """What is clipped and what gets noise."""
+    norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
+    if statement.clip_quantile is None:
+        return f"""Each example's gradient is clipped to norm {norm}; the sum gets Gaussian noise of
+        {number(multiplier)} times that norm, once per step."""
+    quantile, share = statement.clip_quantile
+    return f"""Each example's gradient is clipped to a norm that begins at {norm} and follows the
+        {number(quantile)}-quantile of the gradients' norms (Andrew et al. 2021). Once per step the sum gets Gaussian
+        noise of {number(multiplier / math.sqrt(1 - share))} times that norm, and the number of gradients below the
+        norm gets noise of its own, for which {_percent(share)} of the budget is set apart: together they are one
+        Gaussian mechanism of noise multiplier {number(multiplier)}, which ε accounts for."""
 
 
 def _release(statement: PrivacyStatement) -> list[str]:

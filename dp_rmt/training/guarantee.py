@@ -79,7 +79,7 @@ class Guarantee:
     def statement(self, workdir: Path, updates: int) -> PrivacyStatement:
         """The statement after so many updates, without what only the ledger knows (see `Releases`)."""
         mechanism, delta, texts_of = self.mechanism, self.delta, self.about.texts_of
-        is_private = mechanism.noise_multiplier > 0
+        is_private, quantile = mechanism.noise_multiplier > 0, mechanism.clip_quantile
         by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
         return PrivacyStatement(
             epsilon=mechanism.epsilon(updates, delta) if is_private else None,
@@ -91,6 +91,7 @@ class Guarantee:
             noise_multiplier=mechanism.noise_multiplier,
             l2_clip_norm=mechanism.l2_clip_norm,
             clip=mechanism.clip,
+            clip_quantile=quantile and (quantile.quantile, quantile.share),
             sampling_probability=mechanism.sampling_probability,
             expected_batch_size=mechanism.expected_batch_size,
             max_batch_size=mechanism.truncation.max_batch_size,

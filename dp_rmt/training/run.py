@@ -332,6 +332,8 @@ def prepare_run(
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
+    if mechanism.clip_quantile is None:  # so that what was begun before there was this option can go on
+        del facts["clip_quantile"]
     facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
     names = {key: str(value) for key, value in facts.items()}
     return Run(loop, state, fresh_state, guarantee, names, sampling_seed, dict(checkpoints or {}))

@@ -66,7 +66,7 @@ def test_the_epsilon_of_the_best_is_what_dp_accounting_says(shape: float) -> Non
     assert epsilon_of_best(steps, Repetitions(6.0, shape), delta=1e-5) == pytest.approx(expected, rel=1e-6)
 
 
-# ---- The winner's own law ----------------------------------------------------------------------------------------------
+# ---- The winner's own law --------------------------------------------------------------------------------------------
 
 SIGMA, DELTA = 1.0, 1e-3
 ONE_RUN = {Step(SIGMA, sampling_probability=1.0): 1}
@@ -78,7 +78,7 @@ def of_one_run() -> float:
 
 
 def winners_density(x: np.ndarray, shift: float, repetitions: Repetitions) -> np.ndarray:
-    """Density of the largest of K releases ``shift + SIGMA N(0, 1)``: ``f'(Phi) phi`` with K's generating function f."""
+    """Density of the largest of K releases ``shift + SIGMA N(0, 1)``: ``f'(Phi) phi``, f K's generating function."""
     u, phi = special.ndtr((x - shift) / SIGMA), stats.norm.pdf(x, shift, SIGMA)
     shape, mean = repetitions.shape, repetitions.mean
     if math.isinf(shape):

@@ -77,7 +77,7 @@ def announce(sweep: Sweep, workdir: Path, *, prefix: str = "") -> None:
 
 
 def _print_selection(sweep: Sweep, workdir: Path, jobs: Sequence[Job], *, is_complete: bool) -> None:
-    """What may be said of a sweep whose winner alone is released: terminals and logs of launchers are read by others."""
+    """What may be said of a sweep whose winner alone is released; others may read terminals and logs of launchers."""
     if not is_complete:
         print(
             f"Not all jobs are finished: see {workdir / 'sweep.md'}. Run the command again; nothing is released before."

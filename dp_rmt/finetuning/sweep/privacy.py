@@ -82,8 +82,8 @@ def _selection(runs: Sequence[SpentRun], steps: Mapping[Step, int], jobs: int, r
         "repeat and select",
         epsilon,
         delta,
-        f"The number of jobs was drawn at random beforehand ({name_of(repetitions)}, mean {repetitions.mean:g}; it came "
-        f"out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
+        f"The number of jobs was drawn at random beforehand ({name_of(repetitions)}, mean {repetitions.mean:g}; it "
+        f"came out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
         f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by Rényi divergences "
         f"(Papernot & Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has "
         f"ε = {number(once, 'up')} by the same accountant, which is loose for truncated batches (docs/sharp_edges.md). "

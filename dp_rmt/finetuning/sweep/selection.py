@@ -136,8 +136,8 @@ def _check_seeds(job: str, settings: Settings) -> None:
     given = [name for name in ("sampling_seed", "noise_seed") if getattr(settings.privacy, name) is not None]
     if given:
         raise ValueError(
-            f"job {job!r} gives config.privacy.{given[0]}: with REPETITIONS every job draws its own samples and its own "
-            "noise, so leave the seeds out"
+            f"job {job!r} gives config.privacy.{given[0]}: with REPETITIONS every job draws its own samples and "
+            "its own noise, so leave the seeds out"
         )
 
 
