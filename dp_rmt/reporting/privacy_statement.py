@@ -49,6 +49,7 @@ class PrivacyStatement:
         if it was not chosen, so that the numbers are those of one run.
       clip_quantile: the quantile of the gradients' norms that the clip norm follows from l2_clip_norm on, and the share
         of the budget that this takes; None for a fixed clip norm. noise_std is then in units of the clip norm.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared, to choose by them.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
     """
@@ -78,6 +79,7 @@ class PrivacyStatement:
     coordinates_from: str | None = None
     selected_among: str | None = None
     clip_quantile: tuple[float, float] | None = None
+    compares_raw_losses: bool = False
     about: Provenance | None = None
     date: str | None = None
 

@@ -244,6 +244,10 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
     names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
     choices = """**Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
         may depend on the data."""
+    if statement.compares_raw_losses:
+        choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
+        compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data
+        only**."""
     if statement.selected_among is not None:
         choices = """**Other choices made by looking at results.** The choice of this run among its own sweep is
         covered; how that sweep was set up may depend on the data."""

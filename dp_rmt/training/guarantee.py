@@ -28,6 +28,7 @@ class About:
       texts_of: name of the evaluation data whose rows will stand word for word in what the run writes.
       coordinates_from: the public rows from which the coordinates of clipping and updates were computed, in words; None
         if there are no such coordinates.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared.
     """
 
     base_model: str | None = None
@@ -36,6 +37,7 @@ class About:
     target_epsilon: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    compares_raw_losses: bool = False
 
 
 NOTHING_MORE = About()
@@ -105,6 +107,7 @@ class Guarantee:
             detection=_detection(mechanism, updates) if is_private else (),
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
+            compares_raw_losses=self.about.compares_raw_losses,
         )
 
     def entry(self, run: str, updates: int) -> Entry:

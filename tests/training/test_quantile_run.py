@@ -29,7 +29,10 @@ MECHANISM = DPSGD(
 
 def make_run(mechanism: DPSGD = MECHANISM) -> Run:
     x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-    losses = lambda params, batch: (batch["x"] @ params["w"] - batch["y"]) ** 2
+
+    def losses(params, batch):
+        return (batch["x"] @ params["w"] - batch["y"]) ** 2
+
     task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
 
     def transforms(mechanism: DPSGD, noise_seed: int, mesh: object) -> Transforms:
