@@ -4,7 +4,8 @@
         --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/studies/learning_rates/results/e2e.json
 
 It looks at raw losses, and says so in its output, its record and the statement of every run. On private data let a
-sweep repeat and select (docs/launch.md). Interrupted runs go on; `dp_rmt.finetuning.rate_search` says how a rate is chosen.
+sweep repeat and select (docs/launch.md). Interrupted runs go on; `dp_rmt.finetuning.rate_search` says how a rate is
+chosen.
 """
 
 from __future__ import annotations

@@ -32,6 +32,10 @@ class Check(NamedTuple):
     hint: str = ""
 
 
+POSITIVE = Check("be above 0", lambda x: x > 0)
+NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
+
+
 def option(default: Any, doc: str, check: Check | None = None) -> Any:
     """A field of a `Group`: the annotation is its type, where a Literal lists the choices.
 
@@ -61,6 +65,8 @@ class Group:
 
     WHERE: ClassVar[str] = "config"
     """The name of the group in messages."""
+    REFUSED: ClassVar[Mapping[str, str]] = {}
+    """What users ask for and do not get: the reason by the name of the option that it would be."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -135,7 +141,12 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
 
 
 def check_name(of: type[Group], name: str, where: str) -> None:
-    """Raises ValueError unless a group has an option of this name; the message suggests one and lists all."""
+    """Raises ValueError unless a group has an option of this name; the message suggests one and lists all.
+
+    For what is refused on purpose it says why.
+    """
+    if name in of.REFUSED:
+        raise ValueError(f"{where}.{name}: {of.REFUSED[name]}")
     if name not in kinds(of):
         raise ValueError(f"{where}.{name}: there is no such key; {close_to(name, list(kinds(of)))}")
 

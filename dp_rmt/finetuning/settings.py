@@ -6,61 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from dp_rmt.finetuning.options import Check, Group, group, option, replaced
+from dp_rmt.finetuning.data_settings import Data
+from dp_rmt.finetuning.options import NOT_NEGATIVE, POSITIVE, Check, Group, group, option, replaced
 
 Named = str | tuple[str, Mapping[str, Any]]
 """A function of the library by its name, alone or with options; see `dp_rmt.finetuning.transforms`."""
 
-GlueTaskName = Literal["sst2", "qnli", "qqp", "mnli", "rte", "mrpc", "cola", "stsb"]
-TextTaskName = Literal["e2e", "dart", "jsonl"]
-DocumentTaskName = Literal["customersim", "documents"]
-OwnTaskName = Literal["labelled_table"]
-SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
-
-POSITIVE = Check("be above 0", lambda x: x > 0)
-NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
 FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
-LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
 DELTA = Check("be above 0 and below 1", lambda x: 0 < x < 1, "; leave it out for N^-1.1")
 # `jax.random.key` keeps 32 bits of a seed, so that of longer ones two could be the same.
 PUBLIC_SEED = Check("be in [0, 2^32)", lambda seed: 0 <= seed < 2**32)
 SECRET_SEED = Check("be in [0, 2^128)", lambda seed: 0 <= seed < 2**128)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data(Group):
-    """What is trained on."""
-
-    WHERE: ClassVar[str] = "config.data"
-    task: GlueTaskName | OwnTaskName | TextTaskName | DocumentTaskName = option(
-        "sst2",
-        "A task of GLUE; labelled_table: labelled text of one's own; e2e, dart, jsonl: text from a source; "
-        "customersim, documents: text as it is.",
-    )
-    path: str | None = option(
-        None, "Folder with the data's own files (of labelled_table, or the file itself); None takes them from the hub."
-    )
-    text_columns: tuple[str, ...] = option(("text",), "Of labelled_table: the columns of the text, or of both texts.")
-    label_column: str = option("label", "Of labelled_table: the column of the label.")
-    labels: tuple[str, ...] = option(
-        (), "Of labelled_table: names of all classes. Empty: those in the training rows, which then become public."
-    )
-    train_split: Literal["train", "dev"] = option(
-        "train", "The split trained on; dev where DART's train file is not to be had. For e2e, dart and jsonl alone."
-    )
-    cache_dir: str = option("~/.cache/dp_rmt", "Folder of tokenised data.")
-    max_length: int = option(64, "Longest text in tokens; longer ones are cut.", POSITIVE)
-    length_groups: tuple[int, ...] = option(
-        (16, 32), "Shorter lengths, in tokens, that a batch is split into beside max_length.", LENGTHS
-    )
-    max_train_examples: int | None = option(None, "Trains on the first so many rows; None: on all.", POSITIVE)
-    skip_lines: int = option(0, "Leaves out the first so many lines of each dialogue of customersim.", NOT_NEGATIVE)
-    max_eval_documents: int | None = option(
-        None, "Evaluates on the first so many documents of each split; None: on all.", POSITIVE
-    )
-    sensitive: tuple[SensitiveKind, ...] = option(
-        (), "What is sensitive in documents; attributes are CustomerSim's database, spans come in files."
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +43,9 @@ class Model(Group):
         "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
     )
     trainable: str = option(
-        ".*", "Regular expression over the paths of parameters; the others are frozen. For tuning full alone."
+        ".*",
+        "Regular expression over the paths of parameters; the others are frozen, but for layers that the model's files "
+        "lack, which always train. For tuning full alone.",
     )
     lora: LoRA = group(LoRA, "Low-rank updates.")
     dtype: Literal["float32", "bfloat16"] = option(
@@ -121,7 +79,11 @@ class Privacy(Group):
     )
     clip_quantile_rate: float = option(0.2, "How fast the clip norm follows, as the exponent of a step.", POSITIVE)
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
-    expected_batch_size: int = option(1000, "Mean size of a Poisson sample.", POSITIVE)
+    expected_batch_size: int | None = option(
+        None,
+        "Mean size of a Poisson sample. None: a tenth of the training examples as a power of two, at most 1000.",
+        POSITIVE,
+    )
     max_batch_size: int | None = option(
         None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
     )
@@ -141,8 +103,8 @@ class Train(Group):
     """The course of a run."""
 
     WHERE: ClassVar[str] = "config.train"
-    epochs: float | None = option(None, "Length of the run; give either epochs or num_steps.", POSITIVE)
-    num_steps: int | None = option(None, "Length of the run in updates; give either epochs or num_steps.", POSITIVE)
+    epochs: float | None = option(None, "Length of the run; None, and no num_steps either: 3 epochs.", POSITIVE)
+    num_steps: int | None = option(None, "Length of the run in updates, in the place of epochs.", POSITIVE)
     learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
     schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
     warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
@@ -239,6 +201,24 @@ class Generation(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Release(Group):
+    """What the model's card says and no file here can tell; all of it is published. A run can go on with another."""
+
+    WHERE: ClassVar[str] = "config.release"
+    base_model: str | None = option(
+        None, "Public name of the pre-trained model; None: its name on the hub, or the last part of its folder's path."
+    )
+    license: str | None = option(
+        None, "Licence, in the hub's letters, such as apache-2.0; None: that of the pre-trained model's own card."
+    )
+    language: tuple[str, ...] = option((), "Codes such as en; empty: those of the pre-trained model's own card.")
+    data_name: str | None = option(None, "Public name of the data; None: that of data from the hub.")
+    public_evaluations: tuple[str, ...] = option(
+        (), "Names of evaluation data that are public, such as dev. Scores on others are private, but for the hub's."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Synthetic(Group):
     """The project's own reviews, and a small encoder that is pre-trained on their public part."""
 
@@ -284,6 +264,7 @@ class Settings(Group):
     mesh: Mesh = group(Mesh, "How devices share the work.")
     checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
     generation: Generation = group(Generation, "How a trained decoder writes.")
+    release: Release = group(Release, "What the model's card says.")
     synthetic: Synthetic | None = dataclasses.field(
         default=None, metadata={"doc": "The project's own text and encoder; None: real data.", "check": None}
     )

@@ -19,11 +19,13 @@ from dp_rmt.accounting import Repetitions, Step
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.plan import build_mechanism
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep.arm_folders import ArmFolder, arms_of, spent_by
 from dp_rmt.finetuning.sweep.jobs import Job, Sweep
 from dp_rmt.finetuning.sweep.privacy import Choice, best_of, cost_of_choosing, name_of
 from dp_rmt.finetuning.workdir import is_secret
+from dp_rmt.reporting.model_card import FILE as CARD
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement
@@ -49,11 +51,23 @@ class Price:
     text: str
 
 
+class _CountedError(Exception):
+    """Stops the loading of a task where the number of its examples is known."""
+
+
 def num_examples_of(settings: Settings) -> int:
-    """The rows that a run with these settings trains on; reads its data and model."""
+    """The rows that a run with these settings trains on; reads its data, and no model."""
     if settings.synthetic is not None:
         return settings.synthetic.num_private_train
-    return assemble.load_task(settings).num_examples
+
+    def planned(num_examples: int, notes: Sequence[str]) -> None:
+        del notes
+        raise _CountedError(num_examples)
+
+    try:
+        return assemble.load_task(settings, planned=planned).num_examples
+    except _CountedError as counted:
+        return int(counted.args[0])
 
 
 def price(sweep: Sweep, num_examples: Callable[[Settings], int] = num_examples_of) -> Price:
@@ -80,7 +94,7 @@ def price(sweep: Sweep, num_examples: Callable[[Settings], int] = num_examples_o
             key = settings.data, settings.synthetic
             if key not in known:
                 known[key] = num_examples(settings)
-            mechanism, delta = assemble.build_mechanism(settings, known[key])
+            mechanism, delta = build_mechanism(settings, known[key])
             if mechanism.noise_multiplier == 0:
                 raise ValueError(f"job {job!r} has no noise (config.privacy.epsilon=inf), so that no winner is private")
             step = Step(mechanism.noise_multiplier, mechanism.sampling_probability, mechanism.truncation)
@@ -107,7 +121,7 @@ def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
       jobs: all of its jobs, in order.
 
     Returns:
-      The folder: the model, `winner.json` (what the winner changed, and its score), `privacy.json` and `privacy.md`.
+      The folder: the model (without its card, which has the epsilon of one run), `winner.json` (what the winner changed, and its score), `privacy.json` and `privacy.md`.
       None where the number of jobs came out as 0, or where no bound for the winner alone holds.
     """
     assert sweep.repetitions is not None
@@ -125,7 +139,7 @@ def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
     folder.mkdir()
     for name in ("model", "adapter"):
         if (winner.folder / name).exists():
-            shutil.copytree(winner.folder / name, folder / name)
+            shutil.copytree(winner.folder / name, folder / name, ignore=shutil.ignore_patterns(CARD))
     record = {"changes": _changes(sweep, winner), sweep.score: scores[best] if math.isfinite(scores[best]) else None}
     write_atomically(folder / "winner.json", json.dumps(record, indent=1) + "\n")
     write_privacy(folder, _statement(winner.privacy, sweep.repetitions, choice))

@@ -138,7 +138,7 @@ def test_max_train_examples_keeps_the_evaluations_whole(tmp_path):
         ("sst2", "sentence\tlabel\n", r"train\.tsv has a header but no examples"),
         ("sst2", "sentence\tlbl\nx\t1\n", r"line 1: no column 'label' in .* needs 'sentence', 'label'"),
         ("sst2", "sentence\tlabel\nx\t1\na\tb\t1\n", r"line 3: 3 tab-separated .* has 2 \(sentence, label\)"),
-        ("sst2", "sentence\tlabel\nx\t1\n\n", r"train\.tsv, line 3: 1 tab-separated fields"),
+        ("sst2", "sentence\tlabel\nx\t1\ny\n", r"train\.tsv, line 3: 1 tab-separated fields"),
         ("sst2", "sentence\tlabel\nx\tpositive\n", r"line 2: unknown label 'positive' .* has '0', '1'"),
         ("sst2", "sentence\tlabel\nx\t-1\n", r"line 2: unknown label '-1'"),
         ("sst2", "sentence\tlabel\n \t1\n", r"train\.tsv, line 2: the text .* 'sentence' is empty"),
@@ -228,3 +228,17 @@ def test_the_real_sst2():
     assert int(data.evaluations["dev"].labels.sum()) == 444
     with pytest.raises(ValueError, match=r"test\.tsv, line 1: no column 'label'"):
         read_tsv(data.task, folder / "test.tsv")
+
+
+def test_blank_lines_at_the_end_and_labels_to_drop(tmp_path):
+    header = "sentence1\tsentence2\tgold_label\n"
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        (tmp_path / f"{name}.tsv").write_text(header + "a\tb\tneutral\nc\td\t-\ne\tf\tentailment\n\n\r\n")
+    with pytest.raises(
+        ValueError, match=r"train\.tsv, line 3: unknown label '-' .*--config.data.drop_labels=\"\('-',\)\""
+    ):
+        load_glue("mnli", path=tmp_path)
+    found = load_glue("mnli", path=tmp_path, dropped=("-",))
+    for rows in (found.train, *found.evaluations.values()):
+        assert rows.texts == ("a", "e")
+        assert rows.labels.tolist() == [1, 0]

@@ -1,5 +1,6 @@
 """E2E, DART and JSONL in their original formats and from the hub, and every way in which a file can be wrong."""
 
+import csv
 import json
 import os
 import pathlib
@@ -107,32 +108,12 @@ def test_dart_without_its_training_file(tmp_path, caplog):
     assert "training on the dev split; state it with the results" in caplog.text
 
 
-def test_jsonl(tmp_path):
-    rows = [
-        {"instruction": " Say hi. ", "response": "Hi!"},
-        {"instruction": "Add 1 and 1.", "references": ["2", "Two."], "response": "2"},
-        {"instruction": "Say hi.", "response": "Hello."},
-    ]
-    (tmp_path / "train.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
-    data = load_table_to_text("jsonl", path=tmp_path)
-    assert data.train.sources == ("Say hi.", "Add 1 and 1.", "Add 1 and 1.", "Say hi.")
-    assert data.train.targets == ("Hi!", "2", "Two.", "Hello.")
-    assert data.evaluations == {}  # dev.jsonl and test.jsonl are optional
-    (tmp_path / "test.jsonl").write_text((tmp_path / "train.jsonl").read_text())
-    test = load_table_to_text("jsonl", path=tmp_path).evaluations["test"]
-    assert test.references == (("Hi!", "Hello."), ("2", "Two."))
-    with pytest.raises(ValueError, match="'jsonl' reads local files"):
-        load_table_to_text("jsonl")
-    with pytest.raises(FileNotFoundError, match=r"train\.jsonl does not exist: .*one JSON object per line"):
-        load_table_to_text("jsonl", path=tmp_path / "nowhere")
-
-
 def test_arguments(tmp_path):
     write_e2e(tmp_path)
     assert len(load_table_to_text("e2e", path=tmp_path, max_train_examples=2).train) == 2
     with pytest.raises(ValueError, match=r"max_train_examples must be at least 1 .* got 0"):
         load_table_to_text("e2e", path=tmp_path, max_train_examples=0)
-    with pytest.raises(ValueError, match="'web': choose one of e2e, dart, jsonl"):
+    with pytest.raises(ValueError, match="'web': choose one of e2e, dart"):
         load_table_to_text("web", path=tmp_path)
     with pytest.raises(ValueError, match="got 'test'; test is never trained on"):
         load_table_to_text("e2e", path=tmp_path, train_split="test")
@@ -157,7 +138,7 @@ BAD_FILES = [
     ("e2e", 'mr,ref\nname[A],x\nname[B],"x"y"\n', r"line 3: .*expected after"),
     ("e2e", 'mr,ref\nname[A],"x\nname[B],y\n', r"line 2: unexpected end of data"),
     ("dart", '[\n{"tripleset": [],\n]', r"train\.json, line 3, column 1: broken JSON"),
-    ("dart", '{"a": 1}', r"train\.json holds a JSON dict"),
+    ("dart", '{"a": 1}', r"train\.json holds a JSON dict, and not a list"),
     ("dart", "[]", "holds no entries"),
     ("dart", '["x"]', r"train\.json, entry 1: expected an object with the list \"tripleset\""),
     ("dart", entry(tripleset="x"), "entry 2: expected an object"),
@@ -169,30 +150,21 @@ BAD_FILES = [
     ("dart", entry(annotations=[{"text": 7}]), 'entry 2: every annotation .* "text"'),
     ("dart", entry(annotations=["x"]), 'entry 2: every annotation .* "text"'),
     ("dart", entry(annotations=[{"text": " "}]), "entry 2: there is no text, or only empty ones"),
-    ("jsonl", '{"instruction": "a", "response": "b"}\n{"instruction"\n', "line 2, column 15: broken JSON"),
-    ("jsonl", '\n["a"]\n', r"line 2: expected an object .* got a list"),
-    ("jsonl", '{"instruction": "a", "output": "b"}', "line 1: unknown key 'output': the keys are instruction"),
-    ("jsonl", '{"instruction": "a"}', "line 1: there is neither a 'response' nor"),
-    ("jsonl", '{"instruction": "a", "references": "b"}', "line 1: 'references' must be a list of strings, got a str"),
-    ("jsonl", '{"instruction": "a", "references": ["b", 1]}', "line 1: the response must be a string .* got 1"),
-    ("jsonl", '{"instruction": "a", "response": " "}', "line 1: the response must be a string that is not empty"),
-    ("jsonl", '{"response": "a"}', "line 1: the instruction must be .* got None"),
-    ("jsonl", "\n", "holds no rows"),
 ]
 
 
 @pytest.mark.parametrize(("task", "text", "message"), BAD_FILES)
 def test_malformed_files(task, text, message, tmp_path):
-    name = {"e2e": "trainset.csv", "dart": "dart-v1.1.1-full-train.json", "jsonl": "train.jsonl"}[task]
+    name = {"e2e": "trainset.csv", "dart": "dart-v1.1.1-full-train.json"}[task]
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         load_table_to_text(task, path=tmp_path)
     assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("task", ["e2e", "dart", "jsonl"])
+@pytest.mark.parametrize("task", ["e2e", "dart"])
 def test_not_utf8(task, tmp_path):
-    for name in ("trainset.csv", "dart-v1.1.1-full-train.json", "train.jsonl"):
+    for name in ("trainset.csv", "dart-v1.1.1-full-train.json"):
         (tmp_path / name).write_bytes(b"mr,ref\nname[A],\xff\n")
     with pytest.raises(ValueError, match=r"train.* is not UTF-8 text"):
         load_table_to_text(task, path=tmp_path)
@@ -288,3 +260,50 @@ def test_the_real_dart():
     assert len(data.evaluations["test"]) == 5_097
     assert len(data.evaluations["test"].pairs()) == 12_551  # and one empty text
     assert data.train.targets[1] == "Newberry College's nickname is the wolves."
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_entry(tmp_path):
+    file = tmp_path / "dart-v1.1.1-full-train.json"
+    file.write_text(entry(annotations=[{"text": "a \ud83d b"}]))
+    with pytest.raises(
+        ValueError, match=r"train\.json, entry 2: .* half of a surrogate pair \(\\ud83d\) at character 2"
+    ):
+        load_table_to_text("dart", path=tmp_path)
+    file.unlink()
+    xml = tmp_path / "dart-v1.1.1-full-train.xml"
+    xml.write_text(dart_xml(DART).replace("1973", "&#xD83D;", 1))
+    with pytest.raises(
+        ValueError, match=r"train\.xml, line \d+, column \d+: broken XML: reference to invalid character"
+    ):
+        load_table_to_text("dart", path=tmp_path)
+
+
+def test_xml_whose_declaration_disagrees_with_its_bytes(tmp_path):
+    write_dart(tmp_path, ("dev", "test"))
+    file = tmp_path / "dart-v1.1.1-full-train.xml"
+    plain = dart_xml(DART).partition("?>")[2] if dart_xml(DART).startswith("<?xml") else dart_xml(DART)
+    for declared in ("ISO-8859-1", "utf-16"):
+        said = f'<?xml version="1.0" encoding="{declared}"?>\n'
+        file.write_text(said + plain.replace("1973", "1973 é"), encoding="utf-8")
+        message = (
+            rf'train\.xml, line 1: the declaration says encoding="{declared}", but the bytes of the file are UTF-8'
+        )
+        with pytest.raises(ValueError, match=message):
+            load_table_to_text("dart", path=tmp_path)
+    file.write_text('<?xml version="1.0" encoding="utf-8"?>' + plain.replace("1973", "1973 é"), encoding="utf-8")
+    assert any("1973 é" in source for source in load_table_to_text("dart", path=tmp_path).train.sources)
+    file.write_text('<?xml version="1.0" encoding="us-ascii"?>' + plain, encoding="utf-8")
+    assert len(load_table_to_text("dart", path=tmp_path).train) > 0
+
+
+def test_the_cleaned_e2e_has_further_columns_and_files_may_end_with_blank_lines(tmp_path):
+    write_e2e(tmp_path)
+    expected = load_table_to_text("e2e", path=tmp_path)
+    for file in sorted(tmp_path.glob("*.csv")):
+        header, *rows = list(csv.reader(file.open(newline="", encoding="utf-8")))
+        cleaned = [[*header, "fixed", "orig_mr"], *([*row, "0", "name[X]"] for row in rows)]
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows(cleaned)
+            stream.write("\n\r\n")
+    found = load_table_to_text("e2e", path=tmp_path)
+    assert found == expected

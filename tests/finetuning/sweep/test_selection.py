@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dp_rmt import accounting
-from dp_rmt.finetuning.assemble import build_mechanism
+from dp_rmt.finetuning.plan import build_mechanism
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import launch, selection
 from dp_rmt.finetuning.sweep.jobs import Sweep, load_sweep
@@ -66,6 +66,7 @@ def finish(sweep: Sweep, workdir: Path, scores: dict[str, float]) -> None:
         )
         (job.workdir / "model").mkdir(parents=True)
         (job.workdir / "model" / "model.safetensors").write_text(job.name)
+        (job.workdir / "model" / "README.md").write_text("epsilon of one run")
         (job.workdir / "config.json").write_text(json.dumps(as_json(settings) | {"arms": {}}))
         statement = guarantee.statement(job.workdir, mechanism.num_steps).to_json()
         about = {"command": f"finetune --workdir={job.workdir}", "commit": "abc"}
