@@ -87,6 +87,12 @@ class Privacy(Group):
     max_batch_size: int | None = option(
         None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
     )
+    evaluation_epsilon: float | None = option(
+        None,
+        "Privacy budget of each row of the evaluation data, for all scores of the run together: accuracies then have "
+        "noise, and nothing else is reported. None: the evaluation data is public.",
+        POSITIVE,
+    )
     sampling_seed: int | None = option(
         None, "Of the samples; None takes the operating system's entropy, as private data needs.", SECRET_SEED
     )

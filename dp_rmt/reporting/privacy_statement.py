@@ -50,6 +50,8 @@ class PrivacyStatement:
       clip_quantile: the quantile of the gradients' norms that the clip norm follows from l2_clip_norm on, and the share
         of the budget that this takes; None for a fixed clip norm. noise_std is then in units of the clip norm.
       compares_raw_losses: whether the run is one of those whose raw training losses are compared, to choose by them.
+      evaluation_guarantee: (epsilon, delta, std of the noise in a count, number of scores) of each row of each
+        evaluation data, whose accuracies have noise; None if scores have none.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
     """
@@ -80,6 +82,7 @@ class PrivacyStatement:
     selected_among: str | None = None
     clip_quantile: tuple[float, float] | None = None
     compares_raw_losses: bool = False
+    evaluation_guarantee: tuple[float, float, float, int] | None = None
     about: Provenance | None = None
     date: str | None = None
 

@@ -247,6 +247,15 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
     names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
     choices = """**Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
         may depend on the data."""
+    evaluation = f"""**The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
+        these data are private, so are the scores."""
+    if statement.evaluation_guarantee is not None:
+        epsilon, delta, std, count = statement.evaluation_guarantee
+        evaluation = f"""**Rows that are in several data sets.** The evaluation data (here {names}) has a
+        guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
+        all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
+        number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is in two of these
+        data sets, or in the training data, too, has the sum of their ε."""
     if statement.compares_raw_losses:
         choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
         compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data
@@ -261,8 +270,7 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
 
         {choices}
 
-        **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
-        these data are private, so are the scores.
+        {evaluation}
 
         **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
         larger δ).

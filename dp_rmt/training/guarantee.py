@@ -13,6 +13,7 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.privacy_text import FALSE_ALARMS
 from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
 from dp_rmt.training.metrics import read_metrics
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.releases import Releases
 
 
@@ -55,6 +56,7 @@ class Guarantee:
       nonprivate_metrics: whether raw values are written to the metrics.
       evaluation_data: names of the data that the run is evaluated on.
       about: what else is known.
+      private_scores: what the evaluation data's own guarantee is; None where it is public.
     """
 
     mechanism: DPSGD
@@ -64,6 +66,7 @@ class Guarantee:
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
     about: About = NOTHING_MORE
+    private_scores: PrivateScores | None = None
 
     def releases(self, workdir: Path, *, run: str, steps_done: int) -> Releases:
         """The record to which the training loop announces its updates, for the one process that writes in the folder.
@@ -82,6 +85,7 @@ class Guarantee:
         """The statement after so many updates, without what only the ledger knows (see `Releases`)."""
         mechanism, delta, texts_of = self.mechanism, self.delta, self.about.texts_of
         is_private, quantile = mechanism.noise_multiplier > 0, mechanism.clip_quantile
+        scores = self.private_scores
         by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
         return PrivacyStatement(
             epsilon=mechanism.epsilon(updates, delta) if is_private else None,
@@ -108,6 +112,8 @@ class Guarantee:
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
             compares_raw_losses=self.about.compares_raw_losses,
+            evaluation_guarantee=scores
+            and (scores.epsilon, scores.delta, scores.noise_multiplier, len(scores.planned)),
         )
 
     def entry(self, run: str, updates: int) -> Entry:

@@ -41,13 +41,15 @@ class Price:
     Attributes:
       epsilon: of the winner, by Rényi divergences.
       epsilon_of_one: of one job, by the same accountant.
-      delta: of both.
+      delta: of all.
+      evaluation_epsilon: of each row of the evaluation data, if that is private; else None.
       text: all this in words.
     """
 
     epsilon: float
     epsilon_of_one: float
     delta: float
+    evaluation_epsilon: float | None
     text: str
 
 
@@ -86,9 +88,9 @@ def price(sweep: Sweep, num_examples: Callable[[Settings], int] = num_examples_o
     """
     assert sweep.repetitions is not None
     known: dict[Any, int] = {}
-    found: dict[tuple[frozenset[tuple[Step, int]], float], str] = {}
+    found: dict[tuple[frozenset[tuple[Step, int]], frozenset[tuple[Step, int]], float], str] = {}
     for job in sweep.changes:
-        steps, deltas = Counter[Step](), set()
+        steps, of_scores, deltas = Counter[Step](), Counter[Step](), set()
         for settings in arm_settings(sweep.settings(job)).values():
             _check_seeds(job, settings)
             key = settings.data, settings.synthetic
@@ -99,17 +101,21 @@ def price(sweep: Sweep, num_examples: Callable[[Settings], int] = num_examples_o
                 raise ValueError(f"job {job!r} has no noise (config.privacy.epsilon=inf), so that no winner is private")
             step = Step(mechanism.noise_multiplier, mechanism.sampling_probability, mechanism.truncation)
             steps[step] += mechanism.num_steps
+            if (scores := assemble.private_scores(settings, mechanism.num_steps, delta)) is not None:
+                of_scores.update(scores.steps)
             deltas.add(delta)
-        found.setdefault((frozenset(steps.items()), min(deltas)), job)
+        found.setdefault((frozenset(steps.items()), frozenset(of_scores.items()), min(deltas)), job)
     if len(found) != 1 or len(known) != 1:
         names = ", ".join(repr(job) for job in found.values())
         raise ValueError(
             f"the jobs {names} differ in noise, sampling, steps or data: with REPETITIONS every job has to be a draw "
             "from one and the same mechanism. Let sweep() change what costs no privacy, such as the learning rate"
         )
-    ((steps_of_job, delta),) = found
+    ((steps_of_job, steps_of_scores, delta),) = found
     epsilon, once = best_of(dict(steps_of_job), sweep.repetitions, delta=delta)
-    return Price(epsilon, once, delta, _price_in_words(sweep.repetitions, epsilon, once, delta))
+    evaluation = best_of(dict(steps_of_scores), sweep.repetitions, delta=delta)[0] if steps_of_scores else None
+    text = _price_in_words(sweep.repetitions, epsilon, once, delta, evaluation)
+    return Price(epsilon, once, delta, evaluation, text)
 
 
 def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
@@ -121,7 +127,8 @@ def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
       jobs: all of its jobs, in order.
 
     Returns:
-      The folder: the model (without its card, which has the epsilon of one run), `winner.json` (what the winner changed, and its score), `privacy.json` and `privacy.md`.
+      The folder: the model (without its card, which has the epsilon of one run), `winner.json` (what the winner
+      changed, and its score), `privacy.json` and `privacy.md`.
       None where the number of jobs came out as 0, or where no bound for the winner alone holds.
     """
     assert sweep.repetitions is not None
@@ -142,7 +149,7 @@ def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
             shutil.copytree(winner.folder / name, folder / name, ignore=shutil.ignore_patterns(CARD))
     record = {"changes": _changes(sweep, winner), sweep.score: scores[best] if math.isfinite(scores[best]) else None}
     write_atomically(folder / "winner.json", json.dumps(record, indent=1) + "\n")
-    write_privacy(folder, _statement(winner.privacy, sweep.repetitions, choice))
+    write_privacy(folder, _statement(winner.privacy, sweep.repetitions, choice, len(arms) // len(jobs)))
     return folder
 
 
@@ -161,13 +168,20 @@ def _changes(sweep: Sweep, winner: ArmFolder) -> dict[str, Any]:
     return {**({"arm": winner.name} if winner.name else {}), **{key: winner.value(key) for key in keys}}
 
 
-def _statement(privacy: Mapping[str, Any], repetitions: Repetitions, choice: Choice) -> PrivacyStatement:
+def _statement(
+    privacy: Mapping[str, Any], repetitions: Repetitions, choice: Choice, arms_of_job: int
+) -> PrivacyStatement:
     """The statement of the winner: that of its run, at the price of having been chosen.
 
     What holds of the run alone (privacy loss distributions, detection, an audit) is left out, and so are its date and
     its command, which tell which of the jobs it was.
     """
     own = PrivacyStatement.from_json(privacy)
+    evaluation = own.evaluation_guarantee
+    if evaluation is not None:
+        _, delta, std, count = evaluation
+        steps = {Step(std, sampling_probability=1.0): count * arms_of_job}
+        evaluation = best_of(steps, repetitions, delta=delta)[0], delta, std, count
     return dataclasses.replace(
         own,
         epsilon=choice.epsilon,
@@ -182,15 +196,21 @@ def _statement(privacy: Mapping[str, Any], repetitions: Repetitions, choice: Cho
         about=None if own.about is None else dataclasses.replace(own.about, command=None),
         nonprivate_metrics=False,
         texts_of=None,
+        evaluation_guarantee=evaluation,
         selected_among=f"{name_of(repetitions)}, mean {repetitions.mean:g}",
     )
 
 
-def _price_in_words(repetitions: Repetitions, epsilon: float, once: float, delta: float) -> str:
+def _price_in_words(
+    repetitions: Repetitions, epsilon: float, once: float, delta: float, evaluation: float | None
+) -> str:
+    scores = "Scores have no noise: the evaluation data has to be public. "
+    if evaluation is not None:
+        scores = f"Each row of the evaluation data has ε = {number(evaluation, 'up')}. "
     return (
         f"PRICE, before the first job: whoever publishes the best job alone has (ε = {number(epsilon, 'up')}, "
         f"δ = {number(delta, 'up')}) for each training example, whatever the number of jobs comes out as "
         f"({name_of(repetitions)}, mean {repetitions.mean:g}; Papernot & Steinke 2022). One job has "
-        f"ε = {number(once, 'up')} by the same accountant. Keep the number, the table and the other models: only "
+        f"ε = {number(once, 'up')} by the same accountant. {scores}Keep the number, the table and the other models: only "
         f"WORKDIR/{RELEASE}/ may leave."
     )
