@@ -254,8 +254,8 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
         evaluation = f"""**Rows that are in several data sets.** The evaluation data (here {names}) has a
         guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
         all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
-        number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is in two of these
-        data sets, or in the training data, too, has the sum of their ε."""
+        number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is
+        in two of these data sets, or in the training data, too, has the sum of their ε."""
     if statement.compares_raw_losses:
         choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
         compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data

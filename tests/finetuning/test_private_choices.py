@@ -37,5 +37,5 @@ def test_a_decoder_has_no_accuracy_to_give_noise(make_config: Callable[..., Sett
     settings = make_config(
         {"privacy.evaluation_epsilon": 2.0, "data.task": "e2e", "model.head": "causal_lm", "model.trainable": ".*"}
     )
-    with pytest.raises(ValueError, match="config.privacy.evaluation_epsilon"):
+    with pytest.raises(ValueError, match=r"config\.privacy\.evaluation_epsilon"):
         arm_settings(settings)
