@@ -18,6 +18,8 @@ PUBLISHED_TASKS = (*get_args(GlueTaskName), *get_args(TextTaskName))
 """The tasks whose data the hub has, for everybody."""
 OWN_TASKS = ("labelled_table", "text_pairs", "documents")
 """The tasks of one's own data."""
+OF_OWN_TASKS = ("dev_path", "test_path", "dev_share", "regression", "source_column", "target_column", "messages_column")
+"""The options that published data has no use for."""
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
 SHARE = Check("be above 0 and below 1", lambda x: 0 < x < 1)

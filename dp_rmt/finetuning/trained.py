@@ -103,9 +103,9 @@ def _changed(settings: Settings, change: Callable[[Settings], Settings]) -> Sett
     if fixed:
         key = fixed[0]
         raise ValueError(
-            f"config.{key} was fixed by training: there {before.get(key)!r}, asked for {after[key]!r}. A trained model can "
-            "be asked with other settings of data, generation, evaluation (train.eval_batch_size) and mesh; train another "
-            "run for the rest"
+            f"config.{key} was fixed by training: there {before.get(key)!r}, asked for {after[key]!r}. A trained model "
+            "can be asked with other settings of data, generation, evaluation (train.eval_batch_size) and mesh; train "
+            "another run for the rest"
         )
     (checked,) = arm_settings(changed).values()
     return checked

@@ -42,10 +42,12 @@ def run_missing(
     """
     jobs = sweep.jobs(workdir.absolute(), program)
     missing = [job for job in jobs if not is_finished(job)]
+    where = f"; what they say is in {workdir / 'logs'}" if missing else ""
     if sweep.repetitions is None:
-        print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run", flush=True)
+        print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run{where}", flush=True)
     if by == "local":
-        notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd)
+        tells = sweep.repetitions is None
+        notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd, tells=tells)
     else:
         notes = executors.run_submitit(missing, workdir.absolute(), options or {}, cwd=cwd)
     finished = [job for job in jobs if is_finished(job)]

@@ -1,6 +1,7 @@
 """E2E, DART and JSONL in their original formats and from the hub, and every way in which a file can be wrong."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -300,7 +301,7 @@ def test_the_cleaned_e2e_has_further_columns_and_files_may_end_with_blank_lines(
     write_e2e(tmp_path)
     expected = load_table_to_text("e2e", path=tmp_path)
     for file in sorted(tmp_path.glob("*.csv")):
-        header, *rows = list(csv.reader(file.open(newline="", encoding="utf-8")))
+        header, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
         cleaned = [[*header, "fixed", "orig_mr"], *([*row, "0", "name[X]"] for row in rows)]
         with file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows(cleaned)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,14 +165,18 @@ def test_the_winner_alone_leaves_and_nothing_that_counts_the_jobs(
 
 
 def test_nothing_leaves_before_all_jobs_are_finished(
-    draws: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    draws: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, workdir = draws(), tmp_path / "work"
     finish(sweep, workdir, {"draw0": 0.5, "draw1": 0.75, "draw2": 0.6})
     (workdir / "jobs" / "draw2" / "report.html").unlink()
-    monkeypatch.setattr(launch.executors, "run_local", lambda *args, **kwargs: {})
+    stub = dataclasses.replace(sweep.jobs(workdir, ())[2], command=(sys.executable, "-c", "pass"))
+    jobs = [*sweep.jobs(workdir, ())[:2], stub]
+    monkeypatch.setattr(Sweep, "jobs", lambda *args: jobs)
     assert not launch.run_missing(sweep, workdir, ("finetune",), by="local")
     assert not (workdir / "release").exists()
+    assert "draw" not in (printed := capsys.readouterr().out)
+    assert "nothing is released before" in printed
 
 
 def test_settings_of_the_jobs_are_read_with_their_data(make_config: Callable[..., Settings]) -> None:
