@@ -95,7 +95,7 @@ def make_train_step(
 
         metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer)) | advice_metrics(optimizer)
         if unit is not None:
-            metrics["clipping/l2_clip_norm"] = unit
+            metrics["clipping/l2_clip_norm"] = jnp.copy(unit)  # the state itself is donated
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
             padding = jnp.concatenate([padding for _, padding in groups])
