@@ -126,6 +126,7 @@ def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
         options = launch.options_from(values.launch)
         loaded = jobs.load_sweep(values.sweep, workdir, settings)
         launch.check_jobs(loaded, workdir)
+        launch.announce(loaded, workdir, prefix="# " if values.executor == "print" else "")
         if values.executor == "print":
             launch.print_missing(loaded, workdir, ("python", *program), target=values.target, options=options)
             return None

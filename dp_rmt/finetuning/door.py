@@ -26,6 +26,7 @@ from dp_rmt.generation import generate_texts
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training import processes
+from dp_rmt.training.metrics import read_metrics
 from dp_rmt.types import Params
 
 
@@ -49,7 +50,14 @@ class Finetuned:
 
     @functools.cached_property
     def scores(self) -> Mapping[str, float]:
-        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for."""
+        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for.
+
+        Where the evaluation data is private (`privacy.evaluation_epsilon`) they are those that the run released last.
+        """
+        if self.settings.privacy.evaluation_epsilon is not None:
+            lines = read_metrics(self.workdir / "metrics.jsonl")
+            last = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
+            return {name.removeprefix("eval/"): value for name, value in last.items()}
         evaluators = assemble.evaluators(self.settings, self.task)
         return {
             f"{name}/{metric}": value
