@@ -15,7 +15,8 @@
 # From a file of labelled texts to a model that may leave the house, with a statement of what it reveals. You need
 # `pip install -e ".[finetune]"`, a CSV file with the columns `text` and `label`, and a pre-trained model.
 #
-# So that this page runs anywhere, it makes up a file of reviews and a very small model. Skip that cell and give your own.
+# So that this page runs anywhere, it makes up a file of reviews and a very small model. Skip that cell and give your
+# own.
 
 # %%
 from dp_rmt import environment
@@ -55,9 +56,10 @@ save_pretrained(Path("encoder"), encoder, init_params(encoder, jax.random.key(0)
 # %% [markdown]
 # ## Train
 #
-# `epsilon` is the privacy budget; [what it means, in figures](../start/privacy_in_figures.md). `labels` names the classes, so
-# that they are not read from private rows. With a real model write `model="roberta-base"`, leave the other settings out,
-# and take 200 steps or more. The program then chooses delta, the batch and the schedule by the number of rows.
+# `epsilon` is the privacy budget; [what it means, in figures](../start/privacy_in_figures.md). `labels` names the
+# classes, so that they are not read from private rows. With a real model write `model="roberta-base"`, leave the other
+# settings out, and take 200 steps or more. The program then chooses delta, the batch and the schedule by the number of
+# rows.
 
 # %%
 run = dp_rmt.finetune(
@@ -93,8 +95,8 @@ print(run.predict(["the soup was bland , but the staff was lovely", "nobody coul
 # %% [markdown]
 # ## Release it
 #
-# `save` copies what may be released, in the layout of Hugging Face, with the statement beside it. Everything else in the
-# workdir stays at home: the checkpoints hold the key of the noise, and `metrics.jsonl` holds values without noise.
+# `save` copies what may be released, in the layout of Hugging Face, with the statement beside it. Everything else in
+# the workdir stays at home: the checkpoints hold the key of the noise, and `metrics.jsonl` holds values without noise.
 
 # %%
 run.save("reviews_model")

@@ -17,7 +17,6 @@
 
 # %%
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -50,8 +49,8 @@ print(f"noise multiplier {dpsgd.noise_multiplier:.3f}, noise in one entry {dpsgd
 # %% [markdown]
 # ## The loop
 #
-# `train` is the same for every way to write the model. The order of the optimizer's chain is the one thing to get right:
-# noise first, denoiser directly behind it, then anything.
+# `train` is the same for every way to write the model. The order of the optimizer's chain is the one thing to get
+# right: noise first, denoiser directly behind it, then anything.
 
 
 # %%
@@ -157,7 +156,8 @@ print(f"flax nnx: accuracy {accuracy_nnx:.1%}")
 print(f"each of the three models: epsilon {dpsgd.epsilon(NUM_STEPS, delta=1e-5):.3f}")
 
 # %% [markdown]
-# The three models together cost more than one, because all were trained on the same data. `epsilon_of_composition` adds up:
+# The three models together cost more than one, because all were trained on the same data. `epsilon_of_composition`
+# adds up:
 
 # %%
 from dp_rmt.accounting import Step, epsilon_of_composition
