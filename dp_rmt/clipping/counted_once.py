@@ -180,8 +180,8 @@ def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: d
     if not set(used_by) <= names:
         layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
         others = (
-            ". Rules are for flax.linen only: for a model of flax nnx, equinox or haiku, or in plain JAX, use clipped_grad "
-            '(config.train.clipping_method="vmap")'
+            ". Rules are for flax.linen only: for a model of flax nnx, equinox or haiku, or in plain JAX, use "
+            'clipped_grad (config.train.clipping_method="vmap")'
         )
         raise LeafWithoutRule(
             f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "

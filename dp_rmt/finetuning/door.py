@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from dp_rmt.data import Source, tokenize_prompts
+from dp_rmt.files import explaining
 from dp_rmt.finetuning import arms, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import is_in_memory, settings_from
@@ -170,9 +171,10 @@ def finetune_with(settings: Settings, workdir: Path, rows: Any = None) -> Finetu
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     logging.get_absl_logger().addFilter(command_line.is_of_interest)
-    (arm,) = arms.prepare(settings, workdir, rows)
-    arms.train(arm)
-    arms.report(workdir)
+    with explaining():
+        (arm,) = arms.prepare(settings, workdir, rows)
+        arms.train(arm)
+        arms.report(workdir)
     return _finetuned(arm)
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.files import close_to_others, write_atomically, write_private
+from dp_rmt.files import check_can_be_written, close_to_others, write_atomically, write_private
 from dp_rmt.finetuning.settings import Settings
 
 CONFIG_FILE = "config.json"
-NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
-"""Groups that may differ between a run and its continuation: where it runs, and which checkpoints it keeps."""
+NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.", "writers.")
+"""Groups that may differ between a run and its continuation: where it runs, which checkpoints it keeps, and who
+else gets its metrics."""
 LAST_OF_THE_OLD_LAYOUT = "227de1b"
 """The last commit whose settings had groups `denoise` and `optimizer`."""
 
@@ -55,6 +56,7 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
                 f"{workdir} is not empty and holds no {CONFIG_FILE} (found {', '.join(foreign[:5]) or 'a file'}): "
                 "give a new --workdir"
             )
+        check_can_be_written(workdir)  # before the model is loaded
         return
     try:
         record = json.loads(path.read_text())

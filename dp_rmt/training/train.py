@@ -100,7 +100,8 @@ class TrainLoop:
           The state after the last step taken.
 
         Raises:
-          Preempted: SIGTERM came; the step under way was finished and saved. It ends the program if nobody catches it.
+          Preempted: SIGTERM or Ctrl-C came; the step under way was finished and saved. It ends the program if nobody
+            catches it.
           OSError: something could not be written, such as a checkpoint on a full disk.
         """
         num_steps, first = self.mechanism.num_steps, int(state.step)
@@ -141,7 +142,7 @@ class TrainLoop:
                     checkpoints.wait()
                     if releases is not None:
                         releases.stopped(step + 1)
-                    raise Preempted(self.name, step + 1, num_steps)
+                    raise Preempted(self.name, step + 1, num_steps, preemption.by)
         if releases is not None:
             releases.stopped(max(first, last))
         return state

@@ -23,7 +23,7 @@ SETTINGS = {
     "numbers": {"features": 2, "kernel_size": (2, 2), "padding": (1, (0, 2))},
     "cut": {"features": 2, "kernel_size": (2, 2), "padding": ((-1, 0), (2, -1))},
     "dilated": {"features": 2, "kernel_size": (3, 2), "kernel_dilation": (2, 3)},
-    "dilated input": {"features": 2, "kernel_size": (3, 2), "input_dilation": (2, 1), "strides": (1, 2)},
+    "dilated input": {"features": 2, "kernel_size": (3, 2), "input_dilation": (2, 1), "strides": (1, 2), "padding": ((1, 2), 0)},
     "groups": {"features": 6, "kernel_size": (2, 2), "feature_group_count": 2},
     "depthwise": {"features": 4, "kernel_size": (3, 3), "feature_group_count": 4},
     "around": {"features": 2, "kernel_size": (3, 2), "padding": "CIRCULAR", "kernel_dilation": (1, 2)},
