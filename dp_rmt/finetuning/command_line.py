@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dp_rmt.files import explained
 from dp_rmt.finetuning.options import Group, check_name, described, group_of, kinds, parsed, walk
 from dp_rmt.finetuning.settings import Settings, Synthetic
 
@@ -68,6 +67,8 @@ def run_with_settings(
 
 def stop(error: Exception) -> NoReturn:
     """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose."""
+    from dp_rmt.files import explained  # here, because `environment.prepare` must come before NumPy
+
     logging.debug("stopped", exc_info=error)
     sys.exit(f"{Path(sys.argv[0]).stem}: {explained(error) if isinstance(error, OSError) else error}")
 

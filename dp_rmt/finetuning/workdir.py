@@ -67,7 +67,7 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             f"{workdir} holds a run of an earlier dp_rmt, whose settings were laid out otherwise: commit "
             f"{LAST_OF_THE_OLD_LAYOUT} of dp_rmt finishes it; here give a new --workdir"
         )
-    saved, now = _flatten(record), _flatten(as_json(settings))
+    saved, now = flattened(record), flattened(as_json(settings))
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})
@@ -95,13 +95,14 @@ def is_secret(key: str) -> bool:
 
 
 def _gives_seeds(config: Mapping[str, Any]) -> bool:
-    return any(is_secret(key) and value is not None for key, value in _flatten(config).items())
+    return any(is_secret(key) and value is not None for key, value in flattened(config).items())
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key; an empty mapping is a value."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, sub in tree.items():
-        flat |= _flatten(sub, f"{prefix}.{name}".strip("."))
+        flat |= flattened(sub, f"{prefix}.{name}".strip("."))
     return flat

@@ -288,11 +288,10 @@ class Doubled(nn.Dense):
 
 
 class Narrowed(nn.Dense):
-    """It inherits the method, and what the method reads is not what it seems."""
+    """It inherits the method; what the method reads from the module is no longer the parameter."""
 
-    @property
-    def kernel_init(self):
-        return nn.initializers.ones
+    def param(self, name, *arguments):
+        return super().param(name, *arguments)[..., :3]
 
 
 class Uncounted(nn.Module):
@@ -324,7 +323,7 @@ class Uncounted(nn.Module):
             return x @ self.param("w", nn.initializers.ones, (3, 2))
         if self.kind == "subclass":
             return Doubled(3)(x)
-        if self.kind == "subclass with a property":
+        if self.kind == "subclass with another param":
             return Narrowed(3)(x)
         if self.kind == "used twice":
             layer = nn.Dense(3)
@@ -377,7 +376,7 @@ class Uncounted(nn.Module):
         ("positions of tokens", r"\['p'\], which goes into: the operation add"),
         ("positions repeated", r"\['p'\], which goes into: the operation broadcast_in_dim"),
         ("group norm over examples", r"with reduction_axes=\(0, 1, 2\)"),
-        ("subclass with a property", r"no rule for params\['params'\]\['Narrowed_0'\]"),
+        ("subclass with another param", r"no rule for params\['params'\]\['Narrowed_0'\]"),
         ("raw parameter", r"\['w'\], which goes into: the operation dot_general"),
         ("subclass", r"no rule for params\['params'\]\['Doubled_0'\]"),
         (
