@@ -34,7 +34,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = nn.GroupNorm(2)(nn.Conv(4, (3, 3))(images))
-        x = nn.InstanceNorm()(nn.Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x))
+        x = nn.InstanceNorm()(nn.Conv(4, (3, 3), feature_group_count=4, use_bias=False, name="depthwise")(x))
         x = nn.Conv(self.width, (2, 2), strides=2, padding="VALID", name="embedding")(x)
         x = x.reshape(len(x), -1, self.width)
         token = self.param("cls", nn.initializers.normal(), (1, 1, self.width))
@@ -94,7 +94,9 @@ def test_padding_and_examples_that_are_not_finite_add_nothing(method):
     padding = np.array([False, True, False, False, False])
     total, per_example = compiled(method)(params, bad, is_padding_example=padding)
     without = compiled(method)(params, batch, is_padding_example=np.array([False, True, False, True, False]))[0]
-    jax.tree.map(np.testing.assert_array_equal, total, without)
+    # A NaN anywhere lets the norms of the others be computed with scales, which rounds them otherwise in the last bit.
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(assert_close, total, without)
     assert per_example.grad_norm[1] == 0
     assert np.isnan(per_example.grad_norm[3])
 
