@@ -74,6 +74,17 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
         ],
+        # The site: make -C docs html.
+        "docs": [
+            *FINETUNE,
+            "furo>=2025.7.19",
+            "jupytext>=1.17",
+            "latex2mathml>=3.78",
+            "myst-nb>=1.3",
+            "sphinx>=8.2",
+            "sphinx-copybutton>=0.5.2",
+            "sphinx-design>=0.6.1",
+        ],
         # The reference that tests compare with. PyPI's torch for Linux brings CUDA libraries; the CPU build
         # is smaller: add --extra-index-url https://download.pytorch.org/whl/cpu
         "oracle": ["torch==2.13.0"],

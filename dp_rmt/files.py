@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -194,13 +194,22 @@ def damage(folder: Path, pattern: str = "*") -> str | None:
     return f"{changed[0]} is not what was written" if changed else None
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def files_digest(paths: Sequence[Path]) -> str:
+    """The SHA-256 of the names and contents of some files, wherever they lie; the order counts."""
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, paths))
+    lines = [f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:

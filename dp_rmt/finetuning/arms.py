@@ -14,19 +14,23 @@ from typing import Any
 import jax
 from absl import logging
 
-from dp_rmt.files import explained
+from dp_rmt.files import explained, write_atomically
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.plan import build_mechanism, print_plans
+from dp_rmt.finetuning.release.base_model import BaseModel, base_model_of
+from dp_rmt.finetuning.release.card import KINDS, card_of
+from dp_rmt.finetuning.release.files import generation_config, released_tokenizer
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import samples, write_texts
-from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, flattened, is_secret
+from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, flatten, is_secret
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.reporting.advice import advice_lines
+from dp_rmt.reporting.model_card import FILE as CARD
 from dp_rmt.reporting.page import Run as ReportedRun
 from dp_rmt.reporting.page import results_table, write_report
 from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
@@ -117,7 +121,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
       FileExistsError: the workdir has the results of a run, but nothing to go on from.
       BlockingIOError: another process trains there.
     """
-    if processes.is_first() and not (arm.workdir / CONFIG_FILE).exists():
+    if processes.is_first():
         claim_workdir(arm.workdir, arm.settings)
     arm.run.train(
         arm.workdir,
@@ -130,7 +134,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
 
 def _writers(arm: Arm) -> Writers:
     chosen = arm.settings.writers
-    record = {key: value for key, value in flattened(as_json(arm.settings)).items() if not is_secret(key)}
+    record = {key: value for key, value in flatten(as_json(arm.settings)).items() if not is_secret(key)}
     return open_writers(
         chosen.to,
         arm.workdir,
@@ -236,19 +240,45 @@ def _locate(
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
     """Writes the model, and at the end of a decoder's run also its texts and their scores."""
-    _save_model(arm, params)
+    base = base_model_of(arm.settings, arm.task)
+    _save_model(arm, params, base)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes take no part
         scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
+        for kind in KINDS:  # once more, with these scores
+            if (arm.workdir / kind).exists():
+                text = card_of(arm.workdir, arm.settings, arm.task, base, kind)
+                write_atomically(arm.workdir / kind / CARD, text)
 
 
-def _save_model(arm: Arm, params: Params) -> None:
+def _save_model(arm: Arm, params: Params, base: BaseModel) -> None:
     """Saves the model with low-rank updates merged into its weights, and the updates also as a PEFT adapter."""
-    task = arm.task
+    task, settings = arm.task, arm.settings
     module, merged = without_lora(task.module, params)
-    save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
+    tokenizer = released_tokenizer(settings, task, base.name)
+    cards = {kind: {CARD: card_of(arm.workdir, settings, task, base, kind)} for kind in KINDS}
+    writes = generation_config(settings, task)
+    problem = None
+    if settings.model.head == "classification":
+        problem = "single_label_classification" if task.num_labels else "regression"
+    save_pretrained(
+        arm.workdir / "model",
+        module,
+        merged,
+        tokenizer=tokenizer,
+        label_names=task.label_names,
+        problem_type=problem,
+        files=cards["model"] | writes,
+    )
     if task.module.config.lora is not None:
-        name = task.base_model  # not the config's: the model of a synthetic task has a path of its own
-        save_adapter(arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable)
+        save_adapter(
+            arm.workdir / "adapter",
+            task.module,
+            params,
+            base_model_name_or_path=base.name,
+            trained=task.trainable,
+            tokenizer=tokenizer,
+            files=cards["adapter"] | writes,
+        )

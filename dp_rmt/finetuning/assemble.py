@@ -13,19 +13,21 @@ from jax.sharding import Mesh
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import defaults
-from dp_rmt.finetuning.geometry import geometry_of
+from dp_rmt.finetuning.geometry import Geometry, geometry_of
 from dp_rmt.finetuning.plan import Planned, build_mechanism, delta_for
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.stages import build_transforms, learning_rate_schedule
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
-from dp_rmt.finetuning.tasks.task import Task, resolve_model_path
+from dp_rmt.finetuning.tasks.task import Evaluator, Task, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_own_text_task, load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.run import Run, Seeds, prepare_run
 from dp_rmt.training.sharding_rules import SHARDING_RULES
 from dp_rmt.training.task import Task as TrainedTask
@@ -66,7 +68,11 @@ def load_task(settings: Settings, rows: Any = None, planned: Planned | None = No
         task = load_document_task(settings, settings.data.path, planned)
     else:
         task = load_glue_task(settings, planned)
-    return dataclasses.replace(task, base_model=resolve_model_path(settings.model.path))
+    base_model = resolve_model_path(settings.model.path)
+    folder = resolve_folder(base_model)
+    return dataclasses.replace(
+        task, base_model=base_model, base_folder=str(folder), base_content=content_digest(folder)
+    )
 
 
 def _check_delta(settings: Settings, num_examples: int, notes: Sequence[str]) -> None:
@@ -135,12 +141,13 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
+            "model.path.content": task.base_content,
             **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps", "advice")},
             # Left out where nothing is averaged, so that what was begun before there was this option can go on.
             **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
-            **({} if geometry is None else {f"whitening.{k}": v for k, v in settings.whitening.as_dict().items()}),
+            **({} if geometry is None else _coordinates(settings.whitening, geometry)),
         },
         facts=None if geometry is None else geometry.facts(),
         about=About(
@@ -151,15 +158,42 @@ def build_run(
             texts_of=task.prompts.split if task.prompts else None,
             coordinates_from=None if geometry is None else geometry.rows,
         ),
+        private_scores=private_scores(settings, mechanism.num_steps, delta, task),
     )
+
+
+def private_scores(settings: Settings, num_steps: int, delta: float, task: Task | None = None) -> PrivateScores | None:
+    """The noise of the scores of a run; None where its evaluation data is public.
+
+    Args:
+      settings: of the run.
+      num_steps: its updates.
+      delta: of its guarantee, and of that of the evaluation data.
+      task: has the evaluation data; None where the scores are to be priced and not released.
+    """
+    epsilon = settings.privacy.evaluation_epsilon
+    if epsilon is None:
+        return None
+    found = {} if task is None else task.evaluations
+    rows = {name: len(next(iter(arrays.values()))) for name, arrays in found.items()}
+    return PrivateScores(epsilon, delta, num_steps, settings.train.eval_every, rows)
+
+
+def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:
+    """The facts that the coordinates of a run depend on."""
+    facts = {f"whitening.{key}": value for key, value in whitening.as_dict().items()}
+    return facts if geometry.text_digest is None else facts | {"whitening.text.content": geometry.text_digest}
+
+
+def evaluators(settings: Settings, task: Task) -> dict[str, Evaluator]:
+    """``params -> scores`` for each of the task's evaluation data, by name."""
+    size = settings.train.eval_batch_size
+    return {name: task.evaluator(arrays, size) for name, arrays in task.evaluations.items()}
 
 
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
     """The part of the task that training needs."""
-    evaluators = {
-        name: task.evaluator(arrays, settings.train.eval_batch_size) for name, arrays in task.evaluations.items()
-    }
-    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators)
+    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators(settings, task))
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:

@@ -17,6 +17,7 @@ from dp_rmt.extras import extra
 from dp_rmt.files import damage, make_private_folder, write_digests
 from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
+from dp_rmt.training.identity import differences
 from dp_rmt.training.train_state import TrainState
 
 with extra("finetune"):
@@ -42,6 +43,7 @@ class Checkpoints:
       directory: the folder of the checkpoints. It is made with mode 0700, or closed to others if it is open to them,
         because the key of the noise is in it. All processes of a run must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
+        None reads a state that nobody goes on from, of whichever run.
       keep: how many of the newest checkpoints are kept; older ones are deleted once the next is saved.
       keep_best: how many of those with the best scores are kept, too.
       score: name of the score that decides which are the best, such as "eval/dev/accuracy".
@@ -54,7 +56,7 @@ class Checkpoints:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         keep: int = 2,
         keep_best: int = 0,
@@ -68,8 +70,9 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        facts = {**identity, "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
+        facts = {**(identity or {}), "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
         self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
+        self._only_reads = identity is None
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1
@@ -264,15 +267,12 @@ class Checkpoints:
         return start
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        names = sorted({*saved, *self._identity})
-        differences = [
-            f"  {name}: checkpoint {saved.get(name)!r}, now {self._identity.get(name)!r}"
-            for name in names
-            if saved.get(name) != self._identity.get(name)
-        ]
-        if differences:
+        if self._only_reads:
+            return
+        found = differences(saved, self._identity)
+        if found:
             raise ValueError(
-                f"the checkpoint in {self._directory} belongs to another experiment:\n" + "\n".join(differences) + "\n"
+                f"the checkpoint in {self._directory} belongs to another experiment:\n" + "\n".join(found) + "\n"
                 "Going on would reuse its noise on other batches or gradients, which lets the noise cancel out and "
                 "breaks the privacy guarantee. Give a new --workdir, or restore the settings above."
             )

@@ -115,5 +115,6 @@ def _classification_task(
             logits,
             lambda examples: tokenize_classification(examples, tokenizer, **layout),
             settings.train.eval_batch_size,
+            splits["train"].text_pairs is not None,
         ),
     )

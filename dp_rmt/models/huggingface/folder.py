@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from dp_rmt.extras import extra
+from dp_rmt.files import files_digest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _TORCH_WEIGHTS_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", "model.pt", "*.pth")
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
 _SENTENCEPIECE_FILES = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", *_SENTENCEPIECE_FILES)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", TOKENIZER_CONFIG, *_SENTENCEPIECE_FILES)
 
 
 def resolve_folder(folder_or_hub_name: str | os.PathLike[str]) -> Path:
@@ -135,6 +137,22 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
+def content_digest(folder: Path) -> str:
+    """The SHA-256 of a model's `config.json` and weights, by which a copy of the folder is known to be the same.
+
+    Args:
+        folder: a local model folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weight_files`.
+    """
+    index, shards = weight_files(folder)
+    return files_digest(sorted({folder / CONFIG_FILE, index, *shards}))
+
+
 def _check_is_inside(name: Any, named_in: Path) -> None:
     """Raises ValueError unless a name that stands in a file leads to a file below that file's folder.
 
@@ -170,7 +188,7 @@ def load_tokenizer(folder_or_hub_name: str | os.PathLike[str], *, vocab_size: in
             f"{folder} has no tokenizer files ({', '.join(_TOKENIZER_FILES)}); copy them from the model that "
             "this one was trained from, or save with save_pretrained(..., tokenizer=tokenizer)"
         )
-    _check_tokenizer_config(folder / "tokenizer_config.json")
+    _check_tokenizer_config(folder / TOKENIZER_CONFIG)
     _check_sentencepiece(folder)
     with extra("finetune"):
         import transformers  # here, not above: it takes seconds to import and models do not need it

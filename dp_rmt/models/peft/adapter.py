@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from dp_rmt.models.heads import MaskedLanguageModel
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.labels import in_file_order, in_label_order
 from dp_rmt.models.huggingface.names import LeafName, Model
+from dp_rmt.models.huggingface.saving import save_tokenizer
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
-from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules, module_of
+from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules, base_name, module_of
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
 
 with extra("finetune"):
@@ -40,6 +42,8 @@ def save_adapter(
     *,
     base_model_name_or_path: str,
     trained: str | None = None,
+    tokenizer: Any = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Saves the low-rank updates of a model as an adapter that `peft` puts on the base model.
 
@@ -52,6 +56,8 @@ def save_adapter(
         params: its parameters.
         base_model_name_or_path: the folder or hub name of the base model, as `peft` notes it down.
         trained: a regular expression of the paths that were trained; None for low-rank updates and classification head.
+        tokenizer: a transformers tokenizer to save with it.
+        files: further files of text by name, such as a model card.
 
     Raises:
         ValueError: the model has no LoRA, the parameters are not its own, or an adapter cannot hold what was trained.
@@ -86,6 +92,9 @@ def save_adapter(
     config = adapter_config(module, table, adapted, whole) | {"base_model_name_or_path": base_model_name_or_path}
     folder = Path(folder).expanduser().absolute()
     with whole_folder(folder, WEIGHTS_FILE) as new:
+        save_tokenizer(tokenizer, new)
+        for name, content in (files or {}).items():
+            (new / name).write_text(content, encoding="utf-8")
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
     logging.info("saved an adapter to %s", folder)
@@ -172,7 +181,7 @@ def _tensor_names(module: Model, leaf: LeafName) -> list[str]:
 
 
 def _tensor_name(module: Model, name: str) -> str:
-    return PREFIX + hf_names.prefixed_name(module.config.architecture, name)
+    return PREFIX + base_name(module, name)
 
 
 def _copies(module: Model, whole: list[LeafName], leaf: LeafName) -> list[str]:

@@ -105,7 +105,7 @@ def test_a_failed_save_leaves_the_old_folder_whole(tmp_path: Path) -> None:
     models.save_pretrained(tmp_path / "model", module, params)
 
     class Broken:
-        def save_pretrained(self, folder: Path) -> None:
+        def save_pretrained(self, folder: Path, **options: Any) -> None:
             raise OSError("disk full")
 
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
