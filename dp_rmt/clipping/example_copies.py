@@ -133,8 +133,7 @@ class _Evaluation:
                 return [self._repeated(eqn, inputs, place)]
             if _keeps_entries(eqn):
                 known[eqn.outvars[0]] = leaf, (*steps, name)
-        functions, params = eqn.primitive.get_bind_params(eqn.params)
-        outs = eqn.primitive.bind(*functions, *inputs, **params)
+        outs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
         return outs if eqn.primitive.multiple_results else [outs]
 
     def _repeated(self, eqn: Any, inputs: list[Any], place: int) -> jax.Array:
