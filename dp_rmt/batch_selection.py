@@ -8,6 +8,7 @@ step). Nothing is drawn ahead, so a resumed run sees the batches of an uninterru
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import secrets
 from collections.abc import Sequence
@@ -156,22 +157,26 @@ class UserSampling:
     seed: int
 
     def __post_init__(self) -> None:
-        numbers = number_users(self.users)
+        object.__setattr__(self, "users", number_users(self.users))
         wanted = "be at least 1 and an integer"
         rows = integer("rows_per_user", self.rows_per_user, wanted, lambda n: n >= 1)
-        sizes = np.bincount(numbers)
-        object.__setattr__(self, "users", numbers)
-        object.__setattr__(self, "rows_per_user", min(rows, int(sizes.max())))
-        of_users = PoissonSampling(len(sizes), self.sampling_probability, self.max_batch_size, self.seed)
-        object.__setattr__(self, "_of_users", of_users)
-        # The rows of user u are _rows[_starts[u]:_starts[u + 1]], ascending.
-        object.__setattr__(self, "_rows", np.argsort(numbers, kind="stable").astype(np.int32))
-        object.__setattr__(self, "_starts", np.append(0, np.cumsum(sizes)))
+        object.__setattr__(self, "rows_per_user", min(rows, max(map(len, self._rows))))
+        assert self._of_users  # its checks are this sampler's, too
+
+    @functools.cached_property
+    def _rows(self) -> list[np.ndarray]:
+        """The rows of each user, ascending."""
+        order = np.argsort(self.users, kind="stable").astype(np.int32)
+        return np.split(order, np.cumsum(np.bincount(self.users))[:-1])
+
+    @functools.cached_property
+    def _of_users(self) -> PoissonSampling:
+        return PoissonSampling(self.num_users, self.sampling_probability, self.max_batch_size, self.seed)
 
     @property
     def num_users(self) -> int:
         """How many users the data has."""
-        return len(self._starts) - 1  # type: ignore[attr-defined]
+        return len(self._rows)
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the rows of one step.
@@ -186,13 +191,12 @@ class UserSampling:
         Raises:
           ValueError: the step is negative.
         """
-        of_users, rows, starts = self._of_users, self._rows, self._starts  # type: ignore[attr-defined]
-        sampled = of_users.indices(step)
+        sampled = self._of_users.indices(step)
         # The stream of (seed, step, 0). No step has these words, since the last word of a number is not zero.
         rng = np.random.Generator(np.random.Philox(_entropy(self.seed, step).spawn(1)[0]))
         chosen = np.full((len(sampled), self.rows_per_user), -1, np.int32)
         for line, user in enumerate(sampled[sampled >= 0]):
-            of_user = rows[starts[user] : starts[user + 1]]
+            of_user = self._rows[user]
             if len(of_user) > self.rows_per_user:
                 of_user = of_user[np.sort(rng.choice(len(of_user), self.rows_per_user, replace=False, shuffle=False))]
             chosen[line, : len(of_user)] = of_user

@@ -18,18 +18,11 @@ from dp_rmt.batch_selection import PoissonSampling, UserSampling, max_batch_size
 from dp_rmt.clipping.auto import auto_clipped_grad
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
-from dp_rmt.clipping.per_example import (
-    ClippedGradient,
-    ClippingStyle,
-    Unit,
-    check_arguments,
-    clipped_grad,
-    l2_norm_bound,
-)
+from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
-from dp_rmt.types import PerExampleLosses
+from dp_rmt.types import PerExampleLosses, Unit
 
 ClippingMethod = Literal["auto", "vmap", "bookkeeping", "ghost"]
 

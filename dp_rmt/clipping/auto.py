@@ -11,8 +11,8 @@ from absl import logging
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
-from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, PerExample, Unit, clipped_grad
-from dp_rmt.types import Batch, Params, PerExampleLosses
+from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, PerExample, clipped_grad
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit
 
 
 def auto_clipped_grad(

@@ -22,13 +22,12 @@ from dp_rmt.clipping.per_example import (
     ClippedGradient,
     ClippingStyle,
     PerExample,
-    Unit,
     check_arguments,
     clip_factors,
     summed_over_microbatches,
 )
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
-from dp_rmt.types import Batch, Params, PerExampleLosses
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit
 
 Method = Literal["auto", "bookkeeping", "ghost"]
 

@@ -14,11 +14,9 @@ from dp_accounting import NeighboringRelation
 
 from dp_rmt.clipping.batch_leaves import num_examples, padding_mask, row_weights, users_and_rows
 from dp_rmt.clipping.coordinates import Coordinates
-from dp_rmt.types import Batch, Params, PerExampleLosses, check_leaves_are_real
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit, check_leaves_are_real
 
 ClippingStyle = Literal["flat", "automatic"]
-Unit = Literal["example", "user"]
-"""Whose gradient is clipped as one, and whose privacy that is: a row's, or that of a user with several rows."""
 
 AUTOMATIC_CLIPPING_STABILITY = 0.01
 """The gamma of automatic clipping (Bu et al. 2023, section 4), which keeps small gradients from being blown up."""

@@ -35,7 +35,8 @@ def make_train_step(
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
     ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
-    before the noise. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
+    before the noise. Where the mechanism's unit is a user, both have the rows of each user as their second axis, and
+    the metrics count users. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
     the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the noise,
     which is the same on every device because key and step are.
 
@@ -83,6 +84,7 @@ def make_train_step(
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
             padding = jnp.concatenate([padding for _, padding in groups])
+            padding = padding if mechanism.unit == "example" else jnp.all(padding, axis=1)
             metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
             metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
             metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)

@@ -22,7 +22,7 @@ from dp_rmt.clipping.per_example import clipped_grad
 
 SENSITIVITY = runpy.run_path(str(Path(__file__).parent / "test_sensitivity.py"))
 FIELDS, TOKENS, ROWS = (SENSITIVITY[name] for name in ("FIELDS", "TOKENS", "ROWS"))
-distance, examples, leafwise_losses = (SENSITIVITY[name] for name in ("distance", "examples", "leafwise_losses"))
+distance, leafwise_losses = SENSITIVITY["distance"], SENSITIVITY["leafwise_losses"]
 USERS, ROWS_PER_USER = 3, 4
 METHODS = ["vmap", "bookkeeping", "ghost"]
 ROUNDING = {"vmap": 2e-6, "bookkeeping": 5e-4, "ghost": 5e-4}
@@ -58,14 +58,31 @@ def replaced(batch, mask, value):
     }
 
 
+KINDS = ("any bits", "scaled", "ordinary")
+PARTNERS = ("other", "equal", "opposite", "nearly opposite")
+
+
 @st.composite
 def batches(draw):
     """Users with rows that are extreme, equal, or each other's negatives; and which of the rows are there."""
-    rows = [[draw(examples()) for _ in range(2)] * (ROWS_PER_USER // 2) for _ in range(USERS)]
-    batch = {name: np.stack([np.stack([row[name] for row in of_user]) for of_user in rows]) for name in rows[0][0]}
-    if draw(st.booleans()):  # a gradient is a row's x, w and v, or their products: pairs of rows cancel
-        batch["x"][:, 2:], batch["v"][:, 2:] = -batch["x"][:, :2], -batch["v"][:, :2]
-        batch["w"][:, 2:], batch["ids"][:, 2:] = batch["w"][:, :2], batch["ids"][:, :2]
+    rng, batch = np.random.default_rng(draw(st.integers(0, 2**32))), ordinary_batch(0)
+    for user in range(USERS):
+        kind, partner = draw(st.sampled_from(KINDS)), draw(st.sampled_from(PARTNERS))
+        for name in FIELDS:
+            rows = batch[name][user]
+            if kind == "any bits":
+                rows[:] = rng.integers(0, 2**32, rows.shape, np.uint32).view(np.float32)
+            else:
+                scale = 10.0 ** rng.integers(-40, 38) if kind == "scaled" else 1.0
+                with np.errstate(over="ignore"):
+                    rows[:] = scale * rng.integers(-4, 5, rows.shape)
+            # A row's gradient is x, w and v, or products of them that are linear in x and in v.
+            if partner != "other":
+                rows[2:] = rows[:2] if partner == "equal" or name == "w" else -rows[:2]
+            if partner == "nearly opposite" and name != "w":
+                rows[2:] += rng.integers(-1, 2, rows[2:].shape)
+        if partner != "other":
+            batch["ids"][user, 2:] = batch["ids"][user, :2]
     return batch, draw(hnp.arrays(bool, (USERS, ROWS_PER_USER)))
 
 
