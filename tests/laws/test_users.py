@@ -80,7 +80,8 @@ def batches(draw):
             if partner != "other":
                 rows[2:] = rows[:2] if partner == "equal" or name == "w" else -rows[:2]
             if partner == "nearly opposite" and name != "w":
-                rows[2:] += rng.integers(-1, 2, rows[2:].shape)
+                with np.errstate(all="ignore"):
+                    rows[2:] += rng.integers(-1, 2, rows[2:].shape)
         if partner != "other":
             batch["ids"][user, 2:] = batch["ids"][user, :2]
     return batch, draw(hnp.arrays(bool, (USERS, ROWS_PER_USER)))
