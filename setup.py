@@ -12,6 +12,7 @@ REPORT = ["matplotlib>=3.9"]
 FINETUNE = [
     "datasets>=4.0",
     "huggingface_hub>=1.0",
+    "jinja2>=3.1",  # what chat templates are written in; transformers asks for it only as one is used
     "ml-collections>=1.0",
     "orbax-checkpoint>=0.11.30",
     "sacrebleu>=2.5",

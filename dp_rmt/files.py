@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +29,8 @@ _METADATA = {"format": "pt", "producer": "dp_rmt"}  # transformers insists on a 
 def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     """Makes a new folder that takes the place of `folder` at the end.
 
-    A folder that was written by this function is replaced, and no other.
+    A folder that was written by this function is replaced, and no other. If `folder` is a symbolic link, the folder
+    that it leads to is replaced, and the link stays.
 
     Args:
         folder: an absolute path.
@@ -41,6 +42,7 @@ def whole_folder(folder: Path, weights_file: str) -> Iterator[Path]:
     Raises:
         FileExistsError: `folder` holds something else.
     """
+    folder = folder.resolve()
     if not _may_replace(folder, weights_file):
         raise FileExistsError(
             f"{folder} holds files that were not written by dp_rmt, or no {weights_file}; give a new folder, or remove "
@@ -64,6 +66,15 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     os.chmod(path, mode)
 
 
+def is_written_here(path: Path) -> bool:
+    """Tells whether a safetensors file was written by `save_tensors`."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def _may_replace(folder: Path, weights_file: str) -> bool:
     """Whether the place is free, an empty folder, or a folder that was written here."""
     if not folder.exists():
@@ -72,11 +83,7 @@ def _may_replace(folder: Path, weights_file: str) -> bool:
         return False
     if not any(folder.iterdir()):
         return True
-    try:
-        with safetensors.safe_open(folder / weights_file, "numpy") as file:
-            return (file.metadata() or {}).get("producer") == _METADATA["producer"]
-    except (OSError, safetensors.SafetensorError):
-        return False
+    return is_written_here(folder / weights_file)
 
 
 DIGESTS = "sha256.json"
@@ -119,23 +126,32 @@ def damage(folder: Path, pattern: str = "*") -> str | None:
     return f"{changed[0]} is not what was written" if changed else None
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def files_digest(paths: Sequence[Path]) -> str:
+    """The SHA-256 of the names and contents of some files, wherever they lie; the order counts."""
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, paths))
+    lines = [f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Replaces a file as a whole: a reader, or a crash at any moment, finds the old text or the new one.
 
     Args:
-      path: the file; its folder must exist.
+      path: the file; its folder must exist. A symbolic link stays, and the file that it leads to is replaced.
       text: its new content, written as UTF-8.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

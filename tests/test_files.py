@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from dp_rmt.files import close_to_others, make_private_folder, write_private
+from dp_rmt.files import close_to_others, make_private_folder, write_atomically, write_private
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 from dp_rmt.training import checkpoint
 from dp_rmt.training.checkpoint import Checkpoints
@@ -133,3 +133,14 @@ def test_checkpoints_that_an_earlier_version_left_open_are_closed(
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
     assert "was open to others (mode 0755)" in caplog.text
+
+
+def test_a_file_behind_a_symbolic_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "privacy.json", tmp_path / "disk" / "privacy.json"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        write_atomically(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert [path.name for path in target.parent.iterdir()] == ["privacy.json"]

@@ -3,14 +3,18 @@
 from dp_rmt.data.batches import evaluation_batches, gather_batch
 from dp_rmt.data.fingerprint import fingerprint
 from dp_rmt.data.model_fit import check_fits_model
+from dp_rmt.data.prompt_format import PromptFormat, prompt_format_of
 from dp_rmt.data.readers.document_tasks import DOCUMENT_TASKS, SENSITIVE, DocumentSet, load_documents
 from dp_rmt.data.readers.documents import Document, tokenize_documents
 from dp_rmt.data.readers.glue import Examples, GlueData, get_task, load_glue, read_tsv
 from dp_rmt.data.readers.glue_tasks import GLUE_TASKS, GlueTask, Infilling
-from dp_rmt.data.readers.labelled_table import LabelledTable, load_labelled_table
+from dp_rmt.data.readers.labelled_table import Columns, LabelledTable, load_labelled_table
+from dp_rmt.data.readers.own_pairs import OwnPairs, load_own_pairs
 from dp_rmt.data.readers.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.readers.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
+from dp_rmt.data.readers.tables import Extras, Source, read_tables
 from dp_rmt.data.readers.text_pairs import TextPairs, TextReferences
+from dp_rmt.data.readers.text_shapes import Shape
 from dp_rmt.data.tokens.completions import decode_completions, tokenize_completions, tokenize_prompts
 from dp_rmt.data.tokens.infilling import label_word_ids
 from dp_rmt.data.tokens.tokenize import tokenize_cached, tokenize_classification
@@ -23,13 +27,19 @@ __all__ = [
     "GLUE_TASKS",
     "SENSITIVE",
     "TABLE_TO_TEXT_TASKS",
+    "Columns",
     "Document",
     "DocumentSet",
     "Examples",
+    "Extras",
     "GlueData",
     "GlueTask",
     "Infilling",
     "LabelledTable",
+    "OwnPairs",
+    "PromptFormat",
+    "Shape",
+    "Source",
     "TableToText",
     "TextPairs",
     "TextReferences",
@@ -46,7 +56,10 @@ __all__ = [
     "load_documents",
     "load_glue",
     "load_labelled_table",
+    "load_own_pairs",
     "load_table_to_text",
+    "prompt_format_of",
+    "read_tables",
     "read_tsv",
     "text_scores",
     "tokenize_cached",

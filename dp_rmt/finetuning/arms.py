@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
+from dp_rmt.finetuning.plan import build_mechanism, print_plans
+from dp_rmt.finetuning.release.base_model import BaseModel, base_model_of
+from dp_rmt.finetuning.release.card import KINDS, card_of
+from dp_rmt.finetuning.release.files import generation_config, released_tokenizer
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
@@ -20,6 +27,7 @@ from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
 from dp_rmt.reporting.advice import advice_lines
+from dp_rmt.reporting.model_card import FILE as CARD
 from dp_rmt.reporting.page import Run as ReportedRun
 from dp_rmt.reporting.page import results_table, write_report
 from dp_rmt.reporting.privacy_statement import read_privacy, statement_table
@@ -55,12 +63,14 @@ class Arm:
     run: Run
 
 
-def prepare(settings: Settings, workdir: Path) -> list[Arm]:
+def prepare(settings: Settings, workdir: Path, rows: Any = None, *, shows_plan: bool = True) -> list[Arm]:
     """Checks everything and builds every arm; writes nothing but a new workdir's own files.
 
     Args:
       settings: settings of the experiment.
       workdir: a new or empty folder, or that of the same experiment, which is then resumed.
+      rows: one's own rows that a Python program holds, in the place of `data.path`.
+      shows_plan: whether the plan of every arm is printed, before the model is loaded.
 
     Returns:
       The arms, in order.
@@ -77,7 +87,9 @@ def prepare(settings: Settings, workdir: Path) -> list[Arm]:
     for name, with_paths in located.items():
         key = assemble.task_key(with_paths)
         if key not in tasks:
-            tasks[key] = assemble.load_task(with_paths)
+            alike = {other: each[other] for other, theirs in located.items() if assemble.task_key(theirs) == key}
+            planned = functools.partial(print_plans, alike) if shows_plan else None
+            tasks[key] = assemble.load_task(with_paths, rows, planned)
         run = assemble.build_run(with_paths, tasks[key], name=name)
         run.check(folders[name])
         arms.append(Arm(name, each[name], folders[name], tasks[key], run))
@@ -101,7 +113,7 @@ def train(arm: Arm, *, until: int | None = None) -> None:
       FileExistsError: the workdir has the results of a run, but nothing to go on from.
       BlockingIOError: another process trains there.
     """
-    if processes.is_first() and not (arm.workdir / CONFIG_FILE).exists():
+    if processes.is_first():
         claim_workdir(arm.workdir, arm.settings)
     arm.run.train(
         arm.workdir,
@@ -174,26 +186,52 @@ def _locate(
     if settings.synthetic is None:
         return each
     for arm in each.values():  # before minutes of pre-training: can epsilon be reached?
-        assemble.build_mechanism(arm, settings.synthetic.num_private_train)
+        build_mechanism(arm, settings.synthetic.num_private_train)
     claim_workdir(workdir, settings)
     return synthetic_task.prepare(each, workdir / "public")
 
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
     """Writes the model, and at the end of a decoder's run also its texts and their scores."""
-    _save_model(arm, params)
+    base = base_model_of(arm.settings, arm.task.base_model)
+    _save_model(arm, params, base)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes take no part
         scores = write_texts(arm.workdir, arm.task, params, arm.settings.generation, mesh)
         numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
         metrics.append(step, {f"eval/{arm.task.prompts.split}/{name}": x for name, x in numbers.items()})
+        for kind in KINDS:  # once more, with these scores
+            if (arm.workdir / kind).exists():
+                text = card_of(arm.workdir, arm.settings, arm.task, base, kind)
+                write_atomically(arm.workdir / kind / CARD, text)
 
 
-def _save_model(arm: Arm, params: Params) -> None:
+def _save_model(arm: Arm, params: Params, base: BaseModel) -> None:
     """Saves the model with low-rank updates merged into its weights, and the updates also as a PEFT adapter."""
-    task = arm.task
+    task, settings = arm.task, arm.settings
     module, merged = without_lora(task.module, params)
-    save_pretrained(arm.workdir / "model", module, merged, tokenizer=task.tokenizer, label_names=task.label_names)
+    tokenizer = released_tokenizer(settings, task, base.name)
+    cards = {kind: {CARD: card_of(arm.workdir, settings, task, base, kind)} for kind in KINDS}
+    writes = generation_config(settings, task)
+    problem = None
+    if settings.model.head == "classification":
+        problem = "single_label_classification" if task.num_labels else "regression"
+    save_pretrained(
+        arm.workdir / "model",
+        module,
+        merged,
+        tokenizer=tokenizer,
+        label_names=task.label_names,
+        problem_type=problem,
+        files=cards["model"] | writes,
+    )
     if task.module.config.lora is not None:
-        name = task.base_model  # not the config's: the model of a synthetic task has a path of its own
-        save_adapter(arm.workdir / "adapter", task.module, params, base_model_name_or_path=name, trained=task.trainable)
+        save_adapter(
+            arm.workdir / "adapter",
+            task.module,
+            params,
+            base_model_name_or_path=base.name,
+            trained=task.trainable,
+            tokenizer=tokenizer,
+            files=cards["adapter"] | writes,
+        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Hashable
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from absl import logging
@@ -12,15 +12,18 @@ from jax.sharding import Mesh
 
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
 from dp_rmt.denoising import matrix_view
-from dp_rmt.finetuning.geometry import geometry_of
-from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning import defaults
+from dp_rmt.finetuning.geometry import Geometry, geometry_of
+from dp_rmt.finetuning.plan import Planned, build_mechanism, delta_for
+from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.stages import build_transforms, learning_rate_schedule
 from dp_rmt.finetuning.tasks.classification import load_glue_task, load_labelled_task
 from dp_rmt.finetuning.tasks.documents import load_document_task
-from dp_rmt.finetuning.tasks.task import Task, delta_for, resolve_model_path
-from dp_rmt.finetuning.tasks.text import load_text_task
+from dp_rmt.finetuning.tasks.task import Evaluator, Task, resolve_model_path
+from dp_rmt.finetuning.tasks.text import load_own_text_task, load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.models.huggingface.folder import content_digest
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
@@ -31,11 +34,13 @@ from dp_rmt.training.train_state import Transforms
 from dp_rmt.trees import split_params
 
 
-def load_task(settings: Settings) -> Task:
+def load_task(settings: Settings, rows: Any = None, planned: Planned | None = None) -> Task:
     """Reads data and model, and checks that they fit each other.
 
     Args:
       settings: data, model, generation and seed are read, and privacy for the check of delta.
+      rows: the rows of one's own data that a Python program holds, in the place of `data.path`.
+      planned: is told the number of examples before the model is loaded, and may raise; None checks delta.
 
     Returns:
       A `Task`.
@@ -43,10 +48,31 @@ def load_task(settings: Settings) -> Task:
     Raises:
       ValueError, FileNotFoundError: something is missing, broken or does not fit; the message says what to do.
     """
-    loaders = dict.fromkeys(DOCUMENT_TASKS, load_document_task) | dict.fromkeys(TABLE_TO_TEXT_TASKS, load_text_task)
-    loaders |= {"labelled_table": load_labelled_task}
-    task = loaders.get(settings.data.task, load_glue_task)(settings)
-    return dataclasses.replace(task, base_model=resolve_model_path(settings.model.path))
+    if planned is None:
+        planned = functools.partial(_check_delta, settings)
+    own = {"labelled_table": load_labelled_task, "text_pairs": load_own_text_task, "documents": load_document_task}
+    if settings.data.task in own:
+        source = settings.data.path if rows is None else rows
+        if source is None:
+            raise ValueError(
+                f"config.data.task={settings.data.task!r} reads your own data: set --config.data.path to a file, a "
+                "folder or hub:NAME, or call dp_rmt.finetune(train=ROWS)"
+            )
+        task = own[settings.data.task](settings, source, planned)
+    elif rows is not None:
+        raise ValueError(f"config.data.task={settings.data.task!r} reads its own files and takes no rows: leave it out")
+    elif settings.data.task in TABLE_TO_TEXT_TASKS:
+        task = load_text_task(settings, planned)
+    elif settings.data.task in DOCUMENT_TASKS:
+        task = load_document_task(settings, settings.data.path, planned)
+    else:
+        task = load_glue_task(settings, planned)
+    base_model = resolve_model_path(settings.model.path)
+    return dataclasses.replace(task, base_model=base_model, base_content=content_digest(base_model))
+
+
+def _check_delta(settings: Settings, num_examples: int, notes: Sequence[str]) -> None:
+    delta_for(settings.privacy, num_examples)
 
 
 def task_key(settings: Settings) -> Hashable:
@@ -66,39 +92,6 @@ class TaskLoader:
         if self._last is None or self._last[0] != key:
             self._last = key, load_task(settings)
         return self._last[1]
-
-
-def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float]:
-    """The DP-SGD of a run on this many training examples, and its delta.
-
-    Args:
-      settings: privacy and train are read.
-      num_examples: rows of the training data.
-
-    Returns:
-      ``(mechanism, delta)``.
-
-    Raises:
-      ValueError: the batch does not fit the data, or epsilon cannot be reached.
-    """
-    privacy, train = settings.privacy, settings.train
-    delta = delta_for(privacy, num_examples)
-    options: dict[str, Any] = {
-        "num_examples": num_examples,
-        "expected_batch_size": privacy.expected_batch_size,
-        "num_steps": train.num_steps or max(1, round((train.epochs or 0) * num_examples / privacy.expected_batch_size)),
-        "clip": privacy.clip,
-        "max_batch_size": privacy.max_batch_size,
-        "batch_multiple_of": 1 if train.microbatch_size == "auto" else train.microbatch_size,
-        "accountant": privacy.accountant,
-    }
-    try:
-        if math.isinf(privacy.epsilon):
-            return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
-        options["l2_clip_norm"] = privacy.l2_clip_norm
-        return DPSGD.calibrated(epsilon=privacy.epsilon, delta=delta, **options), delta
-    except ValueError as error:
-        raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
 
 
 def build_run(
@@ -144,12 +137,13 @@ def build_run(
         nonprivate_metrics=privacy.nonprivate_metrics,
         identity={
             **{f"model.{key}": value for key, value in settings.model.as_dict().items()},
+            "model.path.content": task.base_content,
             **{f"train.{key}": getattr(train, key) for key in ("learning_rate", "schedule", "warmup_steps", "advice")},
             # Left out where nothing is averaged, so that what was begun before there was this option can go on.
             **({} if train.average_iterates is None else {"train.average_iterates": train.average_iterates}),
             "denoise": settings.denoise,
             "optimizer": settings.optimizer,
-            **({} if geometry is None else {f"whitening.{k}": v for k, v in settings.whitening.as_dict().items()}),
+            **({} if geometry is None else _coordinates(settings.whitening, geometry)),
         },
         facts=None if geometry is None else geometry.facts(),
         about=About(
@@ -163,12 +157,21 @@ def build_run(
     )
 
 
+def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:
+    """The facts that the coordinates of a run depend on."""
+    facts = {f"whitening.{key}": value for key, value in whitening.as_dict().items()}
+    return facts if geometry.text_digest is None else facts | {"whitening.text.content": geometry.text_digest}
+
+
+def evaluators(settings: Settings, task: Task) -> dict[str, Evaluator]:
+    """``params -> scores`` for each of the task's evaluation data, by name."""
+    size = settings.train.eval_batch_size
+    return {name: task.evaluator(arrays, size) for name, arrays in task.evaluations.items()}
+
+
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
     """The part of the task that training needs."""
-    evaluators = {
-        name: task.evaluator(arrays, settings.train.eval_batch_size) for name, arrays in task.evaluations.items()
-    }
-    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators)
+    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators(settings, task))
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:
@@ -181,7 +184,7 @@ def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> 
         return settings
     mechanism = DPSGD(
         num_examples=task.num_examples,
-        expected_batch_size=settings.privacy.expected_batch_size,
+        expected_batch_size=defaults.expected_batch_size(settings.privacy.expected_batch_size, task.num_examples),
         num_steps=1,
         l2_clip_norm=settings.privacy.l2_clip_norm,
         noise_multiplier=0.0,

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from collections.abc import Iterator
 
 from dp_rmt.finetuning.options import replaced
-from dp_rmt.finetuning.settings import DocumentTaskName, Settings, TextTaskName
+from dp_rmt.finetuning.settings import CAUSAL_TASKS, OWN_TASKS, Settings
 from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
 """The names of arms and jobs: neither "..", nor anything that a command takes for a flag."""
-
-_CAUSAL = (*typing.get_args(TextTaskName), *typing.get_args(DocumentTaskName))
 
 
 def arm_settings(settings: Settings) -> dict[str, Settings]:
@@ -48,14 +45,19 @@ def arm_settings(settings: Settings) -> dict[str, Settings]:
 def _complaints(settings: Settings) -> Iterator[str]:
     """What does not go together in the settings, in messages for the user."""
     data, model, privacy, train = settings.data, settings.model, settings.privacy, settings.train
-    if (train.epochs is None) == (train.num_steps is None):
-        yield "give exactly one of config.train.epochs and config.train.num_steps"
+    if train.epochs is not None and train.num_steps is not None:
+        yield "give config.train.epochs or config.train.num_steps, and not both; with neither a run has 3 epochs"
+    if data.task == "auto":
+        yield (
+            "config.data.task='auto' is what --train=DATA means without a task; in a file of settings, name one of "
+            f"{', '.join(OWN_TASKS)}"
+        )
     if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
-    if (data.task in _CAUSAL) != (model.head == "causal_lm"):
+    if (data.task in CAUSAL_TASKS) != (model.head == "causal_lm"):
         yield (
             f"config.data.task={data.task!r} and config.model.head={model.head!r} do not go together: "
-            f"{', '.join(_CAUSAL)} need 'causal_lm', the others one of the encoder's heads"
+            f"{', '.join(CAUSAL_TASKS)} need 'causal_lm', the others one of the encoder's heads"
         )
     if model.tuning != "full" and model.trainable != ".*":
         yield (

@@ -111,6 +111,15 @@ def read(
     if config is None and default is None:
         raise ValueError("--config is missing. Give a file of configs/, such as --config=configs/quickstart.py")
     settings = default() if config is None and default is not None else Settings.from_config(_called(config or ""))
+    return changed(settings, assignments)
+
+
+def changed(settings: Settings, assignments: Sequence[Assignment]) -> Settings:
+    """The settings with the changes of a command line, in order.
+
+    Raises:
+      ValueError: a key is unknown or a value cannot be used.
+    """
     for key, text in assignments:
         settings = _assigned(settings, key, text)
     return settings

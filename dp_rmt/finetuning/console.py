@@ -1,22 +1,28 @@
 """The installed program, ``dp-rmt COMMAND ...``. It is a door, so flags are allowed here.
 
-``dp-rmt finetune`` and ``sweep`` are the same code as ``python -m experiments.finetune`` and ``experiments.sweep``, and
-``dp-rmt audit`` as ``python -m experiments.audit --workdir=...``. Modules that load JAX are imported once the command
-line is known to be right, so that a mistake in it is answered at once.
+``dp-rmt finetune``, ``sweep`` and ``spent`` are the same code as ``python -m experiments.finetune``,
+``experiments.sweep`` and ``experiments.spent``, and ``dp-rmt audit`` as ``python -m experiments.audit --workdir=...``.
+Modules that load JAX are imported once the command line is known to be right, so that a mistake in it is answered at
+once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from dp_rmt import environment
 from dp_rmt.finetuning import command_line, shorthand
 from dp_rmt.finetuning.settings import Settings
+
+if TYPE_CHECKING:
+    from dp_rmt.finetuning.door import Finetuned
 
 INSTALLED = ("-m", "dp_rmt.finetuning.console", "finetune")
 """The arguments of Python with which a sweep runs a job."""
@@ -39,7 +45,7 @@ def main() -> None:
 def finetune(argv: list[str]) -> None:
     """Fine-tunes a model privately: settings in, a model, its report and its privacy statement out."""
     flags.DEFINE_string("model", None, "In place of --config: folder of a model, or its name on the hub.")
-    flags.DEFINE_string("train", None, "In place of --config: a CSV, TSV or JSONL file, a folder of such, or a task.")
+    flags.DEFINE_string("train", None, "In place of --config: a file of rows, a folder of such, hub:NAME, or a task.")
     flags.DEFINE_float("epsilon", None, "In place of --config: the privacy budget.")
     flags.DEFINE_string("workdir", None, "Folder of the run's files; default runs/<name of the settings>.")
     flags.DEFINE_string(
@@ -53,35 +59,34 @@ def finetune(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluates the models of a finished run again, and prints their scores as JSON."""
-    _define_workdir()
-    flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
-
-    def run() -> str:
-        from dp_rmt.finetuning.door import load_finetuned
-
-        return json.dumps(load_finetuned(flags.FLAGS.workdir, flags.FLAGS.arm).scores, indent=1)
-
-    _run(run, argv)
+    """Evaluates the model of a finished or stopped run again, and prints its scores as JSON."""
+    _ask(argv, lambda model: json.dumps(dict(model.scores), indent=1))
 
 
 def generate(argv: list[str]) -> None:
-    """Lets the model of a finished run write a text for every line of a file, and prints them as JSON lines."""
-    _define_workdir()
-    flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
+    """Lets the model of a finished or stopped run write a text for every line, and prints them as JSON lines."""
     flags.DEFINE_string("prompts", "-", "A text file with a prompt in each line; - reads the standard input.")
 
-    def run() -> str:
-        from dp_rmt.finetuning.door import load_finetuned
+    def answer(model: Finetuned) -> str:
+        prompts = [line for line in _lines(flags.FLAGS.prompts) if line.strip()]
+        written = model.generate(prompts)
+        return _json_lines({"prompt": prompt, "text": text} for prompt, text in zip(prompts, written, strict=True))
 
-        given = flags.FLAGS.prompts
-        text = sys.stdin.read() if given == "-" else Path(given).read_text(encoding="utf-8")
-        prompts = [line for line in text.splitlines() if line.strip()]
-        written = load_finetuned(flags.FLAGS.workdir, flags.FLAGS.arm).generate(prompts)
-        lines = ({"prompt": prompt, "text": text} for prompt, text in zip(prompts, written, strict=True))
-        return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    _ask(argv, answer)
 
-    _run(run, argv)
+
+def predict(argv: list[str]) -> None:
+    """Lets the model of a finished or stopped run classify every line, and prints the classes as JSON lines."""
+    flags.DEFINE_string(
+        "texts", "-", "A text file with a text in each line, or two with a tab between for pairs; - is standard input."
+    )
+
+    def answer(model: Finetuned) -> str:
+        rows = [line.split("\t") for line in _lines(flags.FLAGS.texts) if line.strip()]
+        found = model.predict_rows(rows)
+        return _json_lines({"texts": row, "prediction": name} for row, name in zip(rows, found, strict=True))
+
+    _ask(argv, answer)
 
 
 def report(argv: list[str]) -> None:
@@ -151,18 +156,76 @@ def audit(argv: list[str]) -> None:
     _run(run, argv)
 
 
+def push(argv: list[str]) -> None:
+    """Uploads a model, or an adapter, to the Hugging Face hub, unless a private file lies beside it."""
+    flags.DEFINE_string("folder", None, "The folder to upload: model/ or adapter/ of a run.", required=True)
+    flags.DEFINE_string("repo", None, "Name on the hub, as ORGANISATION/NAME.", required=True)
+    flags.DEFINE_bool("public", False, "Makes a new repository public; without it only its members see it.")
+
+    def run() -> str:
+        from dp_rmt.finetuning.release.push import push as upload
+
+        values = flags.FLAGS
+        return upload(Path(values.folder), values.repo, is_public=values.public)
+
+    _run(run, argv)
+
+
+def spent(argv: list[str]) -> None:
+    """Says what several runs on the same data have spent together."""
+    flags.DEFINE_list("workdirs", None, "Folders of runs on the same data, with commas between.", required=True)
+
+    def run() -> str:
+        from dp_rmt.finetuning.sweep.spending_table import spent_together
+
+        return spent_together([Path(folder) for folder in flags.FLAGS.workdirs])
+
+    _run(run, argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "finetune": finetune,
     "sweep": sweep,
     "audit": audit,
     "evaluate": evaluate,
     "generate": generate,
+    "predict": predict,
     "report": report,
+    "push": push,
+    "spent": spent,
 }
 
 
 def _define_workdir() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of a run, or of a copy.", required=True)
+
+
+def _ask(argv: list[str], answer: Callable[[Finetuned], str]) -> None:
+    """Prints what the model of a run answers, asked with the settings on the command line in the place of its own."""
+    _define_workdir()
+    flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
+    try:
+        argv, assignments = command_line.split(argv)
+    except ValueError as error:
+        command_line.stop(error)
+
+    def run() -> str:
+        from dp_rmt.finetuning.door import asked_again
+
+        values = flags.FLAGS
+        change = functools.partial(command_line.changed, assignments=assignments)
+        return answer(asked_again(Path(values.workdir), values.arm, change))
+
+    _run(run, argv)
+
+
+def _lines(path: str) -> list[str]:
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
 def _run(command: Callable[[], str | None], argv: list[str]) -> None:

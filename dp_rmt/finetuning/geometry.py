@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +28,14 @@ class Geometry(NamedTuple):
       top_shares: share of the largest eigenvalue of the inputs of each matrix, by path.
       fingerprint: of the maps, by which two runs can be seen to have had the same.
       rows: what the moments were taken from, in words.
+      text_digest: of the file of public text; None for random tokens.
     """
 
     coordinates: Coordinates
     top_shares: dict[str, float]
     fingerprint: str
     rows: str
+    text_digest: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the metrics say before the first step."""
@@ -73,8 +76,10 @@ def geometry_of(settings: Settings, task: Task) -> Geometry | None:
         for name, axis_map in coordinates.maps.items()
         for part in ("scale", "basis")
     }
-    rows = "random tokens" if whitening.text is None else f"the text of `{whitening.text}`"
-    return Geometry(coordinates, shares, fingerprint(maps), rows)
+    if whitening.text is None:
+        return Geometry(coordinates, shares, fingerprint(maps), "random tokens")
+    digest = hashlib.sha256(Path(whitening.text).expanduser().read_bytes()).hexdigest()
+    return Geometry(coordinates, shares, fingerprint(maps), f"the text of `{Path(whitening.text).name}`", digest)
 
 
 def _few(lengths: Sequence[int]) -> list[int]:

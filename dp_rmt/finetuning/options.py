@@ -61,6 +61,8 @@ class Group:
 
     WHERE: ClassVar[str] = "config"
     """The name of the group in messages."""
+    REFUSED: ClassVar[Mapping[str, str]] = {}
+    """What users ask for and do not get: the reason by the name of the option that it would be."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -135,7 +137,12 @@ def replaced(group: GroupT, changes: Any, where: str = "config") -> GroupT:
 
 
 def check_name(of: type[Group], name: str, where: str) -> None:
-    """Raises ValueError unless a group has an option of this name; the message suggests one and lists all."""
+    """Raises ValueError unless a group has an option of this name; the message suggests one and lists all.
+
+    For what is refused on purpose it says why.
+    """
+    if name in of.REFUSED:
+        raise ValueError(f"{where}.{name}: {of.REFUSED[name]}")
     if name not in kinds(of):
         raise ValueError(f"{where}.{name}: there is no such key; {close_to(name, list(kinds(of)))}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from dp_rmt.finetuning.options import Check, Group, group, option, replaced
 
@@ -12,16 +12,29 @@ Named = str | tuple[str, Mapping[str, Any]]
 """A function of the library by its name, alone or with options; see `dp_rmt.finetuning.transforms`."""
 
 GlueTaskName = Literal["sst2", "qnli", "qqp", "mnli", "rte", "mrpc", "cola", "stsb"]
-TextTaskName = Literal["e2e", "dart", "jsonl"]
+TextTaskName = Literal["e2e", "dart"]
 DocumentTaskName = Literal["customersim", "documents"]
-OwnTaskName = Literal["labelled_table"]
+OwnTaskName = Literal["auto", "labelled_table", "text_pairs"]
+CAUSAL_TASKS = (*get_args(TextTaskName), "text_pairs", *get_args(DocumentTaskName))
+"""The tasks of a decoder."""
+PUBLISHED_TASKS = (*get_args(GlueTaskName), *get_args(TextTaskName))
+"""The tasks whose data the hub has, for everybody."""
+OWN_TASKS = ("labelled_table", "text_pairs", "documents")
+"""The tasks of one's own data."""
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
 POSITIVE = Check("be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
 FRACTION = Check("be at least 0 and below 1", lambda x: 0 <= x < 1)
+SHARE = Check("be above 0 and below 1", lambda x: 0 < x < 1)
 LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
 DELTA = Check("be above 0 and below 1", lambda x: 0 < x < 1, "; leave it out for N^-1.1")
+PACKING = (
+    "texts are not packed into one sequence. A sequence is one example, the unit of privacy: in a packed one several "
+    "people's texts would share one clip norm, and one text more or less would shift all sequences after it, which the "
+    "guarantee does not cover. Short texts cost little here: config.data.length_groups splits a batch by length. Leave "
+    "the option out"
+)
 # `jax.random.key` keeps 32 bits of a seed, so that of longer ones two could be the same.
 PUBLIC_SEED = Check("be in [0, 2^32)", lambda seed: 0 <= seed < 2**32)
 SECRET_SEED = Check("be in [0, 2^128)", lambda seed: 0 <= seed < 2**128)
@@ -32,21 +45,45 @@ class Data(Group):
     """What is trained on."""
 
     WHERE: ClassVar[str] = "config.data"
+    REFUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(("packing", "packed", "pack"), PACKING)
     task: GlueTaskName | OwnTaskName | TextTaskName | DocumentTaskName = option(
         "sst2",
-        "A task of GLUE; labelled_table: labelled text of one's own; e2e, dart, jsonl: text from a source; "
-        "customersim, documents: text as it is.",
+        "A task of GLUE; labelled_table: labelled text of one's own; text_pairs: text from text of one's own; e2e, "
+        "dart: text from tables; customersim, documents: text as it is; auto: what the columns of one's own data say.",
     )
     path: str | None = option(
-        None, "Folder with the data's own files (of labelled_table, or the file itself); None takes them from the hub."
+        None,
+        "Folder with the data's own files; None takes those of a published task from the hub. One's own data may also "
+        "be a file (CSV, TSV, JSON, JSON Lines, Parquet), a folder of `datasets`, or hub:NAME.",
     )
-    text_columns: tuple[str, ...] = option(("text",), "Of labelled_table: the columns of the text, or of both texts.")
+    dev_path: str | None = option(None, "Of one's own data: a file of rows to evaluate on while training.")
+    test_path: str | None = option(None, "Of one's own data: a file of rows to evaluate on.")
+    dev_share: float | None = option(
+        None,
+        "Of one's own data: evaluates on this share of the training rows, which a hash of their text chooses.",
+        SHARE,
+    )
+    text_columns: tuple[str, ...] = option(
+        ("text",), "Of labelled_table: the columns of the text, or of both texts. Of documents: that of the text."
+    )
     label_column: str = option("label", "Of labelled_table: the column of the label.")
     labels: tuple[str, ...] = option(
         (), "Of labelled_table: names of all classes. Empty: those in the training rows, which then become public."
     )
+    regression: bool = option(False, "Of labelled_table: labels are numbers to be predicted, and not classes.")
+    drop_labels: tuple[str, ...] = option(
+        (), "Leaves out all rows with one of these labels, such as MNLI's '-'. The rows that are kept are protected."
+    )
+    source_column: str | None = option(None, "Of text_pairs: the column of the prompt; None recognises it.")
+    target_column: str | None = option(None, "Of text_pairs: the column of the text to learn; None recognises it.")
+    messages_column: str | None = option(None, "Of text_pairs: the column of whole conversations; None recognises it.")
+    prompt_format: Literal["auto", "template", "separator"] = option(
+        "auto",
+        "How prompt and answer are put together: by the tokenizer's chat template, or with a separator between. auto: "
+        "the template for text_pairs, if there is one.",
+    )
     train_split: Literal["train", "dev"] = option(
-        "train", "The split trained on; dev where DART's train file is not to be had. For e2e, dart and jsonl alone."
+        "train", "The split trained on; dev where DART's train file is not to be had. For e2e and dart alone."
     )
     cache_dir: str = option("~/.cache/dp_rmt", "Folder of tokenised data.")
     max_length: int = option(64, "Longest text in tokens; longer ones are cut.", POSITIVE)
@@ -87,7 +124,9 @@ class Model(Group):
         "full", "What trains: everything, low-rank updates, their factor B alone, or the biases alone."
     )
     trainable: str = option(
-        ".*", "Regular expression over the paths of parameters; the others are frozen. For tuning full alone."
+        ".*",
+        "Regular expression over the paths of parameters; the others are frozen, but for layers that the model's files "
+        "lack, which always train. For tuning full alone.",
     )
     lora: LoRA = group(LoRA, "Low-rank updates.")
     dtype: Literal["float32", "bfloat16"] = option(
@@ -109,7 +148,11 @@ class Privacy(Group):
         "flat", "Whether long gradients are shortened (flat), or all are normalised (automatic)."
     )
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
-    expected_batch_size: int = option(1000, "Mean size of a Poisson sample.", POSITIVE)
+    expected_batch_size: int | None = option(
+        None,
+        "Mean size of a Poisson sample. None: a tenth of the training examples as a power of two, at most 1000.",
+        POSITIVE,
+    )
     max_batch_size: int | None = option(
         None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
     )
@@ -129,8 +172,8 @@ class Train(Group):
     """The course of a run."""
 
     WHERE: ClassVar[str] = "config.train"
-    epochs: float | None = option(None, "Length of the run; give either epochs or num_steps.", POSITIVE)
-    num_steps: int | None = option(None, "Length of the run in updates; give either epochs or num_steps.", POSITIVE)
+    epochs: float | None = option(None, "Length of the run; None, and no num_steps either: 3 epochs.", POSITIVE)
+    num_steps: int | None = option(None, "Length of the run in updates, in the place of epochs.", POSITIVE)
     learning_rate: float = option(5e-4, "Largest learning rate, of whichever optimizer.", POSITIVE)
     schedule: Literal["linear", "constant"] = option("linear", "After the warm-up: linear goes to zero over the run.")
     warmup_steps: int = option(0, "Updates in which the learning rate rises linearly.", NOT_NEGATIVE)
@@ -227,6 +270,24 @@ class Generation(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Release(Group):
+    """What the model's card says and no file here can tell; all of it is published. A run can go on with another."""
+
+    WHERE: ClassVar[str] = "config.release"
+    base_model: str | None = option(
+        None, "Public name of the pre-trained model; None: its name on the hub, or the last part of its folder's path."
+    )
+    license: str | None = option(
+        None, "Licence, in the hub's letters, such as apache-2.0; None: that of the pre-trained model's own card."
+    )
+    language: tuple[str, ...] = option((), "Codes such as en; empty: those of the pre-trained model's own card.")
+    data_name: str | None = option(None, "Public name of the data; None: that of data from the hub.")
+    public_evaluations: tuple[str, ...] = option(
+        (), "Names of evaluation data that are public, such as dev. Scores on others are private, but for the hub's."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Synthetic(Group):
     """The project's own reviews, and a small encoder that is pre-trained on their public part."""
 
@@ -272,6 +333,7 @@ class Settings(Group):
     mesh: Mesh = group(Mesh, "How devices share the work.")
     checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
     generation: Generation = group(Generation, "How a trained decoder writes.")
+    release: Release = group(Release, "What the model's card says.")
     synthetic: Synthetic | None = dataclasses.field(
         default=None, metadata={"doc": "The project's own text and encoder; None: real data.", "check": None}
     )

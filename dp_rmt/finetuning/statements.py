@@ -1,4 +1,4 @@
-"""The part of a run's privacy statement that goes into a published record."""
+"""The privacy statement of a run as it may be published: without the command and the folders of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dp_rmt.reporting.privacy_statement import read_privacy
 
 
 def privacy_record(workdir: Path) -> dict[str, Any]:
-    """The content of privacy.json for a published record: without the command and the folders of this machine."""
+    """The content of privacy.json, without the command and the folders of this machine."""
     record = read_privacy(workdir)
     if record.get("about"):
         record["about"] |= {"command": None, "base_model": Path(record["about"]["base_model"] or "").name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from dp_rmt.extras import extra
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning.settings import Generation
-from dp_rmt.finetuning.tasks.task import Task
+from dp_rmt.finetuning.tasks.task import Prompts, Task
 from dp_rmt.generation import Beam, Greedy, Method, Sampling, generate_texts
 from dp_rmt.scoring import text_scores
 from dp_rmt.types import Params
@@ -20,6 +21,9 @@ with extra("finetune"):
     import tqdm
 
 TEXTS, SCORES = "texts.jsonl", "scores.json"
+WRITTEN_WITH = "generation.json"
+"""What the texts depend on beside the model: the prompts, and the settings that choose tokens."""
+_ONLY_SPEED = ("batch_size", "prompt_lengths")
 
 
 def decoding(settings: Generation) -> Method:
@@ -45,7 +49,8 @@ def write_texts(folder: Path, task: Task, params: Params, settings: Generation, 
 
     Args:
       folder: gets ``texts.jsonl`` (row, source, text, and the split that the source is taken from verbatim) and
-        ``scores.json``; texts and scores that are there already are not made again.
+        ``scores.json``; texts and scores that are there already are not made again, unless they were written with other
+        settings or for other prompts (``generation.json``).
       task: a task with prompts.
       params: all parameters of the task's module.
       settings: `config.generation`.
@@ -58,9 +63,10 @@ def write_texts(folder: Path, task: Task, params: Params, settings: Generation, 
       ValueError: a prompt does not fit the model.
     """
     assert task.prompts is not None
+    prompts, path = task.prompts, folder / TEXTS
+    _remove_others(folder, prompts, settings)
     if (folder / SCORES).exists():
         return json.loads((folder / SCORES).read_text())
-    prompts, path = task.prompts, folder / TEXTS
     texts = _written(path)
     rows = generate_texts(
         task.module,
@@ -93,6 +99,18 @@ def samples(folder: Path, count: int) -> list[dict[str, Any]]:
     path = folder / TEXTS
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     return sorted(lines, key=lambda line: line["row"])[:count]
+
+
+def _remove_others(folder: Path, prompts: Prompts, settings: Generation) -> None:
+    """Removes texts and scores of other settings or prompts, and notes down those that hold now."""
+    rows = json.dumps([prompts.split, [list(map(int, ids)) for ids in prompts.token_ids], list(prompts.references)])
+    facts = {name: value for name, value in settings.as_dict().items() if name not in _ONLY_SPEED}
+    text = json.dumps(facts | {"prompts": hashlib.sha256(rows.encode()).hexdigest()}, indent=1) + "\n"
+    noted = folder / WRITTEN_WITH
+    if not noted.exists() or noted.read_text(encoding="utf-8") != text:
+        for name in (SCORES, TEXTS):
+            (folder / name).unlink(missing_ok=True)
+        write_atomically(noted, text)
 
 
 def _written(path: Path) -> dict[int, str]:

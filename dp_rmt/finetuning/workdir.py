@@ -12,8 +12,14 @@ from dp_rmt.files import close_to_others, write_atomically, write_private
 from dp_rmt.finetuning.settings import Settings
 
 CONFIG_FILE = "config.json"
-NOT_THE_EXPERIMENT = ("mesh.", "checkpoints.")
-"""Groups that may differ between a run and its continuation: where it runs, and which checkpoints it keeps."""
+NOT_THE_EXPERIMENT = (
+    *("mesh.", "checkpoints.", "generation.", "release."),
+    *("train.eval_every", "train.eval_batch_size", "train.checkpoint_every", "data.max_eval_documents"),
+    *("data.path", "data.dev_path", "data.test_path", "data.cache_dir", "model.path", "whitening.text"),
+)
+"""Settings that may differ between a run and its continuation: where it runs, which checkpoints it keeps, how often it
+is evaluated and saved, how it writes and is released, and where its files lie. A checkpoint knows the rows and the
+pre-trained model by their content, and refuses to go on with others (`dp_rmt.training.checkpoint`)."""
 LAST_OF_THE_OLD_LAYOUT = "227de1b"
 """The last commit whose settings had groups `denoise` and `optimizer`."""
 
@@ -21,6 +27,7 @@ LAST_OF_THE_OLD_LAYOUT = "227de1b"
 def claim_workdir(workdir: Path, settings: Settings) -> None:
     """Makes the folder this experiment's, or makes sure that it already is.
 
+    Its ``config.json`` says the settings that the run goes on with, where they may differ from those it began with.
     Settings that give the seeds of sampling or noise are written so that others cannot read them.
 
     Args:
@@ -36,12 +43,14 @@ def claim_workdir(workdir: Path, settings: Settings) -> None:
     path = workdir / CONFIG_FILE
     record = as_json(settings)
     text = json.dumps(record, indent=2) + "\n"
+    is_new = not path.exists() or json.loads(path.read_text(encoding="utf-8")) != record
     if not _gives_seeds(record):
-        if not path.exists():
+        if is_new:
             write_atomically(path, text)
-    elif path.exists():
+        return
+    if path.exists():
         close_to_others(path)
-    else:
+    if is_new:
         write_private(path, text)
 
 
@@ -57,7 +66,7 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             )
         return
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): give a new --workdir, or put the file back") from error
     if isinstance(record.get("optimizer"), dict):
@@ -65,11 +74,11 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             f"{workdir} holds a run of an earlier dp_rmt, whose settings were laid out otherwise: commit "
             f"{LAST_OF_THE_OLD_LAYOUT} of dp_rmt finishes it; here give a new --workdir"
         )
-    saved, now = _flatten(record), _flatten(as_json(settings))
+    saved, now = flatten(record), flatten(as_json(settings))
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key) and not key.startswith(NOT_THE_EXPERIMENT)
+        if saved.get(key) != now.get(key) and not _of_the_arm(key).startswith(NOT_THE_EXPERIMENT)
     ]
     if differences:
         raise ValueError(
@@ -92,14 +101,28 @@ def is_secret(key: str) -> bool:
     return re.fullmatch(r"(?:.*\.)?privacy\.(?:sampling|noise)_seed", key) is not None
 
 
+def _of_the_arm(key: str) -> str:
+    """The dotted key as an arm's own settings have it.
+
+    >>> _of_the_arm("arms.noisy.train.eval_every"), _of_the_arm("train.eval_every")
+    ('train.eval_every', 'train.eval_every')
+    """
+    return key.split(".", 2)[2] if key.startswith("arms.") and key.count(".") > 1 else key
+
+
 def _gives_seeds(config: Mapping[str, Any]) -> bool:
-    return any(is_secret(key) and value is not None for key, value in _flatten(config).items())
+    return any(is_secret(key) and value is not None for key, value in flatten(config).items())
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries by dotted key; an empty one is a value.
+
+    >>> flatten({"privacy": {"epsilon": 3.0}, "arms": {}})
+    {'privacy.epsilon': 3.0, 'arms': {}}
+    """
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, sub in tree.items():
-        flat |= _flatten(sub, f"{prefix}.{name}".strip("."))
+        flat |= flatten(sub, f"{prefix}.{name}".strip("."))
     return flat

@@ -120,7 +120,7 @@ def _best_candidates(
     count = max(2, 1 + len(method.end_tokens)) * beams
     # The best of a row are among the best of each beam, so only the log-probabilities of those are needed.
     logits_RxN, ids_RxN = jax.lax.top_k(allowed_RxV, min(count, allowed_RxV.shape[1]))
-    gained_RxN = jnp.where(logits_RxN > -jnp.inf, log_probabilities(logits_RxV, ids_RxN), -jnp.inf)
+    gained_RxN = jnp.where(logits_RxN != -jnp.inf, log_probabilities(logits_RxV, ids_RxN), -jnp.inf)
     scores_BxKxN = state.open.scores_BxK[:, :, None] + gained_RxN.reshape(rows, beams, -1)
     per_beam = scores_BxKxN.shape[2]
     scores_BxC, chosen_BxC = jax.lax.top_k(scores_BxKxN.reshape(rows, -1), count)

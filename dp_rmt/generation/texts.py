@@ -80,10 +80,21 @@ def generate_texts(
                 ids_BxL, mask_BxL, rows_B = _batch(rows, chosen, batch_size, length)
                 generated = generate(module, params, ids_BxL, mask_BxL, method, rows_B=rows_B, mesh=mesh)
                 tokens_BxT, lengths_B = np.asarray(generated.tokens_BxT), np.asarray(generated.lengths_B)
+                _check_scores(chosen, np.asarray(generated.scores_B))
                 for row, tokens_T, count in zip(chosen, tokens_BxT, lengths_B):
                     yield row, _text(tokenizer, tokens_T[:count])
 
     return texts()
+
+
+def _check_scores(rows: Sequence[int], scores_B: np.ndarray) -> None:
+    """Raises if a row was written by logits that are not numbers, of which the largest would be token 0."""
+    wrong = [row for row, score in zip(rows, scores_B) if np.isnan(score)]
+    if wrong:
+        raise ValueError(
+            f"the logits of {len(wrong)} texts are NaN, the first for the prompt of row {wrong[0]}: the model has "
+            "diverged, or its dtype is too narrow; there is no text to write"
+        )
 
 
 def _with_end_token(method: Method, tokenizer: Any) -> Method:

@@ -10,32 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.models import encoder_families
+from dp_rmt.models.encoder_families import ENCODER_FAMILIES, EncoderFamily
 from dp_rmt.models.layers import ACTIVATIONS, EncoderLayer, embedding, layer_norm, stacked
 from dp_rmt.models.lora import LoRAConfig
 
-ARCHITECTURES = ("bert", "roberta")
 ENCODER_PROJECTIONS = ("query", "key", "value", "output", "intermediate")
 """The dense layers of an encoder layer. LoRA can target all; "output" names that of attention and of the other part."""
-
-# EncoderConfig field -> key of a Hugging Face config.json
-_HF_KEYS = {
-    "architecture": "model_type",
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-    "layer_norm_eps": "layer_norm_eps",
-    "pad_token_id": "pad_token_id",
-    "hidden_act": "hidden_act",
-}
-# These are the values that transformers assumes if a config.json leaves a key out.
-_HF_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "hidden_act": "gelu"},
-    "roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "hidden_act": "gelu"},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +24,19 @@ class EncoderConfig:
     """The shape of an encoder and how it computes.
 
     Attributes:
-        architecture: "bert" or "roberta", which differ in position ids and heads.
+        architecture: the kind of encoder by the `model_type` of its Hugging Face files, one of
+            `dp_rmt.models.encoder_families.ENCODER_FAMILIES`. They differ in position ids and heads.
         vocab_size: rows of the word embedding.
         hidden_size: width of the hidden states.
         num_layers: transformer layers, scanned and stacked.
         num_heads: attention heads; the number divides `hidden_size`.
         intermediate_size: width inside the feed-forward part.
         max_position_embeddings: rows of the position embedding (RoBERTa loses `pad_token_id + 1` of them).
-        type_vocab_size: rows of the token type embedding.
+        type_vocab_size: rows of the token type embedding; 0 if there is none.
         layer_norm_eps: added to the variance in layer normalisation.
         pad_token_id: id of the padding token.
         hidden_act: Hugging Face name of the activation, e.g. "gelu" (exact erf).
+        tie_word_embeddings: the word embedding is also the matrix of a masked language model's word scores.
         lora: low-rank updates of some of `ENCODER_PROJECTIONS`; None for none.
         dtype: compute dtype; parameters and logits are float32 whatever it is.
         remat: recompute each layer in the backward pass instead of keeping its activations.
@@ -73,15 +56,16 @@ class EncoderConfig:
     layer_norm_eps: float
     pad_token_id: int
     hidden_act: str = "gelu"
+    tie_word_embeddings: bool = True
     lora: LoRAConfig | None = None
     dtype: Any = jnp.float32
     remat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        if self.architecture not in ARCHITECTURES:
+        if self.architecture not in ENCODER_FAMILIES:
             raise ValueError(
-                f"architecture {self.architecture!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
+                f"architecture {self.architecture!r} is not supported; choose one of {', '.join(ENCODER_FAMILIES)}"
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {self.hidden_act!r} is not supported; choose one of {', '.join(ACTIVATIONS)}")
@@ -105,8 +89,13 @@ class EncoderConfig:
     @property
     def max_sequence_length(self) -> int:
         """The longest sequence in tokens. RoBERTa's positions start at pad_token_id + 1."""
-        offset = self.pad_token_id + 1 if self.architecture == "roberta" else 0
+        offset = self.pad_token_id + 1 if self.family.positions_after_padding else 0
         return self.max_position_embeddings - offset
+
+    @property
+    def family(self) -> EncoderFamily:
+        """What is particular to the kind of encoder."""
+        return ENCODER_FAMILIES[self.architecture]
 
     @classmethod
     def from_hf_config(
@@ -125,33 +114,11 @@ class EncoderConfig:
         Raises:
             ValueError: the model type or variant is not supported, or a key is missing.
         """
-        model_type = hf_config.get("model_type")
-        if model_type not in ARCHITECTURES:
-            raise ValueError(
-                f"model_type {model_type!r} in the Hugging Face config is not supported; supported: "
-                f"{', '.join(ARCHITECTURES)}"
-            )
-        for key, plain in (
-            ("position_embedding_type", "absolute"),
-            ("is_decoder", False),
-            ("add_cross_attention", False),
-        ):
-            if hf_config.get(key, plain) != plain:
-                raise ValueError(
-                    f"{key}={hf_config[key]!r} in the Hugging Face config is not supported; use a model with {plain!r}"
-                )
-        values = {**_HF_DEFAULTS[model_type], **hf_config}
-        missing = [key for key in _HF_KEYS.values() if key not in values]
-        if missing:
-            raise ValueError(
-                f"the Hugging Face config lacks {', '.join(missing)}; take config.json from the model's own folder"
-            )
-        fields = {field: values[key] for field, key in _HF_KEYS.items()}
-        return cls(**fields, dtype=dtype, remat=remat)
+        return cls(**encoder_families.fields_from_hf(hf_config), dtype=dtype, remat=remat)
 
     def to_hf_config(self) -> dict[str, Any]:
         """The keys of a Hugging Face `config.json` that describe the encoder."""
-        return {key: getattr(self, field) for field, key in _HF_KEYS.items()}
+        return encoder_families.fields_to_hf(self)
 
 
 def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
@@ -167,7 +134,7 @@ def position_ids(config: EncoderConfig, input_ids_BxL: jax.Array) -> jax.Array:
     Returns:
         An int array (B, L).
     """
-    if config.architecture == "bert":
+    if not config.family.positions_after_padding:
         return jnp.broadcast_to(jnp.arange(input_ids_BxL.shape[-1]), input_ids_BxL.shape)
     is_token = (input_ids_BxL != config.pad_token_id).astype(jnp.int32)
     return jnp.cumsum(is_token, axis=-1) * is_token + config.pad_token_id
@@ -186,16 +153,16 @@ class Embeddings(nn.Module):
 
         self.word_embeddings = table(config.vocab_size, "word_embeddings")
         self.position_embeddings = table(config.max_position_embeddings, "position_embeddings")
-        self.token_type_embeddings = table(config.type_vocab_size, "token_type_embeddings")
+        if config.type_vocab_size:
+            self.token_type_embeddings = table(config.type_vocab_size, "token_type_embeddings")
         self.layer_norm = layer_norm(eps=config.layer_norm_eps, name="layer_norm")
 
     def __call__(self, input_ids_BxL: jax.Array, token_type_ids_BxL: jax.Array) -> jax.Array:
-        """Embeds tokens: (B, L) ids to (B, L, D)."""
-        summed = (
-            self.word_embeddings(input_ids_BxL)
-            + self.token_type_embeddings(token_type_ids_BxL)
-            + self.position_embeddings(position_ids(self.config, input_ids_BxL))
-        )
+        """Embeds tokens: (B, L) ids to (B, L, D). Without a table of token types these are not read."""
+        summed = self.word_embeddings(input_ids_BxL)
+        if self.config.type_vocab_size:
+            summed += self.token_type_embeddings(token_type_ids_BxL)
+        summed += self.position_embeddings(position_ids(self.config, input_ids_BxL))
         return self.layer_norm(summed).astype(self.config.dtype)
 
 

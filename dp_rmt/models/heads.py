@@ -19,16 +19,23 @@ from dp_rmt.models.layers import ACTIVATIONS, dense, layer_norm
 class SequenceClassifier(nn.Module):
     """Maps a sequence to the logits W_c tanh(W_p h_0 + b_p) + b_c of its first token's hidden state h_0.
 
-    The parts are called `pooler` and `classifier` for both architectures. RoBERTa's checkpoints call them
-    `classifier.dense` and `classifier.out_proj`. There is no dropout, so the loss of an example is a function.
+    The parts are called `pooler` and `classifier` for all architectures. RoBERTa's checkpoints call them
+    `classifier.dense` and `classifier.out_proj`. DistilBERT has relu in the place of tanh. There is no dropout, so the
+    loss of an example is a function.
 
     Attributes:
         config: the encoder's configuration.
         num_labels: number of logits; 1 for regression.
+        fresh: which of these parts were drawn at random, because the file that was loaded lacks them. They train in
+            every tuning, and go along with every adapter (`dp_rmt.models.tuning.trainable_pattern`).
+        label_rows: for each logit its number in the file that was loaded, if that has the labels in another order; an
+            adapter, which is put on that file, has them in the file's order.
     """
 
     config: EncoderConfig
     num_labels: int
+    fresh: tuple[str, ...] = ()
+    label_rows: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)
@@ -49,11 +56,12 @@ class SequenceClassifier(nn.Module):
             (B, num_labels) float32 logits.
         """
         hidden_BxLxD = self.encoder(input_ids_BxL, attention_mask_BxL, token_type_ids_BxL)
-        return self.classifier(jnp.tanh(self.pooler(hidden_BxLxD[:, 0])))
+        pool = ACTIVATIONS[self.config.family.pooler_act]
+        return self.classifier(pool(self.pooler(hidden_BxLxD[:, 0])))
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """The head LayerNorm(act(W h + b)), and the bias of the word scores."""
+    """The head LayerNorm(act(W h + b)), the bias of the word scores, and their matrix if that is not the embedding."""
 
     config: EncoderConfig
 
@@ -61,13 +69,19 @@ class MaskedLanguageModelHead(nn.Module):
         config = self.config
         self.dense = dense(config.hidden_size, dtype=config.dtype, name="dense")
         self.layer_norm = layer_norm(eps=config.layer_norm_eps, name="layer_norm")
+        if not config.tie_word_embeddings:
+            self.decoder = dense(config.vocab_size, dtype=config.dtype, use_bias=False, name="decoder")
         self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Transforms hidden states (..., D) to (..., D) in the compute dtype."""
         # transformers' RoBERTa head is exact gelu, whatever hidden_act says. BERT's head follows hidden_act.
-        act = "gelu" if self.config.architecture == "roberta" else self.config.hidden_act
+        act = self.config.family.word_act or self.config.hidden_act
         return self.layer_norm(ACTIVATIONS[act](self.dense(hidden))).astype(self.config.dtype)
+
+    def untied_word_logits(self, transformed: jax.Array) -> jax.Array:
+        """The score of every word by a matrix of its own: (..., D) to (..., vocab)."""
+        return self.decoder(transformed)
 
     def with_bias(self, word_logits: jax.Array) -> jax.Array:
         """Adds the bias of each word's score: (..., vocab) to float32 (..., vocab)."""
@@ -83,13 +97,15 @@ LAYER_RULES[MaskedLanguageModelHead, "with_bias"] = LayerRule(_bias_rule)
 
 
 class MaskedLanguageModel(nn.Module):
-    """Maps token ids to logits over the vocabulary, E LayerNorm(act(W h + b)) + c, E the tied word embedding.
+    """Maps token ids to logits over the vocabulary, E LayerNorm(act(W h + b)) + c. E is the word embedding if tied.
 
     Attributes:
         config: the encoder's configuration.
+        fresh: ("mlm_head",) if the head was drawn at random, as in `SequenceClassifier`.
     """
 
     config: EncoderConfig
+    fresh: tuple[str, ...] = ()
 
     def setup(self) -> None:
         self.encoder = Encoder(self.config)
@@ -116,7 +132,8 @@ class MaskedLanguageModel(nn.Module):
         hidden = self.encoder(input_ids_BxL, attention_mask_BxL, token_type_ids_BxL)
         if positions_B is not None:
             hidden = jnp.take_along_axis(hidden, positions_B[:, None, None], axis=1)[:, 0]
-        return self.mlm_head.with_bias(self.encoder.word_logits(self.mlm_head(hidden)))
+        word_logits = self.encoder.word_logits if self.config.tie_word_embeddings else self.mlm_head.untied_word_logits
+        return self.mlm_head.with_bias(word_logits(self.mlm_head(hidden)))
 
 
 def init_params(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.heads import SequenceClassifier, init_params
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import Model
@@ -34,12 +35,14 @@ def trainable_pattern(tuning: str, module: Model, *, also: str | None = None) ->
     - "bias" trains the biases, those of layer normalisation included (Zaken et al. 2022; privately Bu et al. 2022).
 
     A classification head starts afresh, and trains with every tuning. For BERT that is the classifier; for RoBERTa it
-    is the pooler, too (transformers has both in one head).
+    is the pooler, too (transformers has both in one head). Whatever else `load_pretrained` drew at random
+    (`module.fresh`) trains with every tuning as well: a random layer that nobody trains and no adapter holds would make
+    another model of every folder that it is put on.
 
     Args:
         tuning: "full", "lora", "ffa_lora" or "bias".
         module: the model. It has a LoRA configuration for the two that train low-rank updates, and none for the others.
-        also: a regular expression of further paths that train, such as those of a fresh language model head.
+        also: a regular expression of further paths that train.
 
     Returns:
         The regular expression.
@@ -157,10 +160,30 @@ def parameter_shapes(module: Model) -> dict[tuple[str, ...], jax.ShapeDtypeStruc
     return flatten_dict(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
 
 
+def fresh_parts(module: Model) -> tuple[str, ...]:
+    """The parts of the head that were drawn at random, because the file that was loaded lacks them."""
+    return () if isinstance(module, CausalLanguageModel) else module.fresh
+
+
+def with_fresh_parts(trainable: str, module: Model) -> str:
+    """Adds to a regular expression over paths the fresh parts of a model that it does not match.
+
+    >>> from dp_rmt.models import EncoderConfig
+    >>> config = EncoderConfig("bert", 30, 16, 2, 2, 24, 8, 1, 1e-12, 0)
+    >>> with_fresh_parts("^classifier/", SequenceClassifier(config, num_labels=2, fresh=("classifier", "pooler")))
+    '^classifier/|^(pooler)/'
+    """
+    paths = ["/".join(path) for path in parameter_shapes(module)]
+    left_out = {path.split("/")[0] for path in paths if not re.search(trainable, path)}
+    missed = sorted(left_out & set(fresh_parts(module)))
+    return f"{trainable}|^({'|'.join(missed)})/" if missed else trainable
+
+
 def _head_pattern(module: Model) -> str | None:
-    """The paths of the head that is initialised as one with the classifier, if a file lacks it."""
-    if not isinstance(module, SequenceClassifier):
-        return None
-    table = hf_names.leaf_names(with_config(module, lora=None))
-    fresh = {leaf.group for leaf in table if leaf.path[0] == "classifier"}
-    return f"^({'|'.join(sorted({leaf.path[0] for leaf in table if leaf.group in fresh}))})/"
+    """The paths of what was initialised, and of the head that is initialised as one with the classifier."""
+    parts = set(fresh_parts(module))
+    if isinstance(module, SequenceClassifier):
+        table = hf_names.leaf_names(with_config(module, lora=None))
+        group = {leaf.group for leaf in table if leaf.path[0] == "classifier"}
+        parts |= {leaf.path[0] for leaf in table if leaf.group in group}
+    return f"^({'|'.join(sorted(parts))})/" if parts else None

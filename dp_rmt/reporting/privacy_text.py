@@ -13,6 +13,9 @@ from dp_rmt.reporting.provenance import Provenance
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """The false-alarm rates at which the statement says what can be detected."""
 
+RELEASE = "What may be released"
+"""The heading of the section that speaks of the files of a run's folder."""
+
 Section = tuple[str, list[str]]
 """A heading and its paragraphs, with Markdown's `code` and **bold** only."""
 
@@ -28,7 +31,7 @@ def sections(statement: PrivacyStatement) -> list[Section]:
         ("The guarantee", _guarantee(statement)),
         *audit,
         ("What it rests on", _conditions(statement)),
-        ("What may be released", _release(statement)),
+        (RELEASE, _release(statement)),
         ("What is not covered", _not_covered(statement)),
     ]
 

@@ -74,7 +74,7 @@ def glue_scores(metrics: Sequence[str], predictions: np.ndarray, labels: np.ndar
 
     Args:
         metrics: names in `SCORES`, as `GlueTask.metrics` holds them.
-        predictions: class numbers (N,), or scores for a regression task.
+        predictions: class numbers (N,), where a negative number is no class; or scores for a regression task.
         labels: the labels (N,), of the same kind.
 
     Returns:
@@ -96,7 +96,8 @@ def glue_scores(metrics: Sequence[str], predictions: np.ndarray, labels: np.ndar
             f" {predictions.shape} and {labels.shape}. Take the argmax over the classes first, and drop"
             " padding examples."
         )
-    num_bad = int(np.sum(~np.isfinite(predictions)))
+    is_class = np.issubdtype(predictions.dtype, np.integer)
+    num_bad = int(np.sum(predictions < 0 if is_class else ~np.isfinite(predictions)))
     if num_bad:
         raise ValueError(f"{num_bad} of {labels.size} predictions are not finite: the model has diverged.")
     return {name: SCORES[name](predictions, labels) for name in metrics}

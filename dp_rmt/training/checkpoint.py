@@ -33,6 +33,9 @@ class Checkpoints:
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
     to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
 
+    A fact that says where something lies, ``X``, may have another that says what it is, ``X.content``. Where checkpoint
+    and run both know the content, it alone must agree: a folder that was copied elsewhere goes on.
+
     `run` is the run's random id, that of the restored checkpoint or a new one. It says which run a ledger belongs to.
 
     Digests of all files are saved with each checkpoint. A checkpoint whose files have changed since is put aside, and
@@ -42,6 +45,7 @@ class Checkpoints:
       directory: the folder of the checkpoints. It is made with mode 0700, or closed to others if it is open to them,
         because the key of the noise is in it. All processes of a run must see it.
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
+        None reads a state that nobody goes on from, of whichever run.
       keep: how many of the newest checkpoints are kept; older ones are deleted once the next is saved.
       keep_best: how many of those with the best scores are kept, too.
       score: name of the score that decides which are the best, such as "eval/dev/accuracy".
@@ -54,7 +58,7 @@ class Checkpoints:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         keep: int = 2,
         keep_best: int = 0,
@@ -68,8 +72,9 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        facts = {**identity, "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
+        facts = {**(identity or {}), "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
         self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
+        self._only_reads = identity is None
         self._score = score if keep_best else None
         self._saving: int | None = None
         self._sign = 1 if best_is == "max" else -1
@@ -264,11 +269,13 @@ class Checkpoints:
         return start
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        names = sorted({*saved, *self._identity})
+        if self._only_reads:
+            return
+        now = self._identity
         differences = [
-            f"  {name}: checkpoint {saved.get(name)!r}, now {self._identity.get(name)!r}"
-            for name in names
-            if saved.get(name) != self._identity.get(name)
+            f"  {name}: checkpoint {saved.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted({*saved, *now})
+            if saved.get(name) != now.get(name) and not _is_known_otherwise(name, saved, now)
         ]
         if differences:
             raise ValueError(
@@ -299,6 +306,18 @@ class _Manager(ocp.CheckpointManager):
 def _committed(folder: Path) -> list[int]:
     """Steps of the checkpoints that are whole, which Orbax has renamed to their step."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _is_known_otherwise(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a fact need not agree: a place whose content both know, or a content that one of them does not know.
+
+    >>> facts = {"model.path": "/a", "model.path.content": "1"}
+    >>> _is_known_otherwise("model.path", facts, facts), _is_known_otherwise("model.path", facts, {"model.path": "/b"})
+    (True, False)
+    """
+    place = name.removesuffix(".content")
+    both_know = f"{place}.content" in saved and f"{place}.content" in now
+    return both_know if name == place else place in now and not both_know
 
 
 def _goodness(metrics: Mapping[str, float]) -> float:

@@ -233,8 +233,7 @@ def ways_on(workdir: Path, *, seeds_given: bool) -> str:
     text = (
         "To begin again would spend the data a second time and overwrite the model of the first. Either put "
         f"{workdir / 'checkpoints'} back as they were, and the same command goes on from there; or give a new "
-        f"--workdir and account for both runs: `python -m experiments.spent --workdirs={workdir},NEW` says what they "
-        "cost together."
+        f"--workdir and account for both runs: `dp-rmt spent --workdirs={workdir},NEW` says what they cost together."
     )
     if seeds_given:
         text += (

@@ -109,9 +109,22 @@ def causal_lm_loss(logits_BxLxV: jax.Array, input_ids_BxL: jax.Array, loss_mask_
     return jnp.where(is_target, losses, 0).sum(axis=-1) / jnp.maximum(is_target.sum(axis=-1), 1)
 
 
+NO_CLASS = -1
+"""What `predictions` gives for logits that are not numbers."""
+
+
 def predictions(logits_BxC: jax.Array) -> jax.Array:
-    """Predicted class of each example, or the score itself for regression."""
-    return logits_BxC[:, 0] if logits_BxC.shape[-1] == 1 else jnp.argmax(logits_BxC, axis=-1)
+    """Predicted class of each example, or the score itself for regression.
+
+    Logits among which one is NaN predict no class (-1). The largest of them would be class 0, or whichever is NaN
+    first.
+
+    >>> predictions(jnp.array([[1.0, 2.0], [jnp.nan, 2.0]])).tolist()
+    [1, -1]
+    """
+    if logits_BxC.shape[-1] == 1:
+        return logits_BxC[:, 0]
+    return jnp.where(jnp.isnan(logits_BxC).any(axis=-1), NO_CLASS, jnp.argmax(logits_BxC, axis=-1))
 
 
 def _next_token_losses(

@@ -17,6 +17,7 @@ from dp_rmt.finetuning.settings import Whitening
 from dp_rmt.geometry.layer_moments import layer_moments
 from dp_rmt.geometry.whitening import coordinates_of, whiten_inputs, whitened_coordinates
 from dp_rmt.types import Params
+from experiments.benchmarks.matrix_flops import matrix_flops
 from experiments.benchmarks.rounds import alternate, median_ratio
 from experiments.benchmarks.step.models import Workload
 
@@ -100,8 +101,9 @@ def measure_updates(
       progress: called with one line at a time.
 
     Returns:
-      For the noisy update and each arm: seconds, ``time_ratio`` to the noisy update of the same round, and the bytes
-      that its compiled program needs beside its arguments and results, and for its state.
+      For the noisy update and each arm: seconds, ``time_ratio`` to the noisy update of the same round, the operations
+      of its matrix products (without those of decompositions), and the bytes that its compiled program needs beside
+      its arguments and results, and for its state.
 
     Raises:
       ValueError: an arm is unknown.
@@ -109,12 +111,16 @@ def measure_updates(
     if unknown := sorted(set(arms) - {*get_args(Backend), *WHITENED}):
         known = ", ".join((*get_args(Backend), *WHITENED))
         raise ValueError(f"--updates={','.join(unknown)} is unknown; choose among {known}")
-    runs, programs, states = {}, {}, {}
+    batch_size = len(jax.tree.leaves(workload.batch)[0])
+    trips = batch_size // (microbatch_size or batch_size)
+    runs, programs, states, flops = {}, {}, {}, {}
     for name in (NOISY, *arms):
         progress(f"compiling the {name} update")
         update, states[name] = make_update(workload, name, l2_clip_norm=l2_clip_norm, microbatch_size=microbatch_size)
         arguments = (workload.trainable, workload.frozen, workload.batch, states[name])
-        programs[name] = jax.jit(update).lower(*arguments).compile()
+        traced = jax.jit(update).trace(*arguments)
+        flops[name] = matrix_flops(traced.jaxpr, while_trips=trips)
+        programs[name] = traced.lower().compile()
         runs[name] = functools.partial(_run, programs[name], arguments)
     for name, run in runs.items():
         progress(f"first {name} update")
@@ -126,6 +132,8 @@ def measure_updates(
             "seconds_of_rounds": seconds,
             "seconds": statistics.median(seconds),
             "time_ratio": median_ratio(seconds, rounds[NOISY]),
+            "matrix_flops": flops[name],
+            "matrix_flops_ratio": flops[name] / flops[NOISY],
             "temporary_bytes": programs[name].memory_analysis().temp_size_in_bytes,
             "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(states[name])),
             "microbatch_size": microbatch_size,

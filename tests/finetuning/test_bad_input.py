@@ -75,8 +75,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
             ["config.optimizer: adamw: b1 must be at least 0 and below 1"],
         ),
         ({"train.warmup_steps": 3}, ["config.train.warmup_steps=3 must be less than the 3 steps"]),
-        ({"train.epochs": 1.0}, ["exactly one of config.train.epochs and config.train.num_steps"]),
-        ({"train.num_steps": None}, ["exactly one of config.train.epochs and config.train.num_steps"]),
+        ({"train.epochs": 1.0}, ["config.train.epochs or config.train.num_steps, and not both"]),
+        ({"data.task": "auto"}, ["config.data.task='auto'", "name one of labelled_table, text_pairs, documents"]),
+        ({"data.packing": True}, ["config.data.packing: texts are not packed", "the unit of privacy"]),
         ({"data.length_groups": (12, "long")}, ["config.data.length_groups[1] must be an integer, got 'long'"]),
         ({"data.max_train_examples": 0}, ["config.data.max_train_examples must be above 0, got 0"]),
     ],
@@ -117,7 +118,7 @@ def test_a_config_is_named_like_a_folder(make_config: MakeConfig, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"privacy.expected_batch_size": 121}, ["at most the 120 training examples, got 121"]),
+        ({"privacy.expected_batch_size": 121}, ["expected_batch_size=121 is more than there are", "give None for 16"]),
         ({"privacy.max_batch_size": 30}, ["max_batch_size 30 must be a multiple of 8"]),
         (
             {"privacy.epsilon": 1e-6, "privacy.delta": 1e-12},
@@ -136,7 +137,7 @@ def test_privacy_that_does_not_fit_the_data(
 
 def test_privacy_is_checked_before_the_synthetic_task_is_made(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"privacy.expected_batch_size": 1024, "synthetic": {"num_private_train": 1000}})
-    assert_refused(config, tmp_path / "run", ValueError, "at most the 1000 training examples, got 1024")
+    assert_refused(config, tmp_path / "run", ValueError, "on 1000 training examples", "=1024 is more than there are")
 
 
 def test_the_paths_of_the_synthetic_task_are_not_written_into_the_config(

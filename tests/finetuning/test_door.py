@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def test_it_predicts_what_it_was_scored_by(finetuned: dp_rmt.Finetuned, reviews:
     logits = finetuned.logits(texts)
     assert logits.shape == (30, 2)
     assert predicted == [("bad", "good")[number] for number in logits.argmax(axis=1)]
+    diverged = dataclasses.replace(finetuned, params=jax.tree.map(lambda leaf: leaf * np.nan, finetuned.params))
+    with pytest.raises(ValueError, match=rf"the logits of {len(texts)} of {len(texts)} texts are NaN, the first at"):
+        diverged.predict(texts)
     with pytest.raises(ValueError, match="'classification' writes no text; use predict"):
         finetuned.generate(["a"])
 
@@ -134,10 +138,9 @@ def test_mistakes_are_named(
 def test_a_few_words_become_settings(tmp_path: Path) -> None:
     settings = settings_from("m", "sst2", 3)
     assert (settings.model.path, settings.data.task, settings.privacy.epsilon) == ("m", "sst2", 3.0)
-    assert (settings.train.epochs, settings.train.num_steps) == (3.0, None)
+    assert (settings.train.epochs, settings.train.num_steps) == (None, None)  # which is 3 epochs
     assert settings_from("m", "sst2", 3, {"epochs": 1}).train.epochs == 1.0
     assert settings_from("m", "e2e", math.inf).model.head == "causal_lm"
     own = settings_from("m", tmp_path, 3, {"data": {"task": "dart"}, "lora": {"rank": 4}, "tuning": "lora"})
     assert (own.data.task, own.data.path, own.model.head) == ("dart", str(tmp_path), "causal_lm")
     assert (own.model.tuning, own.model.lora.rank) == ("lora", 4)
-    assert settings_from("m", tmp_path, 3).data.task == "labelled_table"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import itertools
@@ -10,7 +9,7 @@ import json
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors
+from seed_spellings import holders, key_of, spellings
 
 from dp_rmt.finetuning import arms, workdir
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, report
 from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.finetuning.sweep.jobs import load_sweep
-from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import run as training_run
 from dp_rmt.training.metrics import read_metrics
 
@@ -81,10 +80,6 @@ def runs(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     return Runs(folder / "resumed", folder / "whole", drawn, config)
 
 
-def key_of(seed: int) -> list[int]:
-    return np.asarray(jax.random.key_data(noise_key(seed))).tolist()
-
-
 @pytest.mark.thorough
 def test_a_run_of_drawn_seeds_goes_on_with_them(runs: Runs) -> None:
     """The second process draws others, which it must not use: neither for the samples nor for the noise."""
@@ -121,26 +116,6 @@ def test_seeds_that_are_left_out_are_drawn_for_every_run_and_arm(make_config: Ma
 # ---- What a run leaves ----------------------------------------------------------------------------------------------
 
 
-def spellings(seed: int) -> list[bytes]:
-    """How a 128-bit seed, or the key of its noise, could stand in a file."""
-    numbers = [str(seed), f"{seed:x}", f"{seed:X}", repr(float(seed))]
-    binary = [seed.to_bytes(16, order) for order in ("little", "big")]
-    for words in (key_of(seed), np.random.SeedSequence(seed).generate_state(4).tolist()):
-        numbers += [str(word) for word in words]
-        numbers += [str(words[0] << 32 | words[1]), str(words[1] << 32 | words[0]), f"{words[0]:08x}{words[1]:08x}"]
-        binary += [np.array(words, dtype).tobytes() for dtype in ("<u4", ">u4", "<u8", ">u8", "<f4", "<f8")]
-    binary += [part for whole in binary[:2] for part in (whole[:8], whole[8:])]
-    return [number.encode() for number in numbers] + binary + [base64.b64encode(each) for each in binary]
-
-
-def holders(folder: Path, secrets: Sequence[int]) -> set[str]:
-    """The files in which one of them stands."""
-    wanted = [spelling for secret in secrets for spelling in spellings(secret)]
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    contents = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return {name for name, content in contents.items() if any(spelling in content for spelling in wanted)}
-
-
 def test_the_scan_finds_every_spelling(tmp_path: Path) -> None:
     seed, other = random.Random(1).getrandbits(128), random.Random(2).getrandbits(128)
     for number, spelling in enumerate(spellings(seed)):
@@ -163,16 +138,17 @@ def test_seeds_and_keys_stand_in_checkpoints_alone_and_in_a_config_that_gives_th
 
 @pytest.mark.thorough
 def test_a_model_is_released_without_the_config_of_its_run(runs: Runs) -> None:
+    """The card says what was chosen for training; names, paths and the layout of the settings stay here."""
     folder, config = runs.resumed, runs.config
-    assert {path.name for path in (folder / "adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
-    names = {path.name for path in (folder / "model").iterdir()}
-    assert {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors"} | tokenizer
+    for kind, own in (
+        ("adapter", {"adapter_config.json", "adapter_model.safetensors", "README.md"}),
+        ("model", {"config.json", "model.safetensors", "README.md"}),
+    ):
+        names = {path.name for path in (folder / kind).iterdir()}
+        assert own <= names <= own | tokenizer
     keys = [f'"{key}"' for group in (config.privacy, config.train, config.data) for key in group.as_dict()]
-    traces = [*keys, *map(str, MARKS.values()), str(config.data.path), str(folder), "noise_multiplier"]
+    traces = [*keys, MARKS["name"], str(config.data.path), str(config.model.path), str(folder)]
     for path in itertools.chain(*((folder / name).iterdir() for name in ("model", "adapter"))):
         content = path.read_bytes()
         assert [trace for trace in traces if trace.encode() in content] == [], path

@@ -50,6 +50,7 @@ def test_the_words_of_an_option_are_those_that_the_library_knows() -> None:
 
 
 BAD: dict[str, Any] = {
+    "data.dev_share": 0.0,
     "data.max_length": 0,
     "data.length_groups": (12, 0),
     "data.max_train_examples": 0,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.assemble import load_task
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.finetuning.tasks.text import load_text_task
 from dp_rmt.models import load_pretrained
 from dp_rmt.models.peft.adapter import load_adapter
 from dp_rmt.training.losses import completion_losses
@@ -136,9 +136,9 @@ def test_the_saved_model_has_the_loss_that_was_reported(whole: tuple[Path, arms.
 @pytest.mark.parametrize("most", [None, 3, 100])
 def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> None:
     """With dev trained on, the loss is watched on the rows that are written for."""
-    every = load_text_task(text_config()).prompts.sources
+    every = load_task(text_config()).prompts.sources
     assert len(every) == len(set(every)) > 9
-    task = load_text_task(text_config({"data.train_split": "dev", "generation.max_prompts": most}))
+    task = load_task(text_config({"data.train_split": "dev", "generation.max_prompts": most}))
     assert task.prompts.sources == every[:: math.ceil(len(every) / most) if most else 1]
     assert task.num_examples == 12
     assert task.evaluations.keys() == {"test"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dp_rmt import models
-from dp_rmt.generation import Greedy, Sampling, generate, generate_texts
+from dp_rmt.generation import Beam, Greedy, Sampling, generate, generate_texts
 
 WORDS = ["</s>", "the", "cat", "sat", "on", "a", "mat", "and", "ate", "red", "fish"]
 LIMIT = 32
@@ -103,6 +103,15 @@ def test_a_text_ends_at_the_end_token_of_the_method_or_else_of_the_tokenizer() -
 def test_padded_length_leaves_room_for_what_is_new() -> None:
     """Of 32 positions 6 are for new tokens: prompts of up to 26, though a padded length of 30 was asked for."""
     assert len(texts(Greedy(max_new_tokens=6), ["the " * 20, "the " * 26], prompt_lengths=(30,))) == 2
+
+
+@pytest.mark.parametrize("method", [Greedy(max_new_tokens=2), Beam(max_new_tokens=2, num_beams=2), METHOD])
+def test_logits_that_are_not_numbers_write_no_text(method: Any) -> None:
+    module, params = decoder()
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    found = generate_texts(module, broken, Tokenizer(), ["the cat", "fish"], method, batch_size=2, prompt_lengths=(2,))
+    with pytest.raises(ValueError, match="the logits of 2 texts are NaN, the first for the prompt of row 0"):
+        list(found)
 
 
 @pytest.mark.parametrize(

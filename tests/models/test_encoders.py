@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt import models
+from dp_rmt import clipped_grad, ghost_clipped_grad, models
 from dp_rmt.models.encoder import position_ids
+from dp_rmt.training.losses import infilling_logits, label_losses
 
 pytestmark = pytest.mark.thorough
 
@@ -25,6 +26,8 @@ FOLDERS = {
     "roberta_classifier": "classification",
     "bert_mlm": "masked_lm",
     "roberta_mlm": "masked_lm",
+    "distilbert_classifier": "classification",
+    "distilbert_mlm_untied": "masked_lm",
 }
 every_model = pytest.mark.parametrize("name", FOLDERS)
 # Between them both architectures and both heads, for what takes long to compile.
@@ -38,7 +41,8 @@ def load(name: str, **options: Any) -> Any:
 
 def golden(name: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     arrays = np.load(GOLDENS / name / "inputs_outputs.npz")
-    return (arrays["input_ids"], arrays["attention_mask"], arrays["token_type_ids"]), arrays["logits"]
+    types = arrays.get("token_type_ids", np.zeros_like(arrays["input_ids"]))
+    return (arrays["input_ids"], arrays["attention_mask"], types), arrays["logits"]
 
 
 @every_model
@@ -51,6 +55,31 @@ def test_logits_are_those_of_torch(name: str) -> None:
     if FOLDERS[name] == "masked_lm":
         logits, expected = np.asarray(logits)[is_token], expected[is_token]
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["bookkeeping", "ghost"])
+def test_ghost_clipping_counts_a_matrix_of_word_scores_and_no_token_types(method: str) -> None:
+    module, params = load("distilbert_mlm_untied")
+    assert params["mlm_head"]["decoder"]["kernel"].shape == (32, 100)
+    assert "token_type_embeddings" not in params["encoder"]["embeddings"]
+    (ids, mask, types), _ = golden("distilbert_mlm_untied")
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "mask_position": np.array([3, 0, 2, 0])}
+    batch = {name: array[:, :6] if array.ndim == 2 else array for name, array in batch.items()}
+    batch["label"] = np.array([0, 1, 1, 0], np.int32)
+    logits = infilling_logits(module, np.array([5, 9]))
+
+    def losses(params: Any, batch: Any) -> jax.Array:
+        return label_losses(logits(params, batch), batch["label"])
+
+    expected, plain = jax.jit(clipped_grad(losses, l2_clip_norm=0.5))(params, batch, is_padding_example=None)
+    found, ghost = jax.jit(ghost_clipped_grad(losses, l2_clip_norm=0.5, method=method))(
+        params, batch, is_padding_example=None
+    )
+    assert (np.asarray(plain.grad_norm) > 0.5).all()
+    np.testing.assert_allclose(ghost.grad_norm, plain.grad_norm, rtol=2e-5)  # ghost norms are rounded upwards
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert float(jnp.abs(expected["mlm_head"]["decoder"]["kernel"]).max()) > 1e-2 * largest
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), found, expected)
 
 
 def test_masked_lm_at_positions_is_the_whole_at_positions() -> None:
@@ -210,3 +239,15 @@ def test_importing_models_imports_neither_torch_nor_transformers() -> None:
     root = Path(models.__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_null_in_the_config_is_the_default(architecture: str) -> None:
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    given = {"model_type": architecture, **sizes, "intermediate_size": 24, "max_position_embeddings": 8}
+    config = models.EncoderConfig.from_hf_config(given)
+    for key in ("pad_token_id", "type_vocab_size", "layer_norm_eps", "hidden_act", "position_embedding_type"):
+        assert models.EncoderConfig.from_hf_config({**given, key: None}) == config
+    for key in sizes:
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            models.EncoderConfig.from_hf_config({**given, key: None})

@@ -217,6 +217,20 @@ def test_berts_pooler_is_no_fresh_head() -> None:
     assert "pooler/kernel" in frozen
 
 
+@pytest.mark.parametrize("how", tuning.PATTERNS)
+def test_what_was_drawn_at_random_trains_in_every_tuning(how: str) -> None:
+    config = models.EncoderConfig("bert", 30, 16, 1, 2, 24, 8, 1, 1e-12, 0, lora=LORA if "lora" in how else None)
+    for module, part in (
+        (models.SequenceClassifier(config, 2, fresh=("classifier", "pooler")), "pooler"),
+        (models.MaskedLanguageModel(config, fresh=("mlm_head",)), "mlm_head"),
+    ):
+        paths = ["/".join(path) for path in tuning.parameter_shapes(module) if path[0] == part]
+        assert paths
+        assert all(re.search(tuning.trainable_pattern(how, module), path) for path in paths)
+        loaded = module.clone(fresh=())
+        assert how == "full" or not all(re.search(tuning.trainable_pattern(how, loaded), path) for path in paths)
+
+
 @pytest.mark.parametrize(
     ("how", "has_lora", "message"),
     [

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dp_rmt import models
+from dp_rmt.models.encoder_families import ENCODER_FAMILIES
 from dp_rmt.models.layers import ACTIVATIONS
 
 torch = pytest.importorskip("torch")
@@ -28,7 +29,7 @@ torch_config, torch_model, padded_batch, torch_logits = (
     _shared[name] for name in ("torch_config", "torch_model", "padded_batch", "torch_logits")
 )
 
-both_architectures = pytest.mark.parametrize("architecture", ["bert", "roberta"])
+every_architecture = pytest.mark.parametrize("architecture", ENCODER_FAMILIES)
 both_heads = pytest.mark.parametrize("head", ["classification", "masked_lm"])
 
 
@@ -37,7 +38,8 @@ def load(folder: Path, head: str = "classification") -> Any:
 
 
 def our_logits(module: Any, params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
-    arrays = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+    no_types = np.zeros_like(batch["input_ids"])
+    arrays = (batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids", no_types))
     return np.asarray(jax.jit(module.apply)({"params": params}, *arrays))
 
 
@@ -59,7 +61,7 @@ def load_in_torch(folder: Path, head: str) -> Any:
 
 
 @both_heads
-@both_architectures
+@every_architecture
 def test_torch_folder_has_the_same_logits_here_at_every_length(architecture: str, head: str, tmp_path: Path) -> None:
     theirs = torch_model(AUTO_CLASSES[head], torch_config(architecture))
     theirs.save_pretrained(tmp_path)
@@ -76,10 +78,11 @@ def test_every_activation_is_torch_s() -> None:
         np.testing.assert_allclose(function(jnp.asarray(x)), theirs, atol=2e-6, rtol=0, err_msg=name)
 
 
-@both_architectures
+@every_architecture
 def test_masked_lm_head_activation_is_torch_s(architecture: str, tmp_path: Path) -> None:
     """BERT's head follows hidden_act, RoBERTa's is gelu whatever it says."""
-    theirs = torch_model(AUTO_CLASSES["masked_lm"], torch_config(architecture, hidden_act="relu"))
+    name = "activation" if architecture == "distilbert" else "hidden_act"
+    theirs = torch_model(AUTO_CLASSES["masked_lm"], torch_config(architecture, **{name: "relu"}))
     theirs.save_pretrained(tmp_path)
     module, params = load(tmp_path, "masked_lm")
     batch = padded_batch(theirs.config, 7)
@@ -87,7 +90,7 @@ def test_masked_lm_head_activation_is_torch_s(architecture: str, tmp_path: Path)
 
 
 @both_heads
-@both_architectures
+@every_architecture
 def test_our_folder_loads_in_torch_with_the_same_logits(architecture: str, head: str, tmp_path: Path) -> None:
     config = models.EncoderConfig.from_hf_config(torch_config(architecture).to_dict())
     module: Any = models.MaskedLanguageModel(config)
@@ -104,7 +107,20 @@ def test_our_folder_loads_in_torch_with_the_same_logits(architecture: str, head:
     assert_same_logits(our_logits(module, params, batch), torch_logits(theirs, batch), batch)
 
 
-@both_architectures
+@every_architecture
+def test_untied_word_scores_have_the_same_logits_both_ways(architecture: str, tmp_path: Path) -> None:
+    theirs = torch_model(AUTO_CLASSES["masked_lm"], torch_config(architecture, tie_word_embeddings=False))
+    theirs.save_pretrained(tmp_path / "theirs")
+    module, params = load(tmp_path / "theirs", "masked_lm")
+    assert params["mlm_head"]["decoder"]["kernel"].shape == (32, 100)
+    batch = padded_batch(theirs.config, 7)
+    expected = torch_logits(theirs, batch)
+    assert_same_logits(our_logits(module, params, batch), expected, batch)
+    models.save_pretrained(tmp_path / "ours", module, params)
+    assert_same_logits(torch_logits(load_in_torch(tmp_path / "ours", "masked_lm"), batch), expected, batch)
+
+
+@every_architecture
 def test_bare_and_pretraining_models_give_their_encoder(architecture: str, tmp_path: Path) -> None:
     """Folders of AutoModel (no prefix) and of AutoModelForPreTraining (other heads)."""
     for auto_class in ("AutoModel", "AutoModelForPreTraining"):
@@ -113,8 +129,8 @@ def test_bare_and_pretraining_models_give_their_encoder(architecture: str, tmp_p
         module, params = load(tmp_path / auto_class)
         models.save_pretrained(tmp_path / f"{auto_class} classifier", module, params)
         classifier = load_in_torch(tmp_path / f"{auto_class} classifier", "classification")
-        base = getattr(theirs, architecture, theirs).state_dict()
-        for name, tensor in getattr(classifier, architecture).state_dict().items():
+        base = theirs.base_model.state_dict()
+        for name, tensor in classifier.base_model.state_dict().items():
             np.testing.assert_array_equal(tensor.numpy(), base[name].numpy(), err_msg=name)
 
 

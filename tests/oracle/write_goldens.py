@@ -25,10 +25,15 @@ FOLDERS = {
     "roberta_classifier": ("roberta", "classification"),
     "bert_mlm": ("bert", "masked_lm"),
     "roberta_mlm": ("roberta", "masked_lm"),
+    "distilbert_classifier": ("distilbert", "classification"),
+    "distilbert_mlm_untied": ("distilbert", "masked_lm"),
     "llama": ("llama", "causal_lm"),
     "llama_tied": ("llama", "causal_lm"),
 }
-VARIANTS: dict[str, dict[str, Any]] = {"llama_tied": {"tie_word_embeddings": True, "attention_bias": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama_tied": {"tie_word_embeddings": True, "attention_bias": True},
+    "distilbert_mlm_untied": {"tie_word_embeddings": False},
+}
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -38,9 +43,13 @@ SIZES = {
     "max_position_embeddings": 40,
     "initializer_range": 0.3,  # far from linear, so that a wrong activation or scale shows
 }
+_ROBERTA = {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {"pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
-    "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": {"pad_token_id": 0, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64},
     "llama": {
         "pad_token_id": 0,
         "vocab_size": 50,

@@ -64,6 +64,7 @@ def test_three_classes():
         (("accuracy",), [[0.1, 0.9]], [1], r"got shapes \(1, 2\) and \(1,\).*argmax"),
         (("accuracy",), [], [], r"at least 1; got shapes \(0,\)"),
         (("pearson",), [0.5, float("nan")], [1.0, 2.0], "1 of 2 predictions are not finite"),
+        (("accuracy",), [1, -1, -1], [1, 0, 1], "2 of 3 predictions are not finite"),
     ],
 )
 def test_errors(metrics, predictions, labels, message):

@@ -56,6 +56,21 @@ def test_every_row_counts_even_one_without_tokens():
     assert evaluate(PARAMS)["accuracy"] == pytest.approx(22 / 23, abs=1e-12)
 
 
+def test_logits_that_are_not_numbers_are_no_class():
+    arrays = make_arrays()
+    arrays["label"][:] = 0  # what the largest of NaNs would be
+
+    def logits(params, batch):
+        found = bag_of_words(params, batch)
+        return jnp.where(jnp.sum(batch["attention_mask"], axis=1, keepdims=True) == 3, jnp.nan, found)
+
+    evaluate = make_evaluator(logits, arrays, metrics=("accuracy",), lengths=(8,), batch_size=4)
+    count = np.sum(arrays["attention_mask"].sum(axis=1) == 3)
+    assert count > 0
+    with pytest.raises(ValueError, match=f"{count} of 23 predictions are not finite: the model has diverged"):
+        evaluate(PARAMS)
+
+
 def test_a_model_sees_a_few_shapes_only():
     shapes = set()
 

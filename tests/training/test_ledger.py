@@ -84,7 +84,7 @@ def test_another_run_is_refused_with_what_was_spent_and_the_ways_on(tmp_path):
     printed = number(truth, "up")
     assert float(printed) >= truth
     spent = f"up to 20 updates on 10,000 training examples were released, for epsilon = {printed} at delta = 1e-5"
-    ways = r"put .*checkpoints back as they were.*or give a new --workdir.*`python -m experiments.spent --workdirs="
+    ways = r"put .*checkpoints back as they were.*or give a new --workdir.*`dp-rmt spent --workdirs="
     with pytest.raises(FileExistsError, match=rf"{spent}, but its checkpoints are gone. .*{ways}") as caught:
         ledger.check_run(None)
     assert "seeds were given" not in str(caught.value)

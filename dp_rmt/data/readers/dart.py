@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 from absl import logging
 
 from dp_rmt.data.readers.hub import load_converted_splits
+from dp_rmt.data.readers.json_files import json_list
 from dp_rmt.data.readers.text_files import open_text
 from dp_rmt.data.readers.text_pairs import Record
 
 HUB_DATASET = "Yale-LILY/dart"
 _FILE = "dart-v1.1.1-full-{}"
+_DECLARED = re.compile(r"""<\?xml[^>]*?encoding\s*=\s*["']([^"']+)["']""")
 
 
 def linearize_triples(triples: Sequence[Sequence[str]]) -> str:
@@ -43,16 +45,8 @@ def read_dart_json(file: str | os.PathLike[str]) -> list[Record]:
           counted from 1).
     """
     file = pathlib.Path(file)
-    with open_text(file, advice=_advice(file)) as stream:
-        try:
-            entries = json.load(stream)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}. Download the file again."
-            ) from None
-    if not isinstance(entries, list):
-        raise ValueError(f"{file} holds a JSON {type(entries).__name__}; DART's files hold a list of entries.")
-    return _records([(_json_triples, _json_texts, entry) for entry in entries], file)
+    entries = json_list(file, advice=_advice(file))
+    return _records([(_json_triples, _json_texts, entry) for _, entry in entries], file)
 
 
 def read_dart_xml(file: str | os.PathLike[str]) -> list[Record]:
@@ -63,9 +57,14 @@ def read_dart_xml(file: str | os.PathLike[str]) -> list[Record]:
     file = pathlib.Path(file)
     with open_text(file, advice=_advice(file)) as stream:
         text = stream.read()
+    declared = _DECLARED.match(text)
+    if declared and not text.isascii() and declared[1].lower() not in ("utf-8", "utf8"):
+        raise ValueError(
+            f'{file}, line 1: the declaration says encoding="{declared[1]}", but the bytes of the file are UTF-8. '
+            'Write encoding="UTF-8" there, or convert the file to UTF-8 if its letters look wrong.'
+        )
     try:
-        # The file is read as bytes, because its declaration names the encoding, which text no longer has.
-        root = ElementTree.fromstring(text.encode())
+        root = ElementTree.fromstring(text)  # of text, whose declaration no longer counts
     except ElementTree.ParseError as error:
         line, column = error.position
         raise ValueError(f"{file}, line {line}, column {column + 1}: broken XML: {error}. Download it again.") from None

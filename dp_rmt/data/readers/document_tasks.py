@@ -11,6 +11,7 @@ from absl import logging
 
 from dp_rmt.data.readers.customersim import ARCHIVE, DATABASE, read_customersim
 from dp_rmt.data.readers.documents import Document
+from dp_rmt.data.readers.own_documents import read_own_documents
 from dp_rmt.data.readers.sensitive import (
     PATTERNS,
     Finder,
@@ -20,7 +21,8 @@ from dp_rmt.data.readers.sensitive import (
     presidio_finder,
     read_attributes,
 )
-from dp_rmt.data.readers.span_files import add_spans, read_documents
+from dp_rmt.data.readers.span_files import add_spans
+from dp_rmt.data.readers.tables import ONLY_THE_SOURCE, Extras, Source, described
 
 DOCUMENT_TASKS = ("customersim", "documents")
 SENSITIVE = ("attributes", "spans", *PATTERNS, "presidio")
@@ -36,31 +38,37 @@ class DocumentSet:
         train: the documents to train on. Each is one example, the unit of privacy. Canaries come last.
         evaluations: "dev" and "test", if there are files of them.
         source: the file that `train` was read from, for messages.
+        notes: what was found, in sentences for the user.
     """
 
     task: str
     train: tuple[Document, ...]
     evaluations: Mapping[str, tuple[Document, ...]]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load_documents(
     task: str,
     *,
-    path: str | os.PathLike[str] | None,
+    path: Source | None,
     sensitive: Sequence[str],
     max_train_examples: int | None = None,
     skip_lines: int = 0,
+    text_column: str = "text",
+    extras: Extras = ONLY_THE_SOURCE,
 ) -> DocumentSet:
     """Reads the documents of a task and finds what is sensitive in them.
 
     Args:
-        task: "customersim" (a folder with its archive and database), or "documents" (a folder with train.jsonl, and
-            dev.jsonl and test.jsonl if there are any; the span file of each is called like train.spans.jsonl).
-        path: the folder.
+        task: "customersim" (a folder with its archive and database), or "documents" (what `read_own_documents` reads;
+            of a folder with train.jsonl, the span file is called train.spans.jsonl, and so for dev and test).
+        path: the folder; of documents also a file, hub:NAME or rows.
         sensitive: names of `SENSITIVE`, whose spans are united. If it is empty, nothing is marked.
         max_train_examples: how many documents are kept, from the first on; canaries are all kept. None keeps all.
         skip_lines: lines of each dialogue of CustomerSim that are left out, see `read_customersim`.
+        text_column: of documents, the column of the text.
+        extras: of documents, where other splits come from.
 
     Returns:
         The documents.
@@ -75,20 +83,24 @@ def load_documents(
         raise ValueError(f"Unknown task of documents {task!r}: choose one of {', '.join(DOCUMENT_TASKS)}.")
     if path is None:
         raise ValueError(f"The task {task!r} reads local files: set --config.data.path to their folder.")
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path) if isinstance(path, str | os.PathLike) else pathlib.Path()
     other = "spans" if task == "customersim" else "attributes"
     if other in sensitive:
         raise ValueError(f"config.data.sensitive: {other!r} does not go with the task {task!r}.")
     if task == "customersim":
         splits, source = read_customersim(folder, skip_lines=skip_lines), str(folder / ARCHIVE)
     else:
-        splits, source = _own(folder, with_spans="spans" in sensitive), str(folder / "train.jsonl")
+        splits, source = read_own_documents(path, text_column, extras), described(path)
+        if "spans" in sensitive:
+            splits = {split: add_spans(rows, folder / f"{split}.spans.jsonl") for split, rows in splits.items()}
     train = splits["train"]
     ordinary = [document for document in train if not document.is_canary][slice(max_train_examples)]
     splits["train"] = [*ordinary, *(document for document in train if document.is_canary)]
     finders = [_finder(name, folder) for name in sensitive if name != "spans"]
     marked = {split: tuple(_marked(document, finders) for document in rows) for split, rows in splits.items()}
-    found = DocumentSet(task, marked.pop("train"), marked, source)
+    train_documents = marked.pop("train")
+    notes = (f"documents: {len(train_documents)}, each one example of its own and one sequence, whatever its length",)
+    found = DocumentSet(task, train_documents, marked, source, notes)
     if sensitive and not any(document.spans for document in found.train):
         raise ValueError(
             f"{source}: none of the {len(found.train)} training documents has a sensitive character by "
@@ -98,17 +110,6 @@ def load_documents(
     count = sum(bool(document.spans) for document in found.train)
     logging.info("%d of %d training documents hold something sensitive.", count, len(found.train))
     return found
-
-
-def _own(folder: pathlib.Path, *, with_spans: bool) -> dict[str, list[Document]]:
-    splits = {}
-    for split in ("train", "dev", "test"):
-        file = folder / f"{split}.jsonl"
-        if split == "train" or file.exists():
-            splits[split] = read_documents(file)
-            if with_spans:
-                splits[split] = add_spans(splits[split], folder / f"{split}.spans.jsonl")
-    return splits
 
 
 def _finder(name: str, folder: pathlib.Path) -> Finder:

@@ -29,6 +29,21 @@ class Document:
     spans: tuple[Span, ...] = ()
 
 
+def tokenize_beginnings(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The tokens of texts that a model is to go on with, as those of the documents that it was trained on begin."""
+    if not texts:
+        return []
+    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [[*_start(tokenizer), *row] for row in ids]
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """What stands before a document: a decoder's first token has nothing before it. Without BOS it is EOS, as in the
+    training of GPT-2."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return [token for token in (eos if bos is None else bos,) if token is not None]
+
+
 def tokenize_documents(documents: Sequence[Document], tokenizer: Any, *, max_length: int) -> dict[str, np.ndarray]:
     """Tokenises documents with BOS and EOS, if the tokenizer has them; there is loss on all tokens but the first.
 
@@ -55,9 +70,7 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: Any, *, max_len
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    # A decoder's first token has nothing before it. Without BOS, EOS separates documents, as in GPT-2's training.
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    start = [token for token in (eos if bos is None else bos,) if token is not None]
+    start, eos = _start(tokenizer), tokenizer.eos_token_id
     end = [] if eos is None else [eos]
     rows, sensitive, num_cut = [], [], 0
     for document, ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"], strict=True):

@@ -49,7 +49,10 @@ def linearize_meaning(meaning: str) -> str:
 
 
 def read_e2e_csv(file: str | os.PathLike[str]) -> list[Record]:
-    """Reads a CSV file of E2E with columns `mr` and `ref`, or with `mr` alone (the test set without references).
+    """Reads a CSV file of E2E with columns `mr` and `ref`, or without `ref` (the test set without references).
+
+    Other columns are not looked at, such as `fixed` and `orig_mr` of the cleaned E2E (Dušek et al. 2019, arXiv
+    1911.03905). Blank lines are skipped.
 
     Returns:
         One record for each row, in the order of the file, with one reference or none.
@@ -66,10 +69,10 @@ def read_e2e_csv(file: str | os.PathLike[str]) -> list[Record]:
         line = 1
         try:
             header = [name.strip().lower() for name in next(rows)]
-            if header not in (["mr", "ref"], ["mr"]):
+            if "mr" not in header or ("ref" not in header and len(header) > 1):
                 raise ValueError(f"the columns are {header}, but E2E has 'mr,ref', or 'mr' without references.")
             line = rows.line_num + 1
-            for row in rows:
+            for row in filter(None, rows):
                 records.append(_record(row, header, f"{file}, line {line}"))
                 line = rows.line_num + 1
         except UnicodeDecodeError:
@@ -124,8 +127,9 @@ def _record(row: list[str], header: list[str], where: str) -> Record:
             f"{len(row)} fields where the header has {len(header)} ({', '.join(header)}): a text with a comma must"
             " stand in double quotes."
         )
-    source = linearize_meaning(row[0])
-    references = tuple(text.strip() for text in row[1:])
+    fields = dict(zip(header, row, strict=True))
+    source = linearize_meaning(fields["mr"])
+    references = (fields["ref"].strip(),) if "ref" in fields else ()
     if not all(references):
         raise ValueError("the text in column 'ref' is empty.")
     return Record(source, references, where)

@@ -1,44 +1,16 @@
-"""Reads documents of one's own and their sensitive spans, one JSON object in each line."""
+"""Reads the sensitive spans of documents of one's own, one JSON object in each line."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections import defaultdict
 from typing import Any
 
 from dp_rmt.data.readers.documents import Document
+from dp_rmt.data.readers.json_files import json_lines
 from dp_rmt.data.readers.sensitive import Span, merged
-from dp_rmt.data.readers.text_files import open_text
-
-
-def read_documents(file: str | os.PathLike[str]) -> list[Document]:
-    """Reads a JSONL file of documents; blank lines are skipped.
-
-    Keys of each line:
-        text: the document's text, a string.
-        canary: optional, true for a planted document.
-
-    Returns:
-        One document for each line, in the order of the file, without spans.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not such an object; the message has file and line.
-    """
-    file = pathlib.Path(file)
-    documents = []
-    for number, row in _rows(file, advice='one JSON object per line with the key "text".'):
-        where = f"{file}, line {number}"
-        _check_keys(row, {"text": str}, {"canary": bool}, where)
-        if not row["text"].strip():
-            raise ValueError(f"{where}: the text is empty.")
-        documents.append(Document(row["text"], where, row.get("canary", False)))
-    if not documents:
-        raise ValueError(f"{file} holds no documents. Write one JSON object per line.")
-    return documents
 
 
 def add_spans(documents: list[Document], file: str | os.PathLike[str]) -> list[Document]:
@@ -51,7 +23,7 @@ def add_spans(documents: list[Document], file: str | os.PathLike[str]) -> list[D
           found.
 
     Args:
-        documents: from `read_documents`.
+        documents: from `read_own_documents`, of a JSONL file.
         file: the spans, in any order. A document without a line has none.
 
     Returns:
@@ -65,9 +37,8 @@ def add_spans(documents: list[Document], file: str | os.PathLike[str]) -> list[D
     numbers = {document.where.rpartition(", line ")[2]: document for document in documents}
     spans: dict[str, list[Span]] = defaultdict(list)
     is_empty = file.is_file() and file.stat().st_size == 0  # an empty file says that nothing is sensitive
-    advice = 'one JSON object per line with the keys "line", "start" and "end".'
-    for number, row in [] if is_empty else _rows(file, advice=advice):
-        where = f"{file}, line {number}"
+    advice = 'it must hold one JSON object per line with the keys "line", "start" and "end".'
+    for where, row in [] if is_empty else json_lines(file, advice=advice):
         _check_keys(row, {"line": int, "start": int, "end": int}, {"text": str}, where)
         document = numbers.get(str(row["line"]))
         if document is None:
@@ -88,18 +59,6 @@ def add_spans(documents: list[Document], file: str | os.PathLike[str]) -> list[D
         dataclasses.replace(document, spans=merged([*document.spans, *spans[line]]))
         for line, document in numbers.items()
     ]
-
-
-def _rows(file: pathlib.Path, *, advice: str) -> list[tuple[int, Any]]:
-    rows = []
-    with open_text(file, advice=f"it must hold {advice}", newline="\n") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                if line.strip():
-                    rows.append((number, json.loads(line.rstrip())))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}, column {error.colno}: broken JSON: {error.msg}.") from None
-    return rows
 
 
 def _check_keys(row: Any, needed: dict[str, type], optional: dict[str, type], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Loads E2E, DART and files of instructions as rows of text: pairs to train on, references to evaluate with."""
+"""Loads E2E and DART as rows of text: pairs to train on, references to evaluate with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from absl import logging
 
 from dp_rmt.data.readers.dart import read_dart_hub, read_dart_split
 from dp_rmt.data.readers.e2e import read_e2e_hub, read_e2e_split
-from dp_rmt.data.readers.jsonl import read_jsonl_split
 from dp_rmt.data.readers.text_pairs import Record, TextPairs, TextReferences, evaluation_rows, training_rows
 
 
@@ -20,7 +19,7 @@ class TableToText:
     """The rows of one task.
 
     Attributes:
-        task: "e2e", "dart" or "jsonl".
+        task: "e2e" or "dart".
         train: the training pairs. Each pair is one example, the unit of privacy (see `TextPairs`).
         evaluations: "dev" and "test", each source with all its references. The split that is trained on is left out.
         train_split: the split that `train` comes from. State it with every result if it is not "train".
@@ -38,21 +37,18 @@ class _Reader:
 
     Attributes:
         read_split: a function (folder, split) -> records.
-        read_hub: reads all splits from the hub; None if there is no such data set.
+        read_hub: reads all splits from the hub.
         merge: as in `evaluation_rows`.
-        is_optional: True if a folder may lack the evaluation splits.
     """
 
     read_split: Callable[[pathlib.Path, str], list[Record]]
-    read_hub: Callable[[], dict[str, list[Record]]] | None
+    read_hub: Callable[[], dict[str, list[Record]]]
     merge: bool
-    is_optional: bool = False
 
 
 _READERS = {
     "e2e": _Reader(read_e2e_split, read_e2e_hub, merge=True),
     "dart": _Reader(read_dart_split, read_dart_hub, merge=False),
-    "jsonl": _Reader(read_jsonl_split, None, merge=True, is_optional=True),
 }
 TABLE_TO_TEXT_TASKS = tuple(_READERS)
 
@@ -70,8 +66,8 @@ def load_table_to_text(
     may therefore appear in several examples.
 
     Args:
-        task: "e2e" (CSV), "dart" (JSON or XML) or "jsonl" (instruction and response, see `read_jsonl`).
-        path: the task's own folder; None downloads E2E or DART.
+        task: "e2e" (CSV) or "dart" (JSON or XML).
+        path: the task's own folder; None downloads it.
         max_train_examples: how many training pairs are kept, from the first on; None keeps all. The evaluations stay
           whole.
         train_split: "train", or "dev" if the training file is not to be had. The dev split is then trained on, and is
@@ -93,7 +89,7 @@ def load_table_to_text(
     if max_train_examples is not None and max_train_examples < 1:
         raise ValueError(f"max_train_examples must be at least 1 (or None for all rows), got {max_train_examples}.")
     reader = _READERS[task]
-    records = _read(task, reader, path, train_split)
+    records = _read(reader, path, train_split)
     train = training_rows(records.pop(train_split))[slice(max_train_examples)]
     if train_split != "train":
         records.pop("train", None)
@@ -102,19 +98,8 @@ def load_table_to_text(
     return TableToText(task=task, train=train, evaluations=evaluations, train_split=train_split)
 
 
-def _read(task: str, reader: _Reader, path: str | os.PathLike[str] | None, train_split: str) -> dict[str, list[Record]]:
+def _read(reader: _Reader, path: str | os.PathLike[str] | None, train_split: str) -> dict[str, list[Record]]:
     if path is None:
-        if reader.read_hub is None:
-            raise ValueError(f"The task {task!r} reads local files: set --config.data.path to their folder.")
         return reader.read_hub()
-    folder = pathlib.Path(path)
-    records = {train_split: reader.read_split(folder, train_split)}
-    for split in ("dev", "test"):
-        if split == train_split:
-            continue
-        try:
-            records[split] = reader.read_split(folder, split)
-        except FileNotFoundError:
-            if not reader.is_optional:
-                raise
-    return records
+    splits = [train_split, *(split for split in ("dev", "test") if split != train_split)]
+    return {split: reader.read_split(pathlib.Path(path), split) for split in splits}

@@ -28,7 +28,7 @@ def cache_key(
     tokenizer: Any,
     settings: Mapping[str, Any],
     *,
-    texts: Sequence[Sequence[str] | None],
+    texts: Sequence[Sequence[Any] | None],
     arrays: Mapping[str, np.ndarray],
 ) -> str:
     """Computes the SHA-256 of everything that tokenised rows depend on.
@@ -36,7 +36,7 @@ def cache_key(
     Args:
         tokenizer: a fast tokenizer of `transformers`.
         settings: lengths, token numbers and prompts, as JSON can hold them.
-        texts: columns of text; None for one that is absent.
+        texts: columns of text, or of what JSON can hold; None for one that is absent.
         arrays: columns that are passed through, such as labels.
 
     Returns:

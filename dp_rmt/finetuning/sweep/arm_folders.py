@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dp_rmt.finetuning.defaults import num_steps
 from dp_rmt.finetuning.sweep.spent_runs import SpentRun
 from dp_rmt.finetuning.workdir import CONFIG_FILE
 from dp_rmt.training.ledger import read_ledger
@@ -43,11 +44,11 @@ class ArmFolder:
 
     @property
     def planned_steps(self) -> int:
-        """Updates of the whole run, as `finetuning.assemble.build_mechanism` counts them; 0 before it has begun."""
+        """Updates of the whole run, as `finetuning.plan.build_mechanism` counts them; 0 before it has begun."""
         train, batch = self.config.get("train", {}), self.privacy.get("expected_batch_size")
         if not train or not batch:
             return 0
-        return train["num_steps"] or max(1, round(train["epochs"] * self.privacy["num_examples"] / batch))
+        return num_steps(train["num_steps"], train["epochs"], self.privacy["num_examples"], batch)
 
     def value(self, key: str) -> Any:
         """The value of a dotted key of the config."""

@@ -9,54 +9,57 @@ from typing import Any
 import jax
 
 from dp_rmt.data import (
+    Columns,
     Examples,
     Infilling,
+    Source,
     label_word_ids,
     load_glue,
     load_labelled_table,
     tokenize_cached,
     tokenize_classification,
 )
+from dp_rmt.finetuning.plan import Planned
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
-from dp_rmt.finetuning.tasks.task import Task, adapted, check_length, delta_for, group_lengths, resolve_model_path
+from dp_rmt.finetuning.tasks.task import (
+    NOTHING_TO_EVALUATE,
+    Task,
+    adapted,
+    check_length,
+    group_lengths,
+    own_extras,
+    resolve_model_path,
+)
 from dp_rmt.models import EncoderConfig, load_pretrained, load_tokenizer
 from dp_rmt.training.evaluation import make_evaluator
 from dp_rmt.training.losses import classifier_logits, infilling_logits, label_losses
 
 
-def load_glue_task(settings: Settings) -> Task:
+def load_glue_task(settings: Settings, planned: Planned) -> Task:
     """The task of GLUE data and an encoder; arguments and errors as in `assemble.load_task`."""
     data = settings.data
-    glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples)
+    glue = load_glue(data.task, path=data.path, max_train_examples=data.max_train_examples, dropped=data.drop_labels)
     infilling = glue.task.infilling if settings.model.head == "infilling" else None
     if settings.model.head == "infilling" and infilling is None:
         raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
     splits = {"train": glue.train, **glue.evaluations}
+    planned(len(glue.train), ())
     return _classification_task(settings, splits, glue.task.label_names, glue.task.metrics, infilling)
 
 
-def load_labelled_task(settings: Settings) -> Task:
+def load_labelled_task(settings: Settings, source: Source, planned: Planned) -> Task:
     """The task of labelled text of one's own and an encoder; arguments and errors as in `assemble.load_task`."""
     data = settings.data
-    if data.path is None:
-        raise ValueError(
-            "config.data.task='labelled_table' needs config.data.path: a CSV, TSV or JSONL file, or a folder"
-        )
     if settings.model.head == "infilling":
         raise ValueError(
             "config.model.head='infilling': labelled text of one's own has no prompt; use 'classification'"
         )
-    table = load_labelled_table(
-        data.path,
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        labels=data.labels,
-        max_train_examples=data.max_train_examples,
-    )
-    return _classification_task(
-        settings, {"train": table.train, **table.evaluations}, table.labels, ("accuracy",), None
-    )
+    columns = Columns(data.text_columns, data.label_column, data.labels, data.regression, data.drop_labels)
+    table = load_labelled_table(source, columns, extras=own_extras(data), max_train_examples=data.max_train_examples)
+    planned(len(table.train), (*table.notes, *([] if table.evaluations else [NOTHING_TO_EVALUATE])))
+    metrics = ("pearson", "spearman") if data.regression else ("accuracy",)
+    return _classification_task(settings, {"train": table.train, **table.evaluations}, table.labels, metrics, None)
 
 
 def _classification_task(
@@ -68,19 +71,19 @@ def _classification_task(
 ) -> Task:
     """The task of these rows: an encoder that tells the named classes apart, or scores texts if there are none."""
     data, model = settings.data, settings.model
-    delta_for(settings.privacy, len(splits["train"]))
     folder = resolve_model_path(model.path)
-    tokenizer = load_tokenizer(folder)
     module, params = load_pretrained(
         folder,
         head="masked_lm" if infilling else "classification",
         num_labels=max(len(names), 1),
+        label_names=None if infilling else (tuple(names) or None),
         key=jax.random.key(settings.seed),
         dtype=model.dtype,
         remat=model.remat,
         flash_attention=model.flash_attention,
     )
     assert isinstance(module.config, EncoderConfig)
+    tokenizer = load_tokenizer(folder, vocab_size=module.config.vocab_size)
     check_length(data.max_length, module.config.max_sequence_length, folder)
     module, params, trainable = adapted(settings, module, params)
     layout: dict[str, Any] = {"max_length": data.max_length, "infilling": infilling}
@@ -112,5 +115,6 @@ def _classification_task(
             logits,
             lambda examples: tokenize_classification(examples, tokenizer, **layout),
             settings.train.eval_batch_size,
+            splits["train"].text_pairs is not None,
         ),
     )

@@ -22,12 +22,14 @@ class Classifier:
       logits: ``(params, batch) -> (B, number of classes)``, one column for regression.
       tokenize: makes arrays of unlabelled examples.
       batch_size: number of texts at once.
+      is_of_pairs: whether a row has two texts.
     """
 
     names: tuple[str, ...]
     logits: Logits
     tokenize: Callable[[Examples], Mapping[str, np.ndarray]]
     batch_size: int
+    is_of_pairs: bool = False
 
     def __call__(self, params: Params, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
         """The logits of every text, or pair of texts: float32 (N, number of classes)."""

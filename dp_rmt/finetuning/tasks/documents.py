@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from dp_rmt.data import DocumentSet, load_documents, tokenize_documents
+from dp_rmt.data import DocumentSet, Source, load_documents, tokenize_documents
+from dp_rmt.finetuning.plan import Planned
 from dp_rmt.finetuning.settings import Data, Settings
-from dp_rmt.finetuning.tasks.task import Task, decoder_task, delta_for, load_decoder
+from dp_rmt.finetuning.tasks.task import Task, decoder_task, load_decoder, own_extras
 
 
-def read_documents_of(data: Data) -> DocumentSet:
-    """The documents that `config.data` names."""
+def read_documents_of(data: Data, source: Source | None) -> DocumentSet:
+    """The documents that `config.data` names, or that come from Python."""
     return load_documents(
         data.task,
-        path=data.path,
+        path=source,
         sensitive=data.sensitive,
         max_train_examples=data.max_train_examples,
         skip_lines=data.skip_lines,
+        text_column=data.text_columns[0],
+        extras=own_extras(data),
     )
 
 
-def load_document_task(settings: Settings) -> Task:
+def load_document_task(settings: Settings, source: Source | None, planned: Planned) -> Task:
     """The task of documents and a decoder; arguments and errors as in `assemble.load_task`.
+
+    Args:
+      settings: data, model and seed are read.
+      source: what `config.data.path` names, or rows from Python.
+      planned: told the number of documents.
 
     Returns:
       A `Task` with the loss of all tokens; its arrays have a ``sensitive_mask``, which training does not look at.
     """
     data = settings.data
-    documents = read_documents_of(data)
-    delta_for(settings.privacy, len(documents.train))
+    documents = read_documents_of(data, source)
+    planned(len(documents.train), documents.notes)
     decoder = load_decoder(settings)
     splits = {"train": documents.train}
     splits |= {name: rows[slice(data.max_eval_documents)] for name, rows in documents.evaluations.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dp_rmt.data import check_fits_model
-from dp_rmt.finetuning.settings import Data, Privacy, Settings
+from dp_rmt.data import Extras, PromptFormat, check_fits_model
+from dp_rmt.finetuning.settings import Data, Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
-from dp_rmt.models.tuning import trainable_pattern, with_lora
+from dp_rmt.models.tuning import trainable_pattern, with_fresh_parts, with_lora
 from dp_rmt.training.evaluation import make_loss_evaluator
-from dp_rmt.training.guarantee import check_delta
 from dp_rmt.training.losses import Losses, completion_losses
 from dp_rmt.types import Params
 
+NOTHING_TO_EVALUATE = (
+    "there are training rows alone, so that nothing is evaluated; --config.data.dev_path or dev_share would change that"
+)
+"""A note for the user."""
 Arrays = Mapping[str, np.ndarray]
 Evaluator = Callable[[Params], dict[str, float]]
 
@@ -60,8 +62,10 @@ class Task:
       label_names: names of a classifier's classes, for the saved model.
       prompts: those of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
+      base_content: digest of its files (`content_digest`).
       num_labels: number of classes; None where the labels are scores, or there are none.
       classifier: ``(params, texts, text_pairs=None) -> logits``, for a task that classifies.
+      prompt_format: how prompts are written, for a task of prompts and answers; the saved tokenizer gets its template.
 
     Raises:
       ValueError: the model does not know a label or a token of the data.
@@ -79,8 +83,10 @@ class Task:
     label_names: tuple[str, ...] | None = None
     prompts: Prompts | None = None
     base_model: str = ""
+    base_content: str = ""
     num_labels: int | None = None
     classifier: Classifier | None = None
+    prompt_format: PromptFormat | None = None
 
     def __post_init__(self) -> None:
         for name, arrays in {"train": self.train, **self.evaluations}.items():
@@ -89,7 +95,7 @@ class Task:
                 name=f"the data {name!r}",
                 vocab_size=self.module.config.vocab_size,
                 num_labels=self.num_labels,
-                type_vocab_size=getattr(self.module.config, "type_vocab_size", None),
+                type_vocab_size=getattr(self.module.config, "type_vocab_size", None) or None,
             )
 
     @property
@@ -101,20 +107,6 @@ class Task:
 def group_lengths(data: Data) -> tuple[int, ...]:
     """Lengths of the groups that a batch is split into, the longest last."""
     return (*sorted(length for length in set(data.length_groups) if length < data.max_length), data.max_length)
-
-
-def delta_for(privacy: Privacy, num_examples: int) -> float:
-    """The delta of a run on this many training examples: the one that is set, or N^-1.1.
-
-    The loaders call it before the model is loaded, so that a wrong delta is found early.
-
-    Raises:
-      ValueError: a run that is to be private has a delta above 1 / sqrt(N).
-    """
-    delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
-    if math.isfinite(privacy.epsilon):
-        check_delta(delta, num_examples, "config.privacy.delta")
-    return delta
 
 
 def check_length(max_length: int, limit: int, folder: str) -> None:
@@ -169,7 +161,18 @@ def load_decoder(settings: Settings) -> Decoder:
     return Decoder(*adapted(settings, module, params), tokenizer)
 
 
-def decoder_task(settings: Settings, decoder: Decoder, arrays: Mapping[str, Arrays], prompts: Prompts | None) -> Task:
+def own_extras(data: Data) -> Extras:
+    """Where the splits of one's own data come from that its source does not hold."""
+    return Extras(data.dev_path, data.test_path, data.dev_share)
+
+
+def decoder_task(
+    settings: Settings,
+    decoder: Decoder,
+    arrays: Mapping[str, Arrays],
+    prompts: Prompts | None,
+    prompt_format: PromptFormat | None = None,
+) -> Task:
     """The task of these rows: a decoder that learns to write their target tokens.
 
     Args:
@@ -177,6 +180,7 @@ def decoder_task(settings: Settings, decoder: Decoder, arrays: Mapping[str, Arra
       decoder: from `load_decoder`.
       arrays: tokenised rows by split; "train" is trained on, the others are evaluated.
       prompts: the prompts to write texts for; None if there are none.
+      prompt_format: how prompts are written; None for text without prompts.
 
     Returns:
       A `Task` whose score is its mean loss.
@@ -193,6 +197,7 @@ def decoder_task(settings: Settings, decoder: Decoder, arrays: Mapping[str, Arra
         losses=losses,
         evaluator=lambda rows, batch_size: make_loss_evaluator(losses, rows, lengths=lengths, batch_size=batch_size),
         prompts=prompts,
+        prompt_format=prompt_format,
     )
 
 
@@ -212,7 +217,7 @@ def adapted(settings: Settings, module: Any, params: dict[str, Any]) -> tuple[An
     """
     model = settings.model
     if model.tuning == "full":
-        return module, params, model.trainable
+        return module, params, with_fresh_parts(model.trainable, module)
     try:
         if model.tuning in ("lora", "ffa_lora"):
             lora = LoRAConfig(model.lora.rank, model.lora.alpha, model.lora.targets)

@@ -33,6 +33,7 @@ _GEMMA_KEYS = {
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
 _GEMMA_FEATURES = {"norm": "rms_norm_around_one", "sandwich_norms": True, "scale_embedding": True}
 _LAYER_NORM_FEATURES = {"norm": "layer_norm", "gated": False, "mlp_bias": True}
+_NULL_IS_NONE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -162,8 +163,9 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
         )
     family = FAMILIES[model_type]
     for key, value in {**family.only, "quantization_config": None}.items():
-        if hf_config.get(key, value) not in (value, None):
+        if hf_config.get(key, value) != value and (value or hf_config[key] is not None):
             raise ValueError(f"{key}={hf_config[key]!r} is not supported; use a {model_type} model with {value!r}")
+    hf_config = _without_nulls(family, model_type, hf_config)
     values = {**family.defaults, **hf_config}
     missing = [key for key in family.keys.values() if key not in values]
     if missing:
@@ -175,17 +177,32 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     for field, value in (("num_kv_heads", heads), ("head_dim", width // heads), ("intermediate_size", 4 * width)):
         if fields.get(field) is None:
             fields[field] = value
-    fields |= {key: hf_config[key] for key in _TOKENS if hf_config.get(key) is not None}
+    fields |= {key: hf_config[key] for key in _TOKENS if key in hf_config}
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
     rotary = {} if family.theta is None else _rotary_from_hf(family, hf_config, fields)
     return {"architecture": model_type, **fields, **rotary, **_windows_from_hf(family, hf_config, fields["num_layers"])}
 
 
+def _without_nulls(family: Family, model_type: str, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes a null for the key's default, unless it says "none" (no window, no cap) or cannot mean anything."""
+    for key in family.keys.values():
+        is_null = key in hf_config and hf_config[key] is None and key not in _NULL_IS_NONE
+        if is_null and family.defaults.get(key, "needed"):
+            raise ValueError(
+                f"{key} is null in this {model_type} config, which says nothing; write the value that the model was "
+                "trained with, or take config.json from the model's own folder"
+            )
+    return {key: value for key, value in hf_config.items() if value is not None or key in _NULL_IS_NONE}
+
+
 def _rotary_from_hf(family: Family, hf_config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
     given = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
-    local, given = given.get("sliding_attention") or {}, given.get("full_attention") or given
+    local, given = (
+        {key: value for key, value in part.items() if value is not None}
+        for part in (given.get("sliding_attention") or {}, given.get("full_attention") or given)
+    )
     read: dict[str, Any] = {"rope_theta": given.get("rope_theta", hf_config.get(family.theta_key, family.theta))}
     if family.local_theta is not None:
         old = hf_config.get("rope_local_base_freq", family.local_theta)

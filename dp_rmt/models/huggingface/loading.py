@@ -19,6 +19,7 @@ from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
+from dp_rmt.models.huggingface.labels import in_label_order, label_rows
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.huggingface.weights import Weights
 
@@ -31,6 +32,7 @@ def load_pretrained(
     *,
     head: str = "classification",
     num_labels: int = 2,
+    label_names: Sequence[str] | None = None,
     key: jax.Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
@@ -47,23 +49,28 @@ def load_pretrained(
         head: "classification" or "masked_lm" for a BERT or RoBERTa; "causal_lm" for a decoder of one of the
             `dp_rmt.models.decoder.families.FAMILIES`.
         num_labels: logits of the classification head; the other heads do not use it.
+        label_names: the name of each logit of the classification head. The logits of a classifier that was trained
+            before are put into this order by the names in its `config.json`; None leaves them as they are.
         key: PRNG key of a fresh head, with matrices N(0, 0.02^2) and biases 0. "causal_lm" does not need it.
         dtype: compute dtype. Parameters are float32 whatever it is.
         remat: recompute layers in the backward pass, to save memory.
         flash_attention: compute a decoder's attention by cuDNN, on an NVIDIA GPU in half precision.
 
     Returns:
-        The module, and its parameters as a nested dict of float32 arrays.
+        The module, and its parameters as a nested dict of float32 arrays. The module's `fresh` names the parts that
+        were initialised.
 
     Raises:
         FileNotFoundError: the folder or one of its files is absent, or the download failed.
-        ValueError: the model is not supported, a tensor is missing, unknown or of another shape, or a fresh head has no
-            key.
+        ValueError: the model is not supported, a tensor is missing, unknown or of another shape, the file names other
+            labels, or a fresh head has no key.
     """
     if head not in _HEADS:
         raise ValueError(f"head {head!r} is not known; choose one of {', '.join(_HEADS)}")
     if num_labels < 1:
         raise ValueError(f"num_labels is {num_labels}; a classifier needs 1 (regression) or more")
+    if label_names is not None and (head != "classification" or len(label_names) != num_labels):
+        raise ValueError(f"label_names {list(label_names)} must name the {num_labels} logits of a classification head")
     folder = resolve_folder(folder_or_hub_name)
     hf_config = read_config(folder)
     options: dict[str, Any] = {"dtype": dtype, "remat": remat}
@@ -74,6 +81,8 @@ def load_pretrained(
     module = _module(folder, hf_config, head, num_labels, options)
     architecture = module.config.architecture
     weights = Weights.open(folder, lambda name: hf_names.canonical_name(architecture, name))
+    if isinstance(module, MaskedLanguageModel) and not module.config.tie_word_embeddings:
+        weights = weights.preferring(hf_names.tied_copies(module))
     table = hf_names.leaf_names(module)
     fresh_groups = _absent_groups(table, weights, hf_config.get("architectures") or [])
     loaded = [leaf for leaf in table if leaf.group not in fresh_groups]
@@ -84,7 +93,11 @@ def load_pretrained(
         if key is None:
             raise ValueError(f"{weights.path} has no {absent}; give a key to initialise it from")
         logging.info("%s has no %s; initialised from the key", weights.path, absent)
-    flat = {leaf.path: _read(leaf, weights) for leaf in loaded}
+        module = module.clone(fresh=tuple(sorted({leaf.path[0] for leaf in fresh})))
+    if label_names is not None and any(leaf.path[0] == "classifier" for leaf in loaded):
+        rows = label_rows(hf_config, label_names, str(folder / CONFIG_FILE))
+        module = module if rows == tuple(range(num_labels)) else module.clone(label_rows=rows)
+    flat = {leaf.path: in_label_order(module, leaf, _read(leaf, weights)) for leaf in loaded}
     _check_tied_copies(module, loaded, weights)
     flat |= _initialise(module, fresh, key)
     return module, unflatten_dict({leaf.path: flat[leaf.path] for leaf in table})
@@ -178,9 +191,8 @@ def _check_tied_copies(module: Model, loaded: list[LeafName], weights: Weights) 
         if used and not _equal(weights, copy, original):
             found = weights.tensors[copy]
             raise ValueError(
-                f"{found.path}: {found.name} differs from {weights.tensors[original].name}, but the "
-                "decoder is tied to the word embedding here; load a model with tied embeddings, or use "
-                "head='classification'"
+                f"{found.path}: {found.name} differs from {weights.tensors[original].name}, but {CONFIG_FILE} says "
+                'that the two are tied; if they are not, write "tie_word_embeddings": false into it'
             )
 
 

@@ -12,83 +12,16 @@ from flax.traverse_util import flatten_dict
 
 from dp_rmt.models.decoder.families import FAMILIES
 from dp_rmt.models.decoder.model import CausalLanguageModel
+from dp_rmt.models.encoder_families import ENCODER_FAMILIES
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
-from dp_rmt.models.huggingface import decoder_names
-from dp_rmt.models.huggingface.tensor_layouts import PLAIN, TRANSPOSED, Layout
+from dp_rmt.models.huggingface import decoder_names, encoder_names
+from dp_rmt.models.huggingface.tensor_layouts import Layout
 
 Model = SequenceClassifier | MaskedLanguageModel | CausalLanguageModel
 
-# The parts of each kind of layer of the encoders: Flax leaf, Hugging Face suffix, layout.
-_LEAVES: dict[str, tuple[tuple[str, str, Layout], ...]] = {
-    "dense": (("kernel", "weight", TRANSPOSED), ("bias", "bias", PLAIN)),
-    "layer_norm": (("scale", "weight", PLAIN), ("bias", "bias", PLAIN)),
-    "embedding": (("embedding", "weight", PLAIN),),
-    "bias": (("bias", "bias", PLAIN),),
-}
-
-_Modules = tuple[tuple[str, str, str], ...]  # (Flax path, Hugging Face module, kind)
-
-_ENCODER: _Modules = (
-    ("encoder/embeddings/word_embeddings", "embeddings.word_embeddings", "embedding"),
-    ("encoder/embeddings/position_embeddings", "embeddings.position_embeddings", "embedding"),
-    ("encoder/embeddings/token_type_embeddings", "embeddings.token_type_embeddings", "embedding"),
-    ("encoder/embeddings/layer_norm", "embeddings.LayerNorm", "layer_norm"),
-    ("encoder/layers/attention/query", "encoder.layer.{layer}.attention.self.query", "dense"),
-    ("encoder/layers/attention/key", "encoder.layer.{layer}.attention.self.key", "dense"),
-    ("encoder/layers/attention/value", "encoder.layer.{layer}.attention.self.value", "dense"),
-    ("encoder/layers/attention/output", "encoder.layer.{layer}.attention.output.dense", "dense"),
-    ("encoder/layers/attention_layer_norm", "encoder.layer.{layer}.attention.output.LayerNorm", "layer_norm"),
-    ("encoder/layers/intermediate", "encoder.layer.{layer}.intermediate.dense", "dense"),
-    ("encoder/layers/output", "encoder.layer.{layer}.output.dense", "dense"),
-    ("encoder/layers/output_layer_norm", "encoder.layer.{layer}.output.LayerNorm", "layer_norm"),
-)
-# The groups of a head. A group is loaded as a whole or, if it is absent, initialised as a whole.
-_HEADS: dict[tuple[str, str], dict[str, _Modules]] = {
-    ("bert", "classification"): {
-        "pooler": (("pooler", "pooler.dense", "dense"),),
-        "classifier": (("classifier", "classifier", "dense"),),
-    },
-    ("roberta", "classification"): {
-        "classification head": (
-            ("pooler", "classifier.dense", "dense"),
-            ("classifier", "classifier.out_proj", "dense"),
-        ),
-    },
-    ("bert", "masked_lm"): {
-        "masked language model head": (
-            ("mlm_head/dense", "cls.predictions.transform.dense", "dense"),
-            ("mlm_head/layer_norm", "cls.predictions.transform.LayerNorm", "layer_norm"),
-            ("mlm_head", "cls.predictions", "bias"),
-        ),
-    },
-    ("roberta", "masked_lm"): {
-        "masked language model head": (
-            ("mlm_head/dense", "lm_head.dense", "dense"),
-            ("mlm_head/layer_norm", "lm_head.layer_norm", "layer_norm"),
-            ("mlm_head", "lm_head", "bias"),
-        ),
-    },
-}
-_BACKBONE_PARTS = ("embeddings.", "encoder.", "pooler.")
-HEAD_PARTS = ("pooler.", "classifier.", "cls.", "lm_head.", "qa_outputs.")
+HEAD_PARTS = encoder_names.HEAD_PARTS
 _BUFFERS = rf"embeddings\.(position|token_type)_ids|(.*\.)?({decoder_names.BUFFERS})"
-# The copies of tied weights that some checkpoints carry, by architecture: copy -> original.
-TIED_COPIES = {
-    "bert": {
-        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
-    "roberta": {
-        "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
-        "lm_head.decoder.bias": "lm_head.bias",
-    },
-}
-_HF_CLASSES = {
-    ("bert", "classification"): "BertForSequenceClassification",
-    ("roberta", "classification"): "RobertaForSequenceClassification",
-    ("bert", "masked_lm"): "BertForMaskedLM",
-    ("roberta", "masked_lm"): "RobertaForMaskedLM",
-}
+_HF_HEADS = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +67,7 @@ def hf_class(module: Model) -> str:
     """The name of the transformers class that is the same model."""
     if isinstance(module, CausalLanguageModel):
         return FAMILIES[module.config.architecture].hf_class
-    return _HF_CLASSES[module.config.architecture, head_of(module)]
+    return ENCODER_FAMILIES[module.config.architecture].hf_prefix + _HF_HEADS[head_of(module)]
 
 
 def tied_copies(module: Model) -> dict[str, str]:
@@ -143,7 +76,7 @@ def tied_copies(module: Model) -> dict[str, str]:
         *_, head = decoder_names.module_names(module.config)
         table = decoder_names.module_names(module.config)[0]
         return {f"{head.hf_name}.weight": f"{table.hf_name}.weight"} if module.config.tie_word_embeddings else {}
-    return TIED_COPIES[module.config.architecture]
+    return encoder_names.tied_copies(module.config.architecture, is_tied=module.config.tie_word_embeddings)
 
 
 def is_buffer(name: str) -> bool:
@@ -173,7 +106,7 @@ def leaf_names(module: Model) -> list[LeafName]:
     table = []
     for path, hf_module, suffix, layout, part, group in _entries(module):
         shape = leaves.pop(path, None)
-        if shape is None:  # this decoder does not have the feature
+        if shape is None:  # this model does not have the feature
             continue
         stacked = "{layer}" in hf_module
         layers = range(module.config.num_layers) if stacked else (0,)
@@ -191,10 +124,9 @@ def _entries(module: Model) -> Iterator[tuple[tuple[str, ...], str, str, Layout,
             for leaf, suffix, layout, part in entry.leaves:
                 yield (*entry.path.split("/"), leaf), entry.hf_name, suffix, layout, part, entry.path.split("/")[0]
         return
-    groups = {"encoder": _ENCODER, **_HEADS[module.config.architecture, head_of(module)]}
-    for group, modules in groups.items():
+    for group, modules in encoder_names.groups_of(module.config.architecture, head_of(module)).items():
         for flax_module, hf_module, kind in modules:
-            for leaf, suffix, layout in _LEAVES[kind]:
+            for leaf, suffix, layout in encoder_names.LEAVES[kind]:
                 yield (*flax_module.split("/"), leaf), hf_module, suffix, layout, 0, group
 
 
@@ -206,7 +138,7 @@ def canonical_name(architecture: str, hf_name: str) -> str:
     """
     if architecture in FAMILIES:
         return hf_name.removeprefix(decoder_names.prefix(architecture))
-    name = hf_name.removeprefix(f"{architecture}.")
+    name = hf_name.removeprefix(ENCODER_FAMILIES[architecture].prefix)
     if name.endswith(".gamma"):
         return name.removesuffix("gamma") + "weight"
     if name.endswith(".beta"):
@@ -223,4 +155,4 @@ def prefixed_name(architecture: str, name: str) -> str:
     if architecture in FAMILIES:
         is_head = name.startswith(("lm_head.", "embed_out."))
         return name if is_head else decoder_names.prefix(architecture) + name
-    return f"{architecture}.{name}" if name.startswith(_BACKBONE_PARTS) else name
+    return ENCODER_FAMILIES[architecture].prefix + name if name.startswith(encoder_names.BACKBONE_PARTS) else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from dp_rmt.files import save_tensors, whole_folder
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier
 from dp_rmt.models.huggingface import names as hf_names
-from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE
+from dp_rmt.models.huggingface.folder import CONFIG_FILE, TOKENIZER_CONFIG, WEIGHTS_FILE
 from dp_rmt.models.huggingface.names import Model
 
 
@@ -27,6 +27,8 @@ def save_pretrained(
     *,
     tokenizer: Any = None,
     label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Saves a model as a Hugging Face folder that `transformers` loads as the same model.
 
@@ -39,6 +41,8 @@ def save_pretrained(
         params: its parameters, with low-rank updates merged into them (`without_lora`).
         tokenizer: a transformers tokenizer to save with it.
         label_names: a name for each logit of a classifier.
+        problem_type: what `transformers` makes of the logits, such as "regression"; None lets it guess.
+        files: further files of text by name, such as a model card.
 
     Raises:
         ValueError: the parameters are not the module's, the labels are not as many as its logits, or the module's
@@ -48,14 +52,29 @@ def save_pretrained(
     folder = Path(folder).expanduser().absolute()
     hf_config = {**module.config.to_hf_config(), "architectures": [hf_names.hf_class(module)]}
     hf_config.update(_labels(module, label_names))
+    hf_config.update({} if problem_type is None else {"problem_type": problem_type})
     tensors = _to_tensors(module, params)
     with whole_folder(folder, WEIGHTS_FILE) as new:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
+        save_tokenizer(tokenizer, new)
+        for name, content in (files or {}).items():
+            (new / name).write_text(content, encoding="utf-8")
         text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
     logging.info("saved %s to %s", hf_config["architectures"][0], folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Saves a tokenizer, if there is one, so that versions of transformers before 5 open it, too."""
+    if tokenizer is None:
+        return
+    tokenizer.save_pretrained(folder, save_jinja_files=False)  # the chat template stands in tokenizer_config.json
+    path = folder / TOKENIZER_CONFIG
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":  # the name that version 5 has for the class of before
+            text = json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def _labels(module: Model, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -100,4 +119,7 @@ def _to_tensors(module: Model, params: dict[str, Any]) -> dict[str, np.ndarray]:
             if len(parts[name]) == leaf.layout.num_parts:
                 tensor = np.ascontiguousarray(leaf.layout.join(parts.pop(name)), np.float32)
                 tensors[hf_names.prefixed_name(module.config.architecture, name)] = tensor
+    if isinstance(module, MaskedLanguageModel) and not module.config.tie_word_embeddings:
+        for copy, original in hf_names.tied_copies(module).items():  # nothing ties these in transformers, either
+            tensors[copy] = tensors[original].copy()
     return tensors

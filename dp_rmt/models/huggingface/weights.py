@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,17 @@ class Weights:
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is not a readable safetensors file ({error}); download it again") from error
         return cls(index, tensors)
+
+    def preferring(self, copies: Mapping[str, str]) -> Weights:
+        """The same tensors, with each original (a value of `copies`) taken from its copy if the file has one.
+
+        transformers computes with the copies where nothing ties them, and then leaves the originals as they began.
+        """
+        tensors = dict(self.tensors)
+        for copy, original in copies.items():
+            if copy in tensors:
+                tensors[original] = tensors.pop(copy)
+        return dataclasses.replace(self, tensors=tensors)
 
     def pieces(self, name: str, *, whole: bool = False) -> Iterator[tuple[slice, np.ndarray]]:
         """Reads a tensor's rows in pieces of at most two million numbers, or as a whole.

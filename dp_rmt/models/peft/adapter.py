@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt.extras import extra
-from dp_rmt.files import save_tensors, whole_folder
+from dp_rmt.files import is_written_here, save_tensors, whole_folder
+from dp_rmt.models.heads import MaskedLanguageModel
 from dp_rmt.models.huggingface import names as hf_names
+from dp_rmt.models.huggingface.labels import in_file_order, in_label_order
 from dp_rmt.models.huggingface.names import LeafName, Model
+from dp_rmt.models.huggingface.saving import save_tokenizer
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
-from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules
+from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules, module_of
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
 
 with extra("finetune"):
@@ -38,6 +42,8 @@ def save_adapter(
     *,
     base_model_name_or_path: str,
     trained: str | None = None,
+    tokenizer: Any = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Saves the low-rank updates of a model as an adapter that `peft` puts on the base model.
 
@@ -50,6 +56,8 @@ def save_adapter(
         params: its parameters.
         base_model_name_or_path: the folder or hub name of the base model, as `peft` notes it down.
         trained: a regular expression of the paths that were trained; None for low-rank updates and classification head.
+        tokenizer: a transformers tokenizer to save with it.
+        files: further files of text by name, such as a model card.
 
     Raises:
         ValueError: the model has no LoRA, the parameters are not its own, or an adapter cannot hold what was trained.
@@ -76,10 +84,17 @@ def save_adapter(
     whole = _whole_leaves(module, table, adapted, trained)
     for leaf in whole:
         for name, part in zip(_tensor_names(module, leaf), leaf.slices(read(leaf.path)).values()):
+            part = in_file_order(module, leaf, part)
             tensors[name] = np.ascontiguousarray(leaf.layout.join([part]), np.float32)
+    for leaf in table:
+        for copy in _copies(module, whole, leaf):
+            tensors[copy] = np.array(read(leaf.path), np.float32)
     config = adapter_config(module, table, adapted, whole) | {"base_model_name_or_path": base_model_name_or_path}
     folder = Path(folder).expanduser().absolute()
     with whole_folder(folder, WEIGHTS_FILE) as new:
+        save_tokenizer(tokenizer, new)
+        for name, content in (files or {}).items():
+            (new / name).write_text(content, encoding="utf-8")
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_tensors(tensors, new / WEIGHTS_FILE)
     logging.info("saved an adapter to %s", folder)
@@ -131,7 +146,8 @@ def _whole_leaves(module: Model, table: list[LeafName], adapted: list[Adapted], 
         if not any(re.search(pattern, path) for pattern in patterns):
             continue
         kinds = {other.path[-1] for other in table if other.path[:-1] == leaf.path[:-1]}
-        if leaf.path[:-1] in bases or leaf.layout.num_parts > 1 or not kinds & {"kernel", "scale"}:
+        has_place = kinds & {"kernel", "scale"} or leaf.path[:-1] == ("mlm_head",)
+        if leaf.path[:-1] in bases or leaf.layout.num_parts > 1 or not has_place:
             raise ValueError(
                 f"{path} was trained beside low-rank updates, which an adapter has no place for: it holds low-rank "
                 f"updates, and whole dense layers and norms without them; {_MERGE}"
@@ -151,7 +167,8 @@ def _read_whole_leaves(
         if leaf.path[:-1] in present:
             _check_shapes(dict.fromkeys(names[leaf.path], leaf.hf_shape), tensors, path)
             parts = [leaf.layout.take(tensors[name], leaf.part) for name in names[leaf.path]]
-            leaves[leaf.path] = np.array(parts if leaf.stacked else parts[0], np.float32)
+            values = np.array(parts if leaf.stacked else parts[0], np.float32)
+            leaves[leaf.path] = in_label_order(module, leaf, values)
     return leaves
 
 
@@ -160,7 +177,22 @@ def _plain_table(module: Model) -> list[LeafName]:
 
 
 def _tensor_names(module: Model, leaf: LeafName) -> list[str]:
-    return [PREFIX + hf_names.prefixed_name(module.config.architecture, name) for name in leaf.hf_names]
+    return [_tensor_name(module, name) for name in leaf.hf_names]
+
+
+def _tensor_name(module: Model, name: str) -> str:
+    return PREFIX + hf_names.prefixed_name(module.config.architecture, name)
+
+
+def _copies(module: Model, whole: list[LeafName], leaf: LeafName) -> list[str]:
+    """The names under which modules that are saved whole hold a leaf again, as a head does with the word embedding."""
+    modules = [f"{module_of(module, name)}." for other in whole for name in other.hf_names]
+    copies = hf_names.tied_copies(module).items() if isinstance(module, MaskedLanguageModel) else ()
+    return [
+        _tensor_name(module, copy)
+        for copy, original in copies
+        if original in leaf.hf_names and copy.startswith(tuple(modules))
+    ]
 
 
 # ---- The tensors ----------------------------------------------------------------------------------------------------
@@ -183,6 +215,9 @@ def _check_names(
     """Raises if the file holds something that the model has no place for."""
     known = {name for one in adapted for name in one.tensor_names}
     known |= {name for leaf in table if leaf.layout.num_parts == 1 for name in _tensor_names(module, leaf)}
+    copies = [copy for leaf in table for copy in _copies(module, table, leaf)]
+    if is_written_here(path):  # anybody else may have trained the copy
+        known |= set(copies)
     unknown = sorted(set(tensors) - known)
     if unknown:
         lora = adapted_config(module)

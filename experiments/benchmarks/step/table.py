@@ -24,6 +24,7 @@ _OF_TORCH = ("time_ratio", "seconds", "examples_per_second", "peak_bytes")
 _UPDATE_COLUMNS: tuple[Column, ...] = (
     ("time/noisy", "time_ratio", "{:.4f}".format),
     ("seconds", "seconds", "{:.4g}".format),
+    ("FLOPs/noisy", "matrix_flops_ratio", "{:.4f}".format),
     ("temp MB", "temporary_bytes", lambda value: f"{value / 1e6:.1f}"),
     ("state MB", "state_bytes", lambda value: f"{value / 1e6:.1f}"),
     ("microbatch", "microbatch_size", str),

@@ -65,7 +65,9 @@ class Study:
         first = next(iter(self.arms.values()))
         if any(settings.data != first.data for settings in self.arms.values()):
             raise ValueError("config.arms: the arms of this study share their data; leave 'data' out of them")
-        self._canaries: list[Document] = [row for row in read_documents_of(first.data).train if row.is_canary]
+        self._canaries: list[Document] = [
+            row for row in read_documents_of(first.data, first.data.path).train if row.is_canary
+        ]
         self._load_task = assemble.TaskLoader()
         self._base: dict[str, np.ndarray] = {}
 

@@ -138,7 +138,7 @@ def test_max_train_examples_keeps_the_evaluations_whole(tmp_path):
         ("sst2", "sentence\tlabel\n", r"train\.tsv has a header but no examples"),
         ("sst2", "sentence\tlbl\nx\t1\n", r"line 1: no column 'label' in .* needs 'sentence', 'label'"),
         ("sst2", "sentence\tlabel\nx\t1\na\tb\t1\n", r"line 3: 3 tab-separated .* has 2 \(sentence, label\)"),
-        ("sst2", "sentence\tlabel\nx\t1\n\n", r"train\.tsv, line 3: 1 tab-separated fields"),
+        ("sst2", "sentence\tlabel\nx\t1\ny\n", r"train\.tsv, line 3: 1 tab-separated fields"),
         ("sst2", "sentence\tlabel\nx\tpositive\n", r"line 2: unknown label 'positive' .* has '0', '1'"),
         ("sst2", "sentence\tlabel\nx\t-1\n", r"line 2: unknown label '-1'"),
         ("sst2", "sentence\tlabel\n \t1\n", r"train\.tsv, line 2: the text .* 'sentence' is empty"),

@@ -107,32 +107,12 @@ def test_dart_without_its_training_file(tmp_path, caplog):
     assert "training on the dev split; state it with the results" in caplog.text
 
 
-def test_jsonl(tmp_path):
-    rows = [
-        {"instruction": " Say hi. ", "response": "Hi!"},
-        {"instruction": "Add 1 and 1.", "references": ["2", "Two."], "response": "2"},
-        {"instruction": "Say hi.", "response": "Hello."},
-    ]
-    (tmp_path / "train.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
-    data = load_table_to_text("jsonl", path=tmp_path)
-    assert data.train.sources == ("Say hi.", "Add 1 and 1.", "Add 1 and 1.", "Say hi.")
-    assert data.train.targets == ("Hi!", "2", "Two.", "Hello.")
-    assert data.evaluations == {}  # dev.jsonl and test.jsonl are optional
-    (tmp_path / "test.jsonl").write_text((tmp_path / "train.jsonl").read_text())
-    test = load_table_to_text("jsonl", path=tmp_path).evaluations["test"]
-    assert test.references == (("Hi!", "Hello."), ("2", "Two."))
-    with pytest.raises(ValueError, match="'jsonl' reads local files"):
-        load_table_to_text("jsonl")
-    with pytest.raises(FileNotFoundError, match=r"train\.jsonl does not exist: .*one JSON object per line"):
-        load_table_to_text("jsonl", path=tmp_path / "nowhere")
-
-
 def test_arguments(tmp_path):
     write_e2e(tmp_path)
     assert len(load_table_to_text("e2e", path=tmp_path, max_train_examples=2).train) == 2
     with pytest.raises(ValueError, match=r"max_train_examples must be at least 1 .* got 0"):
         load_table_to_text("e2e", path=tmp_path, max_train_examples=0)
-    with pytest.raises(ValueError, match="'web': choose one of e2e, dart, jsonl"):
+    with pytest.raises(ValueError, match="'web': choose one of e2e, dart"):
         load_table_to_text("web", path=tmp_path)
     with pytest.raises(ValueError, match="got 'test'; test is never trained on"):
         load_table_to_text("e2e", path=tmp_path, train_split="test")
@@ -157,7 +137,7 @@ BAD_FILES = [
     ("e2e", 'mr,ref\nname[A],x\nname[B],"x"y"\n', r"line 3: .*expected after"),
     ("e2e", 'mr,ref\nname[A],"x\nname[B],y\n', r"line 2: unexpected end of data"),
     ("dart", '[\n{"tripleset": [],\n]', r"train\.json, line 3, column 1: broken JSON"),
-    ("dart", '{"a": 1}', r"train\.json holds a JSON dict"),
+    ("dart", '{"a": 1}', r"train\.json holds a JSON dict, and not a list"),
     ("dart", "[]", "holds no entries"),
     ("dart", '["x"]', r"train\.json, entry 1: expected an object with the list \"tripleset\""),
     ("dart", entry(tripleset="x"), "entry 2: expected an object"),
@@ -169,30 +149,21 @@ BAD_FILES = [
     ("dart", entry(annotations=[{"text": 7}]), 'entry 2: every annotation .* "text"'),
     ("dart", entry(annotations=["x"]), 'entry 2: every annotation .* "text"'),
     ("dart", entry(annotations=[{"text": " "}]), "entry 2: there is no text, or only empty ones"),
-    ("jsonl", '{"instruction": "a", "response": "b"}\n{"instruction"\n', "line 2, column 15: broken JSON"),
-    ("jsonl", '\n["a"]\n', r"line 2: expected an object .* got a list"),
-    ("jsonl", '{"instruction": "a", "output": "b"}', "line 1: unknown key 'output': the keys are instruction"),
-    ("jsonl", '{"instruction": "a"}', "line 1: there is neither a 'response' nor"),
-    ("jsonl", '{"instruction": "a", "references": "b"}', "line 1: 'references' must be a list of strings, got a str"),
-    ("jsonl", '{"instruction": "a", "references": ["b", 1]}', "line 1: the response must be a string .* got 1"),
-    ("jsonl", '{"instruction": "a", "response": " "}', "line 1: the response must be a string that is not empty"),
-    ("jsonl", '{"response": "a"}', "line 1: the instruction must be .* got None"),
-    ("jsonl", "\n", "holds no rows"),
 ]
 
 
 @pytest.mark.parametrize(("task", "text", "message"), BAD_FILES)
 def test_malformed_files(task, text, message, tmp_path):
-    name = {"e2e": "trainset.csv", "dart": "dart-v1.1.1-full-train.json", "jsonl": "train.jsonl"}[task]
+    name = {"e2e": "trainset.csv", "dart": "dart-v1.1.1-full-train.json"}[task]
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         load_table_to_text(task, path=tmp_path)
     assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("task", ["e2e", "dart", "jsonl"])
+@pytest.mark.parametrize("task", ["e2e", "dart"])
 def test_not_utf8(task, tmp_path):
-    for name in ("trainset.csv", "dart-v1.1.1-full-train.json", "train.jsonl"):
+    for name in ("trainset.csv", "dart-v1.1.1-full-train.json"):
         (tmp_path / name).write_bytes(b"mr,ref\nname[A],\xff\n")
     with pytest.raises(ValueError, match=r"train.* is not UTF-8 text"):
         load_table_to_text(task, path=tmp_path)

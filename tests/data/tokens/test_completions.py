@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dp_rmt.data import TextPairs, decode_completions, fingerprint, tokenize_completions, tokenize_prompts
+from dp_rmt.data.prompt_format import prompt_format_of
 
 PAIRS = TextPairs(("a b", "c d e f g h", "film"), ("the soup was great", "yes", "no ."))
 
@@ -111,13 +112,25 @@ def test_a_target_never_loses_its_beginning(words):
 
 
 def test_a_separator_of_ones_own(words, gpt2_like):
-    arrays = tokenize_completions(TextPairs(("a",), ("b",)), words, max_length=7, separator="? it was")
+    arrays = tokenize_completions(
+        TextPairs(("a",), ("b",)),
+        words,
+        max_length=7,
+        prompt_format=prompt_format_of(words, "separator", separator="? it was"),
+    )
     assert tokens(words, arrays["input_ids"][0]) == "[CLS] a ? it was b [SEP]"
-    assert tokenize_prompts(["a"], words, max_length=6, separator="? it was") == [arrays["input_ids"][0][:5].tolist()]
-    special = tokenize_prompts(["a"], gpt2_like, max_length=6, separator="<|endoftext|>")
+    assert tokenize_prompts(
+        ["a"], words, max_length=6, prompt_format=prompt_format_of(words, "separator", separator="? it was")
+    ) == [arrays["input_ids"][0][:5].tolist()]
+    special = tokenize_prompts(
+        ["a"],
+        gpt2_like,
+        max_length=6,
+        prompt_format=prompt_format_of(gpt2_like, "separator", separator="<|endoftext|>"),
+    )
     assert special == tokenize_prompts(["a"], gpt2_like, max_length=6)
     with pytest.raises(ValueError, match="separator '' has no tokens"):
-        tokenize_prompts(["a"], words, max_length=6, separator="")
+        prompt_format_of(words, "separator", separator="")
 
 
 texts = st.lists(st.sampled_from(["a", "pub", "the", "£5", "é", "<|endoftext|>", "</s>", "\n"]), min_size=1, max_size=9)
@@ -166,7 +179,7 @@ def test_decoding_ends_at_the_first_end(gpt2_like):
 def test_bad_rows_and_tokenizers(words, word_tokenizer):
     with pytest.raises(ValueError, match="max_length=2 leaves nothing of the target of row 1: 2 tokens are special"):
         tokenize_completions(PAIRS, words, max_length=2)
-    with pytest.raises(ValueError, match=r"Nothing of the target of row 2 remains as tokens: it is ' \\n'"):
+    with pytest.raises(ValueError, match=r"row 2: nothing of the target remains as tokens: it is ' \\n'"):
         tokenize_completions(TextPairs(("a", "b"), ("c", " \n")), words, max_length=9)
     with pytest.raises(ValueError, match="no examples"):
         tokenize_completions(PAIRS[:0], words, max_length=9)
@@ -181,10 +194,11 @@ def test_the_cache(words, tmp_path, monkeypatch):
     moved = TextPairs(("a b", "c d e f g", "h film"), PAIRS.targets)
     padded = copy.deepcopy(words)
     padded.pad_token = "[PAD]"
+    question = prompt_format_of(words, "separator", separator="?")
     calls = [
         lambda: tokenize_completions(PAIRS, words, max_length=9, cache_dir=tmp_path),
         lambda: tokenize_completions(PAIRS, words, max_length=10, cache_dir=tmp_path),
-        lambda: tokenize_completions(PAIRS, words, max_length=9, cache_dir=tmp_path, separator="?"),
+        lambda: tokenize_completions(PAIRS, words, max_length=9, cache_dir=tmp_path, prompt_format=question),
         lambda: tokenize_completions(PAIRS, padded, max_length=9, cache_dir=tmp_path),
         lambda: tokenize_completions(moved, words, max_length=9, cache_dir=tmp_path),
         lambda: tokenize_completions(PAIRS[1:], words, max_length=9, cache_dir=tmp_path),

@@ -103,6 +103,8 @@ def test_updates_are_compared_with_the_noisy_one(commands: dict[str, Any]) -> No
         assert len(numbers["seconds_of_rounds"]) == 2
         assert numbers["microbatch_size"] == 2
         assert numbers["temporary_bytes"] > 0
+    # Behind the optimizer the maps are products; before the clipping the norms are, too.
+    assert 1 < updates["whitened_before"]["matrix_flops_ratio"] < 2
     # One map for what attention reads, and one each for output, both parts of the feed-forward, pooler and head: of
     # 17 and 33 inputs with their biases, whole because the rank is larger.
     maps = {name: numbers["state_bytes"] - updates["noisy"]["state_bytes"] for name, numbers in updates.items()}
@@ -173,8 +175,8 @@ def test_an_arm_that_is_refused_shows_the_reason(linear: Workload) -> None:
 
 
 def test_a_missing_peer_is_reported(linear: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = peers.OPACUS._replace(packages=("torch", "no_such_package"))
-    monkeypatch.setattr(profile_torch, "OPACUS", missing)
+    missing = peers.TORCH._replace(packages=("torch", "no_such_package"))
+    monkeypatch.setattr(profile_torch, "TORCH", missing)
     monkeypatch.setitem(peers.JAX_PEERS, "jax_privacy", missing._replace(extra="peers"))
     measured = profile_measure.measure(linear, ["jax_privacy"], **SETTINGS)
     assert measured["arms"]["jax_privacy"]["reason"] == "not installed: pip install -e .[peers]"

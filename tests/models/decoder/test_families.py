@@ -15,6 +15,7 @@ import pytest
 
 from dp_rmt import clipped_grad, ghost_clipped_grad, models
 from dp_rmt.clipping.example_mixing import mixed_examples
+from dp_rmt.models.decoder.families import FAMILIES
 from dp_rmt.models.decoder.positions import RopeScaling
 from dp_rmt.training.losses import causal_lm_loss
 
@@ -133,6 +134,45 @@ def test_a_config_says_the_same_when_it_is_read_again(name: str) -> None:
     again = models.DecoderConfig.from_hf_config(json.loads(json.dumps(config.to_hf_config())))
     assert again == dataclasses.replace(config, sliding_layers=again.sliding_layers)
     assert again.layer_is_sliding == config.layer_is_sliding
+
+
+_ROTARY = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "rotary_pct", "partial_rotary_factor")
+_OTHERS = (
+    *("rope_scaling", "rope_parameters", "layer_types", "sliding_window_pattern", "max_window_layers"),
+    *("use_sliding_window", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config"),
+)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neox", "gpt2"])
+def test_a_null_is_the_default_or_none_or_refused(name: str) -> None:
+    """Every key that is read, one after the other: nothing crashes, and nothing is guessed."""
+    given = {**CONFIGS[name], **({"hidden_size": 24} if name == "llama" else {})}  # heads of 4 by head_dim or without
+    family = FAMILIES[given["model_type"]]
+    for key in {*family.keys.values(), *family.only, *_ROTARY, *_OTHERS}:
+        null, without = {**given, key: None}, {other: value for other, value in given.items() if other != key}
+        if key in family.keys.values() and family.defaults.get(key, "needed") and "softcapping" not in key:
+            with pytest.raises(
+                ValueError, match=f"{key} is null in this {given['model_type']} config, which says noth"
+            ):
+                models.DecoderConfig.from_hf_config(null)
+        elif family.only.get(key):
+            with pytest.raises(ValueError, match=f"{key}=None is not supported"):
+                models.DecoderConfig.from_hf_config(null)
+        elif "softcapping" in key:
+            config = models.DecoderConfig.from_hf_config(null)
+            assert (config.attention_softcap if key.startswith("attn") else config.logits_softcap) is None
+        else:
+            assert models.DecoderConfig.from_hf_config(null) == models.DecoderConfig.from_hf_config(without), key
+    if "sliding_window" in given:  # a window of null is none, not the default
+        assert models.DecoderConfig.from_hf_config({**given, "sliding_window": None}).sliding_window is None
+
+
+def test_nulls_inside_of_the_rotary_parameters_are_defaults() -> None:
+    given = {**CONFIGS["llama"], "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    config = models.DecoderConfig.from_hf_config(given)
+    nulls = {"rope_theta": None, "partial_rotary_factor": None, "original_max_position_embeddings": None}
+    rope = {"type": "linear", "rope_type": None, "factor": 2.0, **nulls}
+    assert models.DecoderConfig.from_hf_config({**given, "rope_scaling": rope}) == config
 
 
 _HUB = {

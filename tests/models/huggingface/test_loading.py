@@ -95,6 +95,8 @@ def test_an_absent_head_is_initialised_from_the_key_and_said(
     assert ignored in caplog.text
     expected = models.init_params(module, jax.random.key(1))
     assert_equal_trees({part: params[part] for part in fresh}, {part: expected[part] for part in fresh})
+    assert module.fresh == tuple(sorted(fresh))
+    assert load(GOLDENS / name, FOLDERS[name])[0].fresh == ()
     assert_equal_trees(params["encoder"], load(GOLDENS / name, FOLDERS[name])[1]["encoder"])
 
 
@@ -127,7 +129,9 @@ def test_tied_copies_must_be_copies(name: str, changed: Callable[..., Path]) -> 
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{decoder}.decoder.weight"][3, 4] += 1
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"{decoder}\.decoder\.weight differs from .*; load a model with tied"):
+    with pytest.raises(
+        ValueError, match=rf"{decoder}\.decoder\.weight differs from .*; if they are not, write .tie_word"
+    ):
         load(folder, "masked_lm")
 
 
@@ -193,3 +197,54 @@ def test_another_number_of_labels_says_what_to_do(name: str) -> None:
 def test_unsupported_models_are_named(config: dict[str, Any], message: str, changed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=message):
         load(changed("bert_classifier", **config))
+
+
+NLI = {"id2label": {"0": "CONTRADICTION", "1": "Neutral", "2": "entailment"}}
+WANTED = ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.parametrize("name", ["bert_classifier", "roberta_classifier"])
+def test_the_logits_of_a_trained_classifier_are_put_into_the_order_of_the_names(
+    name: str, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """There and back: what is loaded, and the folder that is saved, whose names and logits belong together."""
+    folder = changed(name, **NLI)
+    module, params = models.load_pretrained(folder, num_labels=3, label_names=WANTED)
+    _, expected = load(folder)
+    assert module.label_rows == (2, 1, 0)
+    for leaf in ("kernel", "bias"):
+        np.testing.assert_array_equal(params["classifier"][leaf], expected["classifier"][leaf][..., ::-1])
+    assert_equal_trees(params["encoder"], expected["encoder"])
+    models.save_pretrained(tmp_path / "saved", module, params, label_names=WANTED)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["id2label"]["0"] == "entailment"
+    again, same = models.load_pretrained(tmp_path / "saved", num_labels=3, label_names=WANTED)
+    assert_equal_trees(same, params)
+    assert again.label_rows == ()
+
+
+def test_labels_of_other_names_are_refused_and_of_no_names_taken_as_they_are(
+    changed: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = changed("bert_classifier", **NLI)
+    message = (
+        r"config\.json: id2label names the labels CONTRADICTION, Neutral, entailment, but those of the data are bad,"
+    )
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(folder, num_labels=3, label_names=("bad", "neutral", "good"))
+    with pytest.raises(ValueError, match="must name the 3 logits of a classification head"):
+        models.load_pretrained(folder, num_labels=3, label_names=("bad", "good"))
+    config = json.loads((folder / "config.json").read_text())
+    for id2label in (None, {str(number): f"LABEL_{number}" for number in range(3)}):
+        (folder / "config.json").write_text(json.dumps({**config, "id2label": id2label}))
+        with caplog.at_level(logging.WARNING, "absl"):
+            _, params = models.load_pretrained(folder, num_labels=3, label_names=WANTED)
+        assert "no names (id2label): they are taken to be entailment, neutral, contradiction, in this" in caplog.text
+        assert_equal_trees(params, load(folder)[1])
+        caplog.clear()
+
+
+def test_a_fresh_classifier_has_no_names_to_go_by(changed: Callable[..., Path]) -> None:
+    folder = changed("bert_mlm", **NLI)
+    module, _ = models.load_pretrained(folder, num_labels=2, label_names=("bad", "good"), key=jax.random.key(0))
+    assert module.fresh == ("classifier", "pooler")
+    assert module.label_rows == ()

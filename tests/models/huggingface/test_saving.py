@@ -60,7 +60,7 @@ def test_minilm_tokenizer_and_model_load_and_save(tmp_path: Path) -> None:
     tokenizer = models.load_tokenizer(folder)
     models.save_pretrained(tmp_path / "model", module, params, tokenizer=tokenizer)
     again, params_again = load(tmp_path / "model", num_labels=2)
-    assert again == module
+    assert again == module.clone(fresh=())
     assert_equal_trees(params_again, params)
     text = "A gripping, if overlong, film."
     assert models.load_tokenizer(tmp_path / "model")(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -86,12 +86,26 @@ def test_saving_replaces_only_what_it_wrote(tmp_path: Path) -> None:
     models.save_pretrained(tmp_path / "empty", module, params)
 
 
+def test_a_symbolic_link_stays_and_leads_to_the_new_folder(tmp_path: Path) -> None:
+    """As where models lie on another disk."""
+    module, params = load(GOLDENS / "bert_classifier")
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk" / "model")
+    for number in range(2):  # the place is free, and then taken
+        changed = jax.tree.map(lambda leaf, number=number: leaf + number, params)
+        models.save_pretrained(link, module, changed)
+        assert link.is_symlink()
+        assert_equal_trees(load(tmp_path / "disk" / "model")[1], changed)
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+
+
 def test_a_failed_save_leaves_the_old_folder_whole(tmp_path: Path) -> None:
     module, params = load(GOLDENS / "bert_classifier")
     models.save_pretrained(tmp_path / "model", module, params)
 
     class Broken:
-        def save_pretrained(self, folder: Path) -> None:
+        def save_pretrained(self, folder: Path, **options: Any) -> None:
             raise OSError("disk full")
 
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
@@ -120,3 +134,47 @@ def test_saving_the_wrong_parameters_or_labels_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="label_names is given for a masked language model"):
         models.save_pretrained(tmp_path / "model", language_model, parameters, label_names=["a"])
     assert not (tmp_path / "model").exists()
+
+
+def ones(module: Any) -> Any:
+    shapes = jax.eval_shape(lambda key: models.init_params(module, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head", "hf_class", "prefix"),
+    [
+        ("xlm-roberta", "classification", "XLMRobertaForSequenceClassification", "roberta."),
+        ("camembert", "masked_lm", "CamembertForMaskedLM", "roberta."),
+        ("distilbert", "classification", "DistilBertForSequenceClassification", "distilbert."),
+    ],
+)
+def test_every_kind_of_encoder_is_what_it_was_when_it_is_read_again(
+    architecture: str, head: str, hf_class: str, prefix: str, tmp_path: Path
+) -> None:
+    """Which transformers reads alike is tested where torch is installed (tests/oracle)."""
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if architecture == "distilbert":
+        sizes = {"vocab_size": 30, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24}
+    config = models.EncoderConfig.from_hf_config(
+        {"model_type": architecture, "intermediate_size": 24, "max_position_embeddings": 8, **sizes}
+    )
+    module: Any = (
+        models.SequenceClassifier(config, 3) if head == "classification" else models.MaskedLanguageModel(config)
+    )
+    params = ones(module)
+    models.save_pretrained(tmp_path / "model", module, params)
+    hf_config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (hf_config["model_type"], hf_config["architectures"]) == (architecture, [hf_class])
+    names = load_file(tmp_path / "model" / "model.safetensors")
+    assert f"{prefix}embeddings.word_embeddings.weight" in names
+    again, params_again = models.load_pretrained(tmp_path / "model", head=head, num_labels=3)
+    assert again == module
+    assert_equal_trees(params_again, params)
+
+
+def test_a_family_that_has_no_such_model_is_not_written(tmp_path: Path) -> None:
+    config = models.EncoderConfig("distilbert", 30, 16, 1, 2, 24, 8, 2, 1e-12, 0)
+    module = models.MaskedLanguageModel(config)
+    with pytest.raises(ValueError, match="a distilbert model with type_vocab_size=2 cannot be saved: the family has 0"):
+        models.save_pretrained(tmp_path / "model", module, ones(module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ TARGETS = {
     "roberta": ("key", "intermediate"),
 }
 RANK, ALPHA, LABELS = 3, 7.5, 3
+KEY = jax.random.key(2)
 
 
 def lora_of(family: str) -> models.LoRAConfig:
@@ -176,6 +178,37 @@ def test_whatever_else_was_trained_goes_along_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "part", "names"),
+    [("classifier", "pooler", ["classifier", "pooler.dense"]), ("mlm", "mlm_head", ["predictions"])],
+)
+def test_what_was_drawn_at_random_goes_along(kind: str, part: str, names: list[str], tmp_path: Path) -> None:
+    """Without being asked: nobody else can have a layer that no file holds."""
+    config = models.EncoderConfig.from_hf_config({"model_type": "bert", **SIZES, **FAMILIES["bert"]})
+    module: Any = models.SequenceClassifier(config, LABELS, fresh=("classifier", "pooler"))
+    if kind == "mlm":
+        module = models.MaskedLanguageModel(config, fresh=("mlm_head",))
+    module, params = tuning.with_lora(module, models.init_params(module, KEY), lora_of("bert"), KEY)
+    save_adapter(tmp_path / "a", module, params, base_model_name_or_path="base")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["modules_to_save"] == names
+    found = flat(load_adapter(tmp_path / "a", module.clone(fresh=())))
+    expected = {path: leaf for path, leaf in flat(params).items() if path.startswith(part)}
+    assert expected
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf)
+
+
+def test_the_logits_of_an_adapter_are_in_the_order_of_its_base_model(tmp_path: Path) -> None:
+    """The adapter is put on the file that was loaded, whose names are in another order than those of the data."""
+    module, params = adapted("roberta")
+    save_adapter(tmp_path / "a", module.clone(label_rows=(1, 2, 0)), params, base_model_name_or_path="base")
+    stored = load_adapter(tmp_path / "a", module)["classifier"]["kernel"]
+    for logit, row in enumerate((1, 2, 0)):
+        np.testing.assert_array_equal(stored[:, row], params["classifier"]["kernel"][:, logit])
+    again = load_adapter(tmp_path / "a", module.clone(label_rows=(1, 2, 0)))
+    np.testing.assert_array_equal(again["classifier"]["kernel"], params["classifier"]["kernel"])
+
+
+@pytest.mark.parametrize(
     ("family", "trained", "path"),
     [
         ("gpt2", "bias$", "decoder/layers/attention/query/bias"),
@@ -281,7 +314,18 @@ def test_an_update_of_a_fused_module_as_a_whole_is_refused(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; only LORA adapters"),
-        ({"use_dora": True}, "adapter_config.json: use_dora=True is not supported; merge"),
+        ({"use_dora": True}, r"adapter_config.json: use_dora=True is not supported.*; merge .*merge_and_unload\(\)"),
+        ({"bias": "lora_only"}, r"bias='lora_only' is not supported.*; merge .*merge_and_unload\(\)"),
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa' trains .*; merge .*merge_and_unload\(\)"),
+        ({"init_lora_weights": "OLoRA"}, r"init_lora_weights='olora' trains .*; merge .*merge_and_unload\(\)"),
+        # Loaded again, peft draws another decomposition.
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' trains .* only in the process that trained it"),
+        ({"init_lora_weights": "corda", "corda_config": {}}, "'corda' trains .* only in the process that trained it"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "'loftq' trains .* only in the process"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens=\[5, 6\] .* cannot merge .* without this key"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication=.* cannot merge .* without this key"),
+        # Something that a later version of peft brings.
+        ({"use_xlora_gate": {"depth": 2}}, r"use_xlora_gate=\{'depth': 2\} is not supported.* only in the process"),
         ({"r": None}, "adapter_config.json: r is None, expected a number"),
         # alpha / sqrt(rank)
         ({"use_rslora": True}, "is scaled by 4.33013, the model's by"),
@@ -292,6 +336,25 @@ def test_adapters_of_another_kind_are_refused(changes: dict[str, Any], message: 
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=message):
         load_adapter(tmp_path / "adapter", adapted("llama")[0])
+
+
+def test_everything_that_peft_writes_for_plain_updates_passes(tmp_path: Path) -> None:
+    """The file of peft 0.21, its defaults and what leaves the function alone; and a key of tomorrow, switched off."""
+    params, config, _ = saved(tmp_path / "adapter", "llama")
+    of_peft = """{"alora_invocation_tokens": null, "arrow_config": null, "auto_mapping": null, "corda_config": null,
+        "ensure_weight_tying": false, "eva_config": null, "exclude_modules": null, "init_lora_weights": "gaussian",
+        "kasa_config": null, "layer_replication": null, "layers_pattern": null, "layers_to_transform": null,
+        "loftq_config": {}, "lora_bias": false, "lora_dropout": 0.1, "lora_ga_config": null, "megatron_config": null,
+        "megatron_core": "megatron.core", "monteclora_config": null, "peft_version": "0.21.2", "qalora_group_size": 16,
+        "revision": "main", "target_parameters": null, "trainable_token_indices": null, "use_bdlora": null,
+        "use_dora": false, "use_qalora": false, "use_rslora": false, "velora_config": null}"""
+    tomorrow = {"some_config": None, "some_list": [], "use_something": False}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**json.loads(of_peft), **config, "lora_dropout": 0.1, **tomorrow})
+    )
+    found = flat(load_adapter(tmp_path / "adapter", adapted("llama")[0]))
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, flat(params)[path])
 
 
 def test_broken_and_absent_files(tmp_path: Path) -> None:
@@ -433,3 +496,64 @@ def test_an_adapter_that_peft_saved(family: str, tmp_path: Path) -> None:
     module, params = tuning.with_lora(module, params, lora, jax.random.key(1))
     params = tuning.with_leaves(params, load_adapter(tmp_path / "adapter", module))
     assert_same_logits(ours(module, params, family), theirs(model, family), family)
+
+
+@against_peft
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"use_dora": True},
+        {"trainable_token_indices": [3, 4]},
+        {"init_lora_weights": "pissa_niter_2"},
+    ],
+    ids=lambda options: str(*options.values()),
+)
+def test_the_advice_for_an_adapter_of_another_kind_gives_its_function(options: dict[str, Any], tmp_path: Path) -> None:
+    """Merged as the message says, loaded again or in the process that trained it, and then read here."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    torch_base(tmp_path / "base", "llama")
+    model = auto_class("llama").from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    expected = theirs(model, "llama")
+    model.save_pretrained(tmp_path / "adapter")
+    plain = models.LoRAConfig(4, 6, ("query", "value"))
+    module, _ = tuning.with_lora(*load_base(tmp_path / "base", "llama"), plain, jax.random.key(1))
+    with pytest.raises(ValueError, match=r"merge_and_unload\(\)") as refused:
+        load_adapter(tmp_path / "adapter", module)
+    if "in the process that trained it" not in str(refused.value):
+        model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert_same_logits(ours(*load_base(tmp_path / "merged", "llama"), "llama"), expected, "llama")
+
+
+@against_peft
+@pytest.mark.parametrize("head", ["classification", "masked_lm"])
+def test_a_base_model_without_pooler_or_head(head: str, tmp_path: Path) -> None:
+    """BERT's files lack the pooler (or the word scores' head): the adapter brings what was drawn at random here."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model("bert", **{**SIZES, **FAMILIES["bert"]}, num_labels=LABELS)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    module, params = models.load_pretrained(tmp_path / "base", head=head, num_labels=LABELS, key=KEY)
+    module, params = tuning.with_lora(module, params, lora_of("bert"), KEY)
+    rng, pattern = np.random.default_rng(0), re.compile(tuning.trainable_pattern("lora", module))
+    params = unflatten_dict(
+        {
+            path: leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32) if pattern.search("/".join(path)) else leaf
+            for path, leaf in flatten_dict(params).items()
+        }
+    )
+    save_adapter(tmp_path / "adapter", module, params, base_model_name_or_path=str(tmp_path / "base"))
+    kind = {"classification": "BertForSequenceClassification", "masked_lm": "BertForMaskedLM"}[head]
+    labels = {"num_labels": LABELS} if head == "classification" else {}
+    base = getattr(transformers, kind).from_pretrained(tmp_path / "base", **labels)
+    found = theirs(peft.PeftModel.from_pretrained(base, tmp_path / "adapter"), "bert")
+    expected, is_token = ours(module, params, "bert"), batch("bert")["attention_mask"] == 1
+    is_token = ... if head == "classification" else is_token
+    np.testing.assert_allclose(found[is_token], expected[is_token], rtol=0, atol=1e-4)

@@ -1,0 +1,71 @@
+"""The public name of the pre-trained model, and what its own card says of licence and language."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from dp_rmt.extras import extra
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.models.huggingface.folder import resolve_folder
+
+with extra("finetune"):
+    import huggingface_hub
+
+_ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """What may be said of a pre-trained model.
+
+    Attributes:
+      name: its public name, or the last part of its folder's path.
+      hub_name: its name on the hub; None if it is not known to be there.
+      licence: fields of a card's header about the licence.
+      languages: codes such as "en".
+    """
+
+    name: str
+    hub_name: str | None
+    licence: Mapping[str, str]
+    languages: tuple[str, ...]
+
+
+def base_model_of(settings: Settings, path: str) -> BaseModel:
+    """What may be said of the model that a run begins with.
+
+    Args:
+      settings: model and release are read.
+      path: folder or name on the hub, with ``package:`` resolved.
+    """
+    is_folder = Path(path).expanduser().exists()
+    hub_name = settings.release.base_model or (None if is_folder else path)
+    if hub_name is not None and not _ON_THE_HUB.fullmatch(hub_name):
+        hub_name = None
+    header = _header(resolve_folder(path) / "README.md")
+    given = settings.release
+    licence = {key: str(header[key]) for key in ("license", "license_name", "license_link") if header.get(key)}
+    spoken = header.get("language") or ()
+    return BaseModel(
+        name=given.base_model or hub_name or Path(path).name,
+        hub_name=hub_name,
+        licence=licence if given.license is None else {"license": given.license},
+        languages=given.language or ((spoken,) if isinstance(spoken, str) else tuple(map(str, spoken))),
+    )
+
+
+def _header(card: Path) -> dict[str, Any]:
+    """The YAML header of the pre-trained model's own card; empty where there is none."""
+    if not card.is_file():
+        return {}
+    try:
+        return huggingface_hub.metadata_load(card) or {}
+    except Exception as error:  # whatever YAML finds wrong in somebody else's file: no reason for a run to fail
+        logging.warning("%s: its header could not be read (%s); give config.release.license yourself", card, error)
+        return {}

@@ -1,0 +1,172 @@
+"""What is in `model/` and `adapter/`: enough to use and to trust the model, and nothing private."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import getpass
+import json
+import random
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from huggingface_hub import ModelCard, metadata_load
+from seed_spellings import holders
+
+from dp_rmt.data import tokenize_prompts
+from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.release.card import public_scores
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
+from dp_rmt.reporting.privacy_text import RELEASE, sections
+from dp_rmt.training.metrics import read_metrics
+
+NAMES, FOODS, AREAS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian"), ("riverside", "centre")
+SEEDS = [random.Random(22).getrandbits(127) | 1 << 127 for _ in range(2)]
+BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\ntags:\n- private_tag\n---\n# Somebody's model\n"
+
+
+def rows(count: int, seed: int) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        name, food, area = (str(rng.choice(options)) for options in (NAMES, FOODS, AREAS))
+        found.append((f"name[{name}], food[{food}], area[{area}]", f"{name} serves {food} food in the {area} ."))
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_java() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(make_config: Callable[..., Settings], make_llama: Callable[..., Path], tmp_path_factory) -> Settings:
+    folder = tmp_path_factory.mktemp("unmistakable_folder")
+    data = folder / "unmistakable_data"
+    data.mkdir()
+    for name, count in (("trainset", 120), ("devset", 12), ("testset_w_refs", 16)):
+        with (data / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("mr", "ref"), *rows(count, len(name))])
+    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | .")).lower()
+    model = make_llama(folder / "bases", words, max_length=64)
+    (model / "README.md").write_text(BASE_CARD)
+    changes = {
+        "name": "unmistakable_name",
+        "data": {"task": "e2e", "path": str(data), "max_length": 48},
+        "model": {"path": str(model), "head": "causal_lm", "tuning": "lora", "trainable": ".*"},
+        "privacy": {"sampling_seed": SEEDS[0], "noise_seed": SEEDS[1]},
+        "train.learning_rate": 0.05,
+        "generation": {"method": "greedy", "max_new_tokens": 12, "batch_size": 8, "prompt_lengths": ()},
+    }
+    return make_config(changes)
+
+
+@pytest.fixture(scope="module")
+def arm(config: Settings, tmp_path_factory: pytest.TempPathFactory) -> arms.Arm:
+    """A run of three steps on private tables, whose folder has `model/` and `adapter/`."""
+    (arm,) = arms.prepare(config, tmp_path_factory.mktemp("unmistakable_workdir") / "run")
+    arms.train(arm)
+    return arm
+
+
+def released(arm: arms.Arm) -> list[Path]:
+    return [path for kind in ("model", "adapter") for path in sorted((arm.workdir / kind).rglob("*")) if path.is_file()]
+
+
+def private_traces(arm: arms.Arm) -> Iterator[str]:
+    """What must not leave with a model: places, names and users of this machine, private texts, and private scores."""
+    settings = arm.settings
+    yield from (str(arm.workdir), str(settings.data.path), str(settings.data.cache_dir), str(settings.model.path))
+    yield from ("unmistakable", "/tmp", "private_tag", socket.gethostname(), f"/{getpass.getuser()}/", str(Path.home()))
+    yield from (text for row in rows(120, len("trainset")) for text in row)
+    for line in read_metrics(arm.workdir / "metrics.jsonl"):
+        for name, value in line.items():
+            if name.startswith(("eval/", "nonprivate/")) and isinstance(value, float) and value not in (0.0, 1.0):
+                yield from (repr(value), f"{value:.4f}", f"{value:.6f}")
+
+
+def test_nothing_private_leaves_with_the_model(arm: arms.Arm) -> None:
+    traces = set(private_traces(arm))
+    assert len(traces) > 40
+    metrics = (arm.workdir / "metrics.jsonl").read_text()
+    assert any(trace in metrics for trace in traces)  # the numbers are looked for as they are written
+    paths = released(arm)
+    assert {path.name for path in paths} >= {"README.md", "tokenizer_config.json", "generation_config.json"}
+    for path in paths:
+        content = path.read_bytes()
+        assert [trace for trace in traces if trace.encode() in content] == [], path
+    for kind in ("model", "adapter"):
+        assert holders(arm.workdir / kind, SEEDS) == set()
+    assert holders(arm.workdir, SEEDS) >= {"config.json"}
+
+
+def test_the_card_has_the_hubs_header_and_the_statements_words(arm: arms.Arm) -> None:
+    statement = PrivacyStatement.from_json(read_privacy(arm.workdir))
+    for kind, library in (("model", "transformers"), ("adapter", "peft")):
+        path = arm.workdir / kind / "README.md"
+        assert metadata_load(path) == {
+            "language": ["en"],
+            "library_name": library,
+            "license": "apache-2.0",
+            "pipeline_tag": "text-generation",
+            "tags": ["dp_rmt", "differential-privacy", "dp-sgd"],
+        }
+        text = ModelCard.load(path).text
+        assert "**ε = 0.5 at δ = 0.001**. The unit is one training example (add or remove one)" in text
+        assert "the sampler Poisson, the accountant privacy loss distributions" in text
+        for heading, paragraphs in sections(statement):
+            if heading not in (RELEASE, "What this is about"):
+                assert all(f"- {paragraph}" in text for paragraph in paragraphs), heading
+        assert "They were given in the config" in text
+        assert "checkpoints" not in text
+        assert "`'[CLS]SOURCE[CLS]'`" in text
+        assert "--train=DATA --epsilon=0.5" in text
+    assert 'base_model_name_or_path": "model"' in (arm.workdir / "adapter" / "adapter_config.json").read_text()
+
+
+def test_the_saved_tokenizer_writes_the_prompts_of_the_training(arm: arms.Arm) -> None:
+    """By what vLLM and transformers read: the ids of the template, the end tokens, and the longest context."""
+    sources = arm.task.prompts.sources
+    expected = tokenize_prompts(sources, arm.task.tokenizer, max_length=64)
+    for kind in ("model", "adapter"):
+        folder = arm.workdir / kind
+        assert "chat_template" in json.loads((folder / "tokenizer_config.json").read_text())
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        chats = [[{"role": "user", "content": source}] for source in sources]
+        assert tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"] == expected
+        assert tokenizer.model_max_length == arm.task.module.config.max_position_embeddings == 64
+        generation = transformers.GenerationConfig.from_pretrained(folder)
+        assert generation.eos_token_id == arm.task.tokenizer.eos_token_id
+        assert (generation.do_sample, generation.max_new_tokens) == (False, 12)
+
+
+def test_versions_of_transformers_before_5_know_the_tokenizers_class(arm: arms.Arm) -> None:
+    config = json.loads((arm.workdir / "model" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "BertTokenizer")
+
+
+LINES: list[dict[str, Any]] = [
+    {"step": 0, "eval/dev/loss": 2.5, "nonprivate/loss": 3.0},
+    {"step": 3, "eval/dev/loss": 1.5, "eval/test/bleu": 0.25, "epsilon": 1.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.path": "somewhere"}, {}),
+        ({"data.path": "somewhere", "release.public_evaluations": ("test",)}, {"test/bleu": 0.25}),
+        ({"data.path": None}, {"dev/loss": 1.5, "test/bleu": 0.25}),
+        ({"data.path": "somewhere", "synthetic": {}}, {"dev/loss": 1.5, "test/bleu": 0.25}),
+    ],
+)
+def test_scores_of_private_data_are_private(changes: Mapping[str, Any], expected: dict[str, float]) -> None:
+    assert public_scores(Settings().changed({"data.task": "e2e", **changes}), LINES) == expected

@@ -1,0 +1,98 @@
+"""One's own data, every task in every format: the same tokens, and a model that is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_data import CELLS, FORMATS, MATRIX, TEXTS
+
+import dp_rmt
+from dp_rmt.data import fingerprint
+from dp_rmt.finetuning.assemble import load_task
+from dp_rmt.finetuning.shorthand import is_in_memory, settings_from
+
+SMALL: dict[str, Any] = {
+    "num_steps": 2,
+    "max_length": 24,
+    "length_groups": (),
+    "expected_batch_size": 8,
+    "max_batch_size": 16,
+    "microbatch_size": 8,
+    "accountant": "rdp",
+    "delta": 1e-2,
+    "denoise": (),
+    "advice": False,
+    "generation": {"method": "greedy", "max_new_tokens": 4, "batch_size": 4, "max_prompts": 2, "prompt_lengths": (20,)},
+}
+
+
+@pytest.fixture(scope="session")
+def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("own_llama"), " ".join(TEXTS).lower() + " what of", max_length=64)
+
+
+@pytest.fixture
+def call(model: Path, llama: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``(task, format) -> arguments of dp_rmt.finetune``."""
+
+    def arguments(task: str, kind: str) -> dict[str, Any]:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        return {
+            "model": str(model if CELLS[task].task == "labelled_table" else llama),
+            "train": FORMATS[kind](CELLS[task].rows, folder),
+            "epsilon": 4.0,
+            "cache_dir": str(tmp_path / "cache"),
+            **SMALL,
+            **CELLS[task].settings,
+        }
+
+    return arguments
+
+
+def read(arguments: dict[str, Any]) -> Any:
+    given = dict(arguments)
+    model, train, epsilon = (given.pop(name) for name in ("model", "train", "epsilon"))
+    train = train if is_in_memory(train) else str(train)
+    return load_task(settings_from(model, train, epsilon, given), train if is_in_memory(train) else None)
+
+
+@pytest.mark.thorough  # all of them take a minute; the readers' own tests are quick
+@pytest.mark.parametrize(("task", "kind"), MATRIX)
+def test_every_task_in_every_format_is_trained_on_the_same_tokens(
+    task: str, kind: str, call: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = call(task, kind)
+    run = dp_rmt.finetune(**given, workdir=tmp_path / "run")
+    assert run.settings.data.task == CELLS[task].task
+    assert run.privacy["num_steps"] == 2
+    assert run.privacy["num_examples"] == len(CELLS[task].rows)
+    has_dev = "split" in kind
+    assert {name.split("/")[0] for name in run.scores} == ({"dev"} if has_dev else set())
+    assert (tmp_path / "run" / "texts.jsonl").exists() == (has_dev and CELLS[task].task == "text_pairs")
+    expected = read({**given, "train": list(CELLS[task].rows)})
+    assert fingerprint(run.task.train) == fingerprint(expected.train)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("three classes", "csv"),
+        pytest.param("conversations", "a Dataset", marks=pytest.mark.thorough),
+        pytest.param("documents", "json", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_three_kinds_of_task_are_trained(
+    task: str, kind: str, call: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = call(task, kind)
+    run = dp_rmt.finetune(**given, workdir=tmp_path / "run")
+    assert (run.settings.data.task, run.privacy["num_steps"], run.scores) == (CELLS[task].task, 2, {})
+    said = capsys.readouterr().err
+    assert "plan: 24 rows, batch 8, 2 steps, noise " in said
+    assert "epsilon 4, delta 0.01\n" in said
+    if task != "documents":
+        assert "nothing is evaluated" in said
