@@ -180,7 +180,9 @@ def clipped_grad(
         def add(total: Any, row: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             example, weight = row
             of_row = _wide(one_example(params, example))
-            return jax.tree.map(lambda t, x: jnp.where(weight > 0, t + weight.astype(x.dtype) * x, t), total, of_row), None
+            return jax.tree.map(
+                lambda t, x: jnp.where(weight > 0, t + weight.astype(x.dtype) * x, t), total, of_row
+            ), None
 
         nothing = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),

@@ -87,7 +87,11 @@ def plan(settings: Settings, num_examples: int) -> str:
     """
     mechanism, delta = build_mechanism(settings, num_examples)
     counted = "rows" if mechanism.unit == "example" else "users"
-    parts = [f"{num_examples:,} {counted}", f"batch {mechanism.expected_batch_size:g}", f"{mechanism.num_steps:,} steps"]
+    parts = [
+        f"{num_examples:,} {counted}",
+        f"batch {mechanism.expected_batch_size:g}",
+        f"{mechanism.num_steps:,} steps",
+    ]
     if mechanism.noise_multiplier == 0:
         return ", ".join([*parts, "no noise, and no privacy"])
     noise = f"noise {mechanism.noise_multiplier:.3g}"

@@ -91,4 +91,3 @@ class Task:
     def fingerprint(self) -> str:
         """The fingerprint of the training data, and of whose rows they are."""
         return fingerprint(self.train if self.users is None else {**self.train, "users": np.asarray(self.users)})
-

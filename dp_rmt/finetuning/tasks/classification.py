@@ -58,7 +58,9 @@ def load_labelled_task(settings: Settings, source: Source, planned: Planned) -> 
         raise ValueError(
             "config.model.head='infilling': labelled text of one's own has no prompt; use 'classification'"
         )
-    columns = Columns(data.text_columns, data.label_column, data.labels, data.regression, data.drop_labels, data.user_column)
+    columns = Columns(
+        data.text_columns, data.label_column, data.labels, data.regression, data.drop_labels, data.user_column
+    )
     table = load_labelled_table(source, columns, extras=own_extras(data), max_train_examples=data.max_train_examples)
     count = num_units(table.train.users, len(table.train))
     planned(count, (*table.notes, *([] if table.evaluations else [NOTHING_TO_EVALUATE])))
