@@ -1,7 +1,8 @@
 """Privacy accounting of DP-SGD: the epsilon of a run, and the noise that a target epsilon needs.
 
 The unit of privacy is one example, or one user (`dp_rmt.mechanism.DPSGD`): the mathematics is the same, and the numbers
-count the one or the other. Neighbours differ by adding or removing one; `epsilon_of_group` is for several. Batches are Poisson samples. All bounds
+count the one or the other. Neighbours differ by adding or removing one; `epsilon_of_group` is for several. Batches are
+Poisson samples. All bounds
 come from Google's `dp_accounting`. This package adds Renyi accounting of truncated batches, calibration that never ends
 above its target, and errors that say what to change.
 

@@ -155,8 +155,12 @@ def _rows_of_users(batch: Batch, is_padding: jax.Array) -> Batch:
     stands in padding; of the first row it would be so, too, and the user contributes nothing anyway.
     """
     places = jnp.where(is_padding, 0, jnp.arange(is_padding.shape[1]))
-    take = jax.vmap(lambda of_user, of_rows: of_user[of_rows])
-    return jax.tree.map(lambda x: take(x, places).reshape(-1, *x.shape[2:]), batch)
+
+    def chosen(of_user: jax.Array, places: jax.Array) -> jax.Array:
+        return of_user[places]
+
+    # Under vmap, so that users that are divided over devices stay where they are.
+    return jax.tree.map(lambda x: jax.vmap(chosen)(x, places).reshape(-1, *x.shape[2:]), batch)
 
 
 def _mean_of_rows(losses: jax.Array, weights: jax.Array) -> jax.Array:

@@ -188,7 +188,8 @@ def clipped_grad(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(lambda: _wide(one_example(params, jax.tree.map(lambda x: x[0], rows)))),
         )
-        return jax.lax.scan(add, nothing, (rows, weights))[0]
+        mean: tuple[jax.Array, Params] = jax.lax.scan(add, nothing, (rows, weights))[0]
+        return mean
 
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
         if unit == "example":

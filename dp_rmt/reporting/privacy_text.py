@@ -197,8 +197,8 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
 
         {sampled}
 
-        Each {statement.unit}'s gradient{clipped} is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
-        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
+        Each {statement.unit}'s gradient{clipped} is clipped to norm {number(statement.l2_clip_norm)}; the sum gets
+        Gaussian noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
         (denoising, the optimizer) sees only the noisy sum and costs no privacy.
 
         {coordinates}

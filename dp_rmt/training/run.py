@@ -222,9 +222,10 @@ def prepare_run(
     """Puts a private run together from data, a loss, a mechanism and what follows the clipped gradient.
 
     Formal guarantee: the parameters that `Run.train` publishes are (epsilon, delta)-differentially private, as `DPSGD`
-    says, for neighbours that differ by one row of `task.train`, or by all rows of one of `task.users`. Epsilon is at every moment what the statement in the
-    run's folder says. This holds if the run draws its seeds itself, if its checkpoints, its ledger and the metrics
-    named ``nonprivate/...`` stay secret, and if the private data has no other way into parameters, loss and transforms.
+    says, for neighbours that differ by one row of `task.train`, or by all rows of one of `task.users`. Epsilon is at
+    every moment what the statement in the run's folder says. This holds if the run draws its seeds itself, if its
+    checkpoints, its ledger and the metrics named ``nonprivate/...`` stay secret, and if the private data has no other
+    way into parameters, loss and transforms.
 
     A run is resumed with the noise that it has already released. If it went on with other data or another loss, that
     noise would cancel out. A checkpoint whose identity differs is therefore refused. The identity holds all numbers of

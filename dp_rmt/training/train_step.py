@@ -36,9 +36,9 @@ def make_train_step(
 
     ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
     before the noise. Where the mechanism's unit is a user, both have the rows of each user as their second axis, and
-    the metrics count users. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
-    the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the noise,
-    which is the same on every device because key and step are.
+    the metrics count users. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and
+    replicate the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the
+    noise, which is the same on every device because key and step are.
 
     Args:
       mechanism: clips and normalises; its noise_std must be the one in transforms.

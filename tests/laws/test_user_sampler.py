@@ -33,13 +33,15 @@ def included(sampling):
     sizes = np.bincount(OWNERS)
     for step in range(NUM_STEPS):
         lines = sampling.indices(step)
-        assert lines.shape == (NUM_USERS, ROWS_PER_USER) and lines.dtype == np.int32
+        assert lines.shape == (NUM_USERS, ROWS_PER_USER)
+        assert lines.dtype == np.int32
         real = [line[line >= 0] for line in lines]
         users = [int(OWNERS[rows[0]]) for rows in real if len(rows)]
         assert len({*users}) == len(users) == sum(len(rows) > 0 for rows in real[: len(users)])
         for rows, line in zip(real, lines):
             if len(rows):
-                assert (OWNERS[rows] == OWNERS[rows[0]]).all() and (np.diff(rows) > 0).all()
+                assert (OWNERS[rows] == OWNERS[rows[0]]).all()
+                assert (np.diff(rows) > 0).all()
                 assert len(rows) == min(ROWS_PER_USER, sizes[OWNERS[rows[0]]])
                 np.testing.assert_array_equal(line[: len(rows)], rows)
         present[step, np.concatenate(real)] = True
@@ -48,7 +50,7 @@ def included(sampling):
 
 def users_of(present_TxR: np.ndarray) -> np.ndarray:
     """Bool (steps, users)."""
-    return np.stack([present_TxR[:, OWNERS == user].any(axis=1) for user in range(NUM_USERS)], axis=1)
+    return np.stack([present_TxR[:, user == OWNERS].any(axis=1) for user in range(NUM_USERS)], axis=1)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -66,7 +68,7 @@ def row_scores(present_TxR: np.ndarray) -> dict[str, float]:
     sizes, k = np.bincount(OWNERS), ROWS_PER_USER
     by_row, by_pair, by_time = [], [], []
     for user in np.flatnonzero(sizes > k):
-        n, rows = sizes[user], np.flatnonzero(OWNERS == user)
+        n, rows = sizes[user], np.flatnonzero(user == OWNERS)
         sampled = present_TxR[present_TxR[:, rows].any(axis=1)][:, rows].astype(float)
         p, times = k / n, len(sampled)
         by_row += list((sampled.sum(0) - times * p) / np.sqrt(times * p * (1 - p)))
@@ -87,10 +89,10 @@ def wrong(kind: str) -> np.ndarray:
     """Rows by samplers with a mistake; users are drawn rightly."""
     rng, sizes = np.random.default_rng(3), np.bincount(OWNERS)
     present = np.zeros((NUM_STEPS, len(OWNERS)), bool)
-    fixed = [rng.permutation(np.flatnonzero(OWNERS == user))[:ROWS_PER_USER] for user in range(NUM_USERS)]
+    fixed = [rng.permutation(np.flatnonzero(user == OWNERS))[:ROWS_PER_USER] for user in range(NUM_USERS)]
     for step in range(NUM_STEPS):
         for user in np.flatnonzero(rng.random(NUM_USERS) < PROBABILITY):
-            rows, take = np.flatnonzero(OWNERS == user), min(ROWS_PER_USER, sizes[user])
+            rows, take = np.flatnonzero(user == OWNERS), min(ROWS_PER_USER, sizes[user])
             start = rng.integers(len(rows))
             chosen = {
                 "first": rows[:take],
@@ -131,7 +133,8 @@ def test_a_user_with_a_million_rows_is_one_user():
         times += len(of_user)
         rows += of_user.ravel().tolist()
     assert abs(times - 80) / np.sqrt(400 * 0.2 * 0.8) < THRESHOLD
-    assert len({*rows}) == len(rows) and max(rows) > 900_000  # 320 of a million: no two alike at this seed
+    assert len({*rows}) == len(rows)
+    assert max(rows) > 900_000
     assert time.process_time() - start < 2
 
 
@@ -154,7 +157,7 @@ def test_bounded_rows_keeps_the_first_rows_of_each_user():
     kept = bounded_rows(OWNERS, ROWS_PER_USER)
     assert (np.diff(kept) > 0).all()
     for user in range(NUM_USERS):
-        rows = np.flatnonzero(OWNERS == user)[:ROWS_PER_USER]
+        rows = np.flatnonzero(user == OWNERS)[:ROWS_PER_USER]
         np.testing.assert_array_equal(kept[OWNERS[kept] == user], rows)
 
 

@@ -69,17 +69,22 @@ def test_numbers_delta_and_ledger_count_users(tmp_path):
     made = run(task(users=USERS), MECHANISM)
     made.train(tmp_path, until=2)
     statement = json.loads((tmp_path / "privacy.json").read_text())
-    assert statement["unit_of_privacy"].startswith("one person") and statement["rows_per_user"] == 2
-    assert statement["num_examples"] == 40 and statement["sampling_probability"] == 0.25
+    assert statement["unit_of_privacy"].startswith("one person")
+    assert statement["rows_per_user"] == 2
+    assert statement["num_examples"] == 40
+    assert statement["sampling_probability"] == 0.25
     assert statement["epsilon"] == pytest.approx(MECHANISM.epsilon(2, 1e-4))
     entries = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    assert entries[-1]["unit"] == "user" and entries[-1]["num_examples"] == 40
+    assert entries[-1]["unit"] == "user"
+    assert entries[-1]["num_examples"] == 40
     sizes = [
         json.loads(line).get("nonprivate/batch_size") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert max(size for size in sizes if size is not None) <= 40
     text = (tmp_path / "privacy.md").read_text()
-    assert "one person" in text and "2 at random" in text and "People with several examples" not in text
+    assert "one person" in text
+    assert "2 at random" in text
+    assert "People with several examples" not in text
     # Of 40 users 1 / sqrt(N) is .158, of 120 rows it would be .091.
     with pytest.raises(ValueError, match="40 training users"):
         run(task(users=USERS), MECHANISM, delta=0.2)
@@ -109,5 +114,6 @@ def test_length_groups_keep_the_rows_of_a_user_together():
     kept = [members[(members >= 0).any(axis=1)].tolist() for _, members in groups]
     assert kept == [[[5, -1]], [[2, 3]], [[0, 1]]]
     batch, is_padding = gather_batch(*groups[1])
-    assert batch["attention_mask"].shape == (4, 2, 4) and is_padding.shape == (4, 2)
+    assert batch["attention_mask"].shape == (4, 2, 4)
+    assert is_padding.shape == (4, 2)
     assert (batch["attention_mask"].sum(-1) > 0).all()  # no row, padding or not, is without a token

@@ -148,7 +148,7 @@ def _examples(rows: Sequence[Row], columns: Columns, numbers: Mapping[str, int])
     texts = [tuple(row.fields[name] for row in rows) for name in columns.texts]
     read = _score if columns.regression else _class_number
     labels = np.asarray([read(row, columns, numbers) for row in rows], np.float32 if columns.regression else np.int32)
-    users = tuple(row.fields[columns.user] for row in rows if columns.user in row.fields)
+    users = tuple(row.fields[columns.user] for row in rows if columns.user is not None and columns.user in row.fields)
     return Examples(texts[0], texts[1] if len(texts) > 1 else None, labels, users)
 
 
