@@ -24,6 +24,7 @@ CLIP_NORM = 1.0
 SMALL, LARGE = 0.1, 100.0
 """Norms of a canary's parts, over the clip norm. Without noise a part of either size is plain to see."""
 
+APART = "rows of a user clipped apart"
 MUTATIONS = {
     "none": "",
     "noise removed": "laws/test_private_step.py::"
@@ -35,6 +36,7 @@ MUTATIONS = {
     "padding counted": "laws/test_private_step.py::test_padding_reaches_nothing",
     "tied weight counted once": "clipping/test_layer_rules.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
+    APART: "laws/test_users.py::test_neighbours_differ_by_one_users_rows_and_by_at_most_the_sensitivity",
 }
 """The mistakes, each with the test under tests/ that guards against it."""
 
@@ -117,6 +119,12 @@ class Audited(DPSGD):
         elif self.mutation == "padding counted":
             function = lambda params, batch, is_padding: right.function(  # noqa: E731
                 params, batch, jnp.zeros_like(is_padding)
+            )
+        elif self.mutation == APART:
+            by_row = dataclasses.replace(self, rows_per_user=None, mutation="none")
+            each = by_row.clipped_grad(per_example_losses, execution).function
+            function = lambda params, batch, is_padding: each(  # noqa: E731
+                params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), is_padding.reshape(-1)
             )
         elif self.mutation == "leaf left out of the norm":
             function = self._with_norms_of(
