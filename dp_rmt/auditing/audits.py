@@ -38,8 +38,9 @@ from dp_rmt.reporting import machine
 ONE_RUN_MUTATIONS = tuple(
     name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume", APART)
 )
-"""The one run cannot show two mistakes, and one of users is not made there. Padding that is counted concerns one canary among the many. In full batches the
-canary is in every step, so that it cancels together with noise that is used twice."""
+"""The one run cannot show two mistakes, and one of users is not made there. Padding that is counted concerns one
+canary among the many. In full batches the canary is in every step, so that it cancels together with noise that is used
+twice."""
 
 EXAMPLES = 20
 """The number of examples in repeated runs."""
@@ -86,9 +87,7 @@ def audit_repeated(
     mechanism = repeated_mechanism(epsilon, delta, mutation, rows_per_user)
     claim = {"proven": epsilon, "delta": delta}
     name = "repeated runs" if rows_per_user is None else "repeated runs, users"
-    return _timed(
-        mechanism, name, claim, lambda: repeated_bound(mechanism, num_runs=num_runs, delta=delta, seed=seed)
-    )
+    return _timed(mechanism, name, claim, lambda: repeated_bound(mechanism, num_runs=num_runs, delta=delta, seed=seed))
 
 
 def audit_one_run(

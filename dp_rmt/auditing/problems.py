@@ -123,8 +123,10 @@ class Audited(DPSGD):
         elif self.mutation == APART:
             by_row = dataclasses.replace(self, rows_per_user=None, mutation="none")
             each = by_row.clipped_grad(per_example_losses, execution).function
-            function = lambda params, batch, is_padding: each(  # noqa: E731
-                params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), is_padding.reshape(-1)
+            function = (
+                lambda params, batch, is_padding: each(  # noqa: E731
+                    params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), is_padding.reshape(-1)
+                )
             )
         elif self.mutation == "leaf left out of the norm":
             function = self._with_norms_of(
