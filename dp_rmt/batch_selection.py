@@ -145,7 +145,7 @@ class UserSampling:
 
     >>> sampling = UserSampling(["ann", "bob", "ann", "ann"], 1.0, max_batch_size=3, rows_per_user=2, seed=0)
     >>> sampling.indices(0)
-    array([[ 2,  3],
+    array([[ 0,  3],
            [ 1, -1],
            [-1, -1]], dtype=int32)
     """

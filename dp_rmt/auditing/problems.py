@@ -121,13 +121,7 @@ class Audited(DPSGD):
                 params, batch, jnp.zeros_like(is_padding)
             )
         elif self.mutation == APART:
-            by_row = dataclasses.replace(self, rows_per_user=None, mutation="none")
-            each = by_row.clipped_grad(per_example_losses, execution).function
-            function = (
-                lambda params, batch, is_padding: each(  # noqa: E731
-                    params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), is_padding.reshape(-1)
-                )
-            )
+            function = self._with_rows_apart(per_example_losses, execution)
         elif self.mutation == "leaf left out of the norm":
             function = self._with_norms_of(
                 per_example_losses, lambda p, b: canary_losses(_frozen(p, "table"), b), execution
@@ -136,6 +130,16 @@ class Audited(DPSGD):
             head_apart: PerExampleLosses = lambda p, b: canary_losses(p, b, _frozen(p, "table")["table"])  # noqa: E731
             function = self._with_norms_of(per_example_losses, head_apart, execution)
         return dataclasses.replace(right, function=function)
+
+    def _with_rows_apart(self, losses: PerExampleLosses, execution: Execution) -> Any:
+        """Clips and sums the rows of all users as if each were a user."""
+        by_row = dataclasses.replace(self, rows_per_user=None, mutation="none").clipped_grad(losses, execution)
+
+        def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+            return by_row.function(params, rows, is_padding.reshape(-1))
+
+        return function
 
     def _with_norms_of(self, losses: PerExampleLosses, norm_losses: PerExampleLosses, execution: Execution) -> Any:
         """Sums the gradients of `losses`, but clips them by the norms of those of `norm_losses`."""
