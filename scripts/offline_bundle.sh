@@ -9,4 +9,5 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m experiments.offline_bundle.main "$@"
+# -P: the folder that it is called in may have other experiments.
+exec "${PYTHON:-python}" -P -m experiments.offline_bundle.main "$@"

@@ -14,7 +14,7 @@ from dp_rmt.accounting.privacy_loss import bin_width, rounding_allowance
 from dp_rmt.accounting.step import AT_LEAST_1, Step, Truncation, validated_delta, validated_num_steps
 from dp_rmt.arguments import integer
 
-# Wider than for one example, because each bin of a mixture is found by a search. Over 1,000 steps it adds .03 to epsilon.
+# Wider than for one example, because each bin of a mixture is found by a search. Over 1,000 steps it adds .03 at most.
 _WIDEST_BIN = 5e-4
 
 

@@ -23,7 +23,7 @@ from dp_rmt.finetuning.tasks.task import Evaluator, Task, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_own_text_task, load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
 from dp_rmt.mechanism import DPSGD, Execution
-from dp_rmt.models.huggingface.folder import content_digest
+from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
@@ -68,7 +68,10 @@ def load_task(settings: Settings, rows: Any = None, planned: Planned | None = No
     else:
         task = load_glue_task(settings, planned)
     base_model = resolve_model_path(settings.model.path)
-    return dataclasses.replace(task, base_model=base_model, base_content=content_digest(base_model))
+    folder = resolve_folder(base_model)
+    return dataclasses.replace(
+        task, base_model=base_model, base_folder=str(folder), base_content=content_digest(folder)
+    )
 
 
 def _check_delta(settings: Settings, num_examples: int, notes: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, OF_OWN_TASKS, OWN_TASKS, Data
 from dp_rmt.finetuning.options import replaced
-from dp_rmt.finetuning.settings import CAUSAL_TASKS, OWN_TASKS, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
 
@@ -54,6 +55,12 @@ def _complaints(settings: Settings) -> Iterator[str]:
         )
     if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    unused = [name for name in OF_OWN_TASKS if getattr(data, name) != getattr(Data(), name)]
+    if unused and data.task not in OWN_TASKS:
+        yield (
+            f"config.data.{unused[0]}={getattr(data, unused[0])!r} is for one's own data; leave it out, or let "
+            f"config.data.task be one of {', '.join(OWN_TASKS)} in the place of {data.task!r}"
+        )
     if (data.task in CAUSAL_TASKS) != (model.head == "causal_lm"):
         yield (
             f"config.data.task={data.task!r} and config.model.head={model.head!r} do not go together: "

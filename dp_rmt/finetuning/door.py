@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dp_rmt.data import Source, tokenize_prompts
+from dp_rmt.data import Source, read_prompt, tokenize_prompts
 from dp_rmt.data.readers.documents import tokenize_beginnings
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.settings import Settings
@@ -99,11 +99,11 @@ class Finetuned:
         """Unnormalised log probabilities, (N, number of classes); arguments and errors as in `predict`."""
         return self._classifier()(self.params, texts, text_pairs)
 
-    def generate(self, prompts: Sequence[str], **changes: Any) -> list[str]:
+    def generate(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], **changes: Any) -> list[str]:
         """The text that the model writes for every prompt.
 
         Args:
-          prompts: sources of the kind that was trained on.
+          prompts: sources of the kind that was trained on, or conversations so far, as lists of messages.
           **changes: changes to `settings.generation`, such as ``method="sampling"``.
 
         Raises:
@@ -115,9 +115,19 @@ class Finetuned:
         room = self.task.module.config.max_position_embeddings - generation.max_new_tokens
         tokenizer, written_as = self.task.tokenizer, self.task.prompt_format
         if written_as is None:  # texts were trained on as they are, and the model goes on with one
-            token_ids = tokenize_beginnings(prompts, tokenizer)
+            texts_alone = [prompt for prompt in prompts if isinstance(prompt, str)]
+            if len(texts_alone) < len(prompts):
+                raise ValueError("a model of documents goes on with a text, and answers no conversation; give texts")
+            token_ids = tokenize_beginnings(texts_alone, tokenizer)
         else:
-            token_ids = tokenize_prompts(prompts, tokenizer, max_length=room, prompt_format=written_as)
+            records = [read_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+            token_ids = tokenize_prompts(
+                [record.source for record in records],
+                tokenizer,
+                max_length=room,
+                prompt_format=written_as,
+                histories=[record.history for record in records],
+            )
         written = generate_texts(
             self.task.module,
             self.params,

@@ -13,8 +13,9 @@ from typing import Any
 
 from dp_rmt.data.readers.tables import HUB, described, read_tables
 from dp_rmt.data.readers.text_shapes import KNOWN, recognised
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, Data, GlueTaskName
 from dp_rmt.finetuning.options import kinds, walk
-from dp_rmt.finetuning.settings import CAUSAL_TASKS, Data, GlueTaskName, Settings
+from dp_rmt.finetuning.settings import Settings
 
 _ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 

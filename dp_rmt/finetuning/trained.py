@@ -100,10 +100,11 @@ def _changed(settings: Settings, change: Callable[[Settings], Settings]) -> Sett
     before, after = flatten(as_json(settings)), flatten(as_json(changed))
     fixed = [key for key in after if before.get(key) != after[key] and not key.startswith(MAY_CHANGE)]
     if fixed:
-        key, others = fixed[0], ", ".join(name.rstrip(".") for name in MAY_CHANGE)
+        key = fixed[0]
         raise ValueError(
             f"config.{key} was fixed by training: there {before.get(key)!r}, asked for {after[key]!r}. A trained model "
-            f"can be asked with other {others}; train another run for the rest"
+            "can be asked with other settings of data, generation, evaluation (train.eval_batch_size) and mesh; train "
+            "another run for the rest"
         )
     (checked,) = arm_settings(changed).values()
     return checked

@@ -16,8 +16,10 @@ refuse() {
 }
 
 (cd "$bundle" && sha256sum --check --quiet --strict SHA256SUMS) >&2 || refuse "a file is not what was packed."
+listed="$(sed -n "s|^[0-9a-f]*  wheels/||p" "$bundle/SHA256SUMS")"
 for wheel in "$bundle"/wheels/*; do
-  sed -n "s|^[0-9a-f]*  wheels/||p" "$bundle/SHA256SUMS" | grep -qxF "${wheel##*/}" ||
+  # No pipe: grep -q ends at its match, and what writes to it then fails.
+  grep -qxF "${wheel##*/}" <<<"$listed" ||
     refuse "wheels/${wheel##*/} is not listed in SHA256SUMS."
 done
 

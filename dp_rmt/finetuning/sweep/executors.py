@@ -61,6 +61,8 @@ def run_local(
 ) -> dict[str, str]:
     """Runs all jobs in processes on this machine, one per slot; if it is ended itself, it ends them.
 
+    It prints a line as a job ends.
+
     Args:
       jobs: the jobs in the order of starting.
       free: the slots.
@@ -85,6 +87,7 @@ def run_local(
                 for name, (process, log, slot) in list(running.items()):
                     if process.poll() is not None:
                         notes[name] = ended(process.returncode, log)
+                        print(f"{name}: {notes[name]} ({len(notes)} of {len(jobs)})", flush=True)
                         del running[name]
                         idle.append(slot)
                 time.sleep(poll_seconds)

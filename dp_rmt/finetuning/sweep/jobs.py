@@ -119,11 +119,18 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
       ValueError: the file lacks a name, two jobs have one name, a name cannot be a folder's, or SWEPT is a seed.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--sweep={path}: no such file; give one of configs/sweeps/")
+        raise FileNotFoundError(
+            f"--sweep={path}: there is no such file. Give a Python file with BASE, SCORE, SWEPT and a function sweep; "
+            "a checkout of dp_rmt has some in configs/sweeps/"
+        )
     module = runpy.run_path(str(path))
     missing = [name for name in ("BASE", "SCORE", "SWEPT", "sweep") if name not in module]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; see dp_rmt.finetuning.sweep.jobs.load_sweep")
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}. A sweep has BASE (a config), SCORE (the metric compared, such as "
+            "'eval/dev/accuracy'), SWEPT (the setting that differs, such as 'train.learning_rate') and sweep(), which "
+            "yields (name, {setting: value})"
+        )
     repetitions = Repetitions(**module["REPETITIONS"]) if "REPETITIONS" in module else None
     if repetitions is None:
         drawn = list(module["sweep"]())

@@ -42,7 +42,8 @@ def run_missing(
     """
     jobs = sweep.jobs(workdir.absolute(), program)
     missing = [job for job in jobs if not is_finished(job)]
-    print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run", flush=True)
+    where = f"; what they say is in {workdir / 'logs'}" if missing else ""
+    print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run{where}", flush=True)
     if by == "local":
         notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd)
     else:
