@@ -76,12 +76,13 @@ def released(runs: Sequence[SpentRun]) -> Counter[Step]:
       step -> number of such steps.
 
     Raises:
-      NoBoundError: runs differ in their unit of privacy, share a noise seed, or a sampling seed where their samples are not the same.
+      NoBoundError: runs differ in their unit of privacy, share a noise seed, or share a sampling seed where their
+        samples are not the same.
     """
     if len({run.unit for run in runs}) > 1:
         raise NoBoundError(
-            "Some runs protect training examples, others users with all their rows (config.data.user_column): what they "
-            "release together is bounded for neither here. Choose among runs of one unit."
+            "Some runs protect training examples, others users with all their rows (config.data.user_column): what "
+            "they release together is bounded for neither here. Choose among runs of one unit."
         )
     noise = Counter(run.seed("noise_seed") for run in runs)
     if any(seed is not None and times > 1 for seed, times in noise.items()):
