@@ -132,7 +132,7 @@ def audit(
     rows = []
     for mutation in names:
         if mutation in ("none", APART):
-            of_users = {"delta": DELTA_OF_USERS, "rows_per_user": 2}
+            of_users: dict[str, Any] = {"delta": DELTA_OF_USERS, "rows_per_user": 2}
             rows.append(audit_repeated(epsilon, num_runs=num_runs, seed=seed, mutation=mutation, **of_users))
         if mutation != APART:
             rows.append(audit_repeated(epsilon, delta=delta, num_runs=num_runs, seed=seed, mutation=mutation))

@@ -7,6 +7,7 @@ The first way samples persons (`dp_rmt.batch_selection.UserSampling`), the secon
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def compared_units(
     for kept in [k for k in KEPT if k <= sizes.max() or k == KEPT[0]]:
         rows = int(np.minimum(sizes, kept).sum())
         q = by_user.sampling_probability
-        run = {
+        run: dict[str, Any] = {
             "noise_multiplier": by_user.noise_multiplier * rows / len(sizes),
             "delta": delta,
             "sampling_probability": q,
