@@ -121,13 +121,15 @@ def clipped_grad(
     from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
     infinite.
 
-    | an example that ...               | contributes                                     |
-    |-----------------------------------|-------------------------------------------------|
-    | is padding                        | exactly zero                                    |
-    | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
-    | has a NaN or infinite loss        | exactly zero; its ``grad_norm`` is not finite   |
-    | has a norm above 1.8e19           | exactly zero; its ``grad_norm`` is not finite   |
-    | has a zero gradient               | zero                                            |
+    ================================  ==============================================
+    an example that ...               contributes
+    ================================  ==============================================
+    is padding                        exactly zero
+    has a NaN or infinite gradient    exactly zero; its ``grad_norm`` is not finite
+    has a NaN or infinite loss        exactly zero; its ``grad_norm`` is not finite
+    has a norm above 1.8e19           exactly zero; its ``grad_norm`` is not finite
+    has a zero gradient               zero
+    ================================  ==============================================
 
     With ``unit="user"``, g_i is the mean of the gradients of user i's rows, ``(1 / n_i) sum_j g_ij`` over the n_i rows
     that are not padding, and everything above holds of users (Charles et al. 2024). A user of whose rows one has a

@@ -110,7 +110,8 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
 
 def _grouped(a: jax.Array, weights_B: jax.Array) -> jax.Array:
     """The array as it is, or (users, rows, ...) where it has several rows for each weight."""
-    return a if len(a) == len(weights_B) else a.reshape(len(weights_B), -1, *a.shape[1:])
+    rows = len(a) // len(weights_B)
+    return a if rows == 1 else a.reshape(len(weights_B), rows, *a.shape[1:])
 
 
 _tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
