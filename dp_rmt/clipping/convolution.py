@@ -61,6 +61,10 @@ class Convolution:
         total = self.contraction.weighted_sum(self.patches(x), self._grouped(g), weights_B)
         return total.reshape(*(window.size for window in self.windows), -1, g.shape[-1])
 
+    def of_users(self) -> Convolution:
+        """See `dp_rmt.clipping.leaf_rules.LeafRule`."""
+        return dataclasses.replace(self, more_axes=self.more_axes + 1)
+
     @property
     def contraction(self) -> Contraction:
         """The rule of the same kernel, with axes (windows..., inputs, groups, outputs), on patches."""

@@ -73,7 +73,11 @@ def _find(jaxpr: Jaxpr, known: _Known, uses: list[list[Steps | None]], batch_siz
 
 
 def with_copies(
-    losses: Callable[..., jax.Array], arguments: tuple[Any, ...], copied: Mapping[int, Steps], weights_B: jax.Array
+    losses: Callable[..., jax.Array],
+    arguments: tuple[Any, ...],
+    copied: Mapping[int, Steps],
+    num_rows: int,
+    weights_B: jax.Array,
 ) -> tuple[jax.Array, set[int]]:
     """Computes the losses with a tapped copy of some leaves for every example (`dp_rmt.clipping.taps.tap`).
 
@@ -81,14 +85,15 @@ def with_copies(
       losses: a function of the arguments.
       arguments: the parameters, whose leaves are numbered in tree order, and what follows them.
       copied: what each of those leaves goes through, from `copied_leaves`.
-      weights_B: of the taps, one for each example.
+      num_rows: how many losses there are: one for each weight, or as many rows of a user for each.
+      weights_B: of the taps, one for each example (or user).
 
     Returns:
       The losses, and the numbers of the leaves that were found where they were expected.
     """
     closed = jax.make_jaxpr(losses)(*arguments)
     seen: set[int] = set()
-    evaluation = _Evaluation(copied, weights_B, seen)
+    evaluation = _Evaluation(copied, num_rows, weights_B, seen)
     known: _Known = {closed.jaxpr.invars[leaf]: (leaf, ()) for leaf in copied}
     (result,), _ = evaluation(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), known)
     return result, seen
@@ -97,8 +102,8 @@ def with_copies(
 class _Evaluation:
     """Evaluates a jaxpr, and taps copies on the way."""
 
-    def __init__(self, copied: Mapping[int, Steps], weights_B: jax.Array, seen: set[int]) -> None:
-        self.copied, self.weights_B, self.seen = copied, weights_B, seen
+    def __init__(self, copied: Mapping[int, Steps], num_rows: int, weights_B: jax.Array, seen: set[int]) -> None:
+        self.copied, self.num_rows, self.weights_B, self.seen = copied, num_rows, weights_B, seen
 
     def __call__(
         self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], known: _Known
@@ -128,7 +133,7 @@ class _Evaluation:
             return outs
         if len(operands) == 1:
             ((place, (leaf, steps)),) = operands.items()
-            if self.copied[leaf] == (*steps, name) and _gives_copies(eqn, place, len(self.weights_B)):
+            if self.copied[leaf] == (*steps, name) and _gives_copies(eqn, place, self.num_rows):
                 self.seen.add(leaf)
                 return [self._repeated(eqn, inputs, place)]
             if _keeps_entries(eqn):
@@ -154,8 +159,8 @@ class _Evaluation:
         """Tapped copies (B, ...) of a value (1, ...)."""
         axes = string.ascii_lowercase[1 : value.ndim]
         held = jax.lax.stop_gradient(value)
-        copies = jnp.broadcast_to(held, (len(self.weights_B), *value.shape[1:]))
-        nothing = jnp.zeros((len(self.weights_B), 0), value.dtype)  # the rule takes no input
+        copies = jnp.broadcast_to(held, (self.num_rows, *value.shape[1:]))
+        nothing = jnp.zeros((self.num_rows, 0), value.dtype)  # the rule takes no input
         return tap({"copies": Offset(f"a{axes}", axes)}, {"copies": value[0]}, nothing, copies, self.weights_B)
 
 

@@ -74,6 +74,11 @@ class Data(Group):
         "How prompt and answer are put together: by the tokenizer's chat template, or with a separator between. auto: "
         "the template for text_pairs, if there is one.",
     )
+    user_column: str | None = option(
+        None,
+        "The column that says whose a training row is: the unit of privacy is then a person with all rows. source in "
+        "e2e and dart; in customersim a column of its database, such as name. None: the unit is a row.",
+    )
     train_split: Literal["train", "dev"] = option(
         "train", "The split trained on; dev where DART's train file is not to be had. For e2e and dart alone."
     )

@@ -87,6 +87,9 @@ class Privacy(Group):
     max_batch_size: int | None = option(
         None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
     )
+    rows_per_user: int = option(
+        4, "With data.user_column: the most rows of a person in one step, whose mean gradient is clipped.", POSITIVE
+    )
     evaluation_epsilon: float | None = option(
         None,
         "Privacy budget of each row of the evaluation data, for all scores of the run together: accuracies then have "

@@ -113,7 +113,7 @@ def _model(about: Mapping[str, Any]) -> str:
 
 
 def _data(record: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    rows = f"{record['num_examples']:,} training examples" if record.get("num_examples") else ""
+    rows = f"{record['num_examples']:,} training {record.get('unit', 'example')}s" if record.get("num_examples") else ""
     return ", ".join(part for part in (str(about.get("task") or ""), rows) if part)
 
 

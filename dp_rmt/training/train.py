@@ -6,14 +6,14 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.batch_selection import PoissonSampling, UserSampling
 from dp_rmt.data.batches import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.extras import extra
@@ -48,6 +48,7 @@ class TrainLoop:
       mechanism: gives epsilon and the number of steps.
       delta: the delta of the privacy guarantee.
       arrays: tokenised training data.
+      users: the number of each row's user, where the unit of privacy is a user.
       lengths: sequence lengths of the groups that a batch is split into; empty for data that is not split.
       evaluators: name -> function of all parameters that gives scores.
       learning_rate: the schedule, for the metrics; None leaves it out.
@@ -74,13 +75,14 @@ class TrainLoop:
     microbatch_size: int | None = None
     name: str = "train"
     mesh: Mesh | None = None
+    users: np.ndarray | Sequence[Any] | None = None
     private_scores: PrivateScores | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(
         self,
         state: TrainState,
-        sampling: PoissonSampling,
+        sampling: PoissonSampling | UserSampling,
         checkpoints: Checkpoints,
         metrics: MetricsWriter | None,
         releases: Releases | None,
@@ -95,7 +97,7 @@ class TrainLoop:
 
         Args:
           state: fresh or restored.
-          sampling: the Poisson sampler, made of the run's own seed.
+          sampling: the Poisson sampler of examples or users, made of the run's own seed.
           checkpoints: where to save.
           metrics: where to write. With None, as in all processes but the first, nothing is written or shown.
           releases: told of every update before it is computed. It is None in all processes but the first; they cannot
@@ -162,13 +164,14 @@ class TrainLoop:
         return max(1, math.ceil(self.mechanism.num_steps / EPSILON_POINTS))
 
     def groups(self, indices: np.ndarray) -> Any:
-        """The batch of these examples, as `train_step` takes it; -1 stands for padding.
+        """The batch of these examples, or of users with their rows, as `train_step` takes it; -1 stands for padding.
 
         A single process gets NumPy arrays, which the compiled step puts on the devices. Several processes get global
         arrays.
         """
         size = self.microbatch_size
-        filled = np.append(indices, np.full(-len(indices) % (size or 1), -1, indices.dtype))
+        missing = -len(indices) % (size or 1)
+        filled = np.append(indices, np.full((missing, *indices.shape[1:]), -1, indices.dtype), axis=0)
         rows = rows_of_groups(self.arrays, filled, lengths=self.lengths, microbatch_size=size)
         if self.mesh is not None and jax.process_count() > 1:
             return to_devices(rows, self.mesh)

@@ -63,6 +63,7 @@ BAD: dict[str, Any] = {
     "privacy.l2_clip_norm": -0.1,
     "privacy.expected_batch_size": 0,
     "privacy.max_batch_size": 0,
+    "privacy.rows_per_user": 0,
     "privacy.sampling_seed": -1,
     "privacy.noise_seed": 2**128,
     "train.epochs": 0.0,
