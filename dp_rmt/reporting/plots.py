@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ STYLE: Any = {
 }
 WIDE, SMALL = (10.0, 3.9), (4.9, 3.4)
 _MOST_POINTS, _MOST_COLUMNS = 400, 240
+_SHORT_LABEL, _LONGEST_LINE = 24, 44
 _RATIOS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
@@ -122,7 +124,7 @@ def line_plot(
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if needs_legend:
-            axes.legend(*axes.get_legend_handles_labels(), handlelength=1.2, labelspacing=0.25)
+            _legend(figure, axes)
 
     text = "; ".join(_line_in_words(line) for line in lines)
     text += "".join(f"; {label}: {value:.4g}" for label, value in (levels or {}).items())
@@ -256,6 +258,17 @@ def _median(values: np.ndarray) -> float:
 
 def _log_ratio(values: np.ndarray) -> np.ndarray:
     return np.log2(np.where(values > 0, values, np.nan))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Inside the axes where it is short, else above them, in lines that a phone has room for."""
+    handles, names = axes.get_legend_handles_labels()
+    close = {"handlelength": 1.2, "labelspacing": 0.25}
+    if max(map(len, names)) <= _SHORT_LABEL:
+        axes.legend(handles, names, **close)
+    else:
+        wrapped = [textwrap.fill(name, _LONGEST_LINE) for name in names]
+        figure.legend(handles, wrapped, loc="outside upper left", **close)
 
 
 def _merge_equal(lines: Sequence[Line]) -> list[Line]:
