@@ -4,7 +4,8 @@
 
 Ends with an error unless the console script lists its commands and its settings, answers a misspelt setting quickly
 and in one line, every module of the package can be imported, and each of the three doors fine-tunes: `dp-rmt finetune`
-on a CSV file, `dp_rmt.finetune` on the same, and `dp_rmt.training.prepare_run` on data and a model of one's own.
+on a CSV file, `dp_rmt.finetune` on the same, and `dp_rmt.training.prepare_run` on data and a model of one's own. The
+model of the first has its card, is asked again, and is not uploaded beside what is private.
 """
 
 import importlib
@@ -93,6 +94,17 @@ status, said, took = dp_rmt_says(
 assert status == 0, said
 assert Path("by_script/privacy.md").exists(), said
 print(f"dp-rmt finetune on a CSV file: {took:.0f} s")
+assert "dp-rmt finetune --model=MODEL --train=DATA" in Path("by_script/model/README.md").read_text(encoding="utf-8")
+Path("texts.txt").write_text("a good film\na bad film\n", encoding="utf-8")
+status, said, took = dp_rmt_says("predict", "--workdir=by_script", "--texts=texts.txt", "--config.data.max_length=16")
+assert status == 0, said
+assert said.count('"prediction": ') == 2, said
+print(f"dp-rmt predict: {took:.0f} s")
+status, said, _ = dp_rmt_says("push", "--folder=by_script", "--repo=nobody/nothing")
+assert status != 0, said
+assert "nothing was uploaded. Give by_script/model" in said, said
+status, said, _ = dp_rmt_says("spent", "--workdirs=by_script")
+assert "noise multiplier" in said, said
 found = dp_rmt.finetune(model="encoder", train="reviews.csv", epsilon=0.5, workdir="by_function", **SHORT)
 assert 0 < found.privacy["epsilon"] <= 0.5
 assert set(found.predict(["a good film", "a bad film"])) <= {"good", "bad"}

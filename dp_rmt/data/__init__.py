@@ -14,7 +14,7 @@ from dp_rmt.data.readers.synthetic import generate_reviews, write_corpus
 from dp_rmt.data.readers.table_to_text import TABLE_TO_TEXT_TASKS, TableToText, load_table_to_text
 from dp_rmt.data.readers.tables import Extras, Source, read_tables
 from dp_rmt.data.readers.text_pairs import TextPairs, TextReferences
-from dp_rmt.data.readers.text_shapes import Shape
+from dp_rmt.data.readers.text_shapes import Shape, read_prompt
 from dp_rmt.data.tokens.completions import decode_completions, tokenize_completions, tokenize_prompts
 from dp_rmt.data.tokens.infilling import label_word_ids
 from dp_rmt.data.tokens.tokenize import tokenize_cached, tokenize_classification
@@ -59,6 +59,7 @@ __all__ = [
     "load_own_pairs",
     "load_table_to_text",
     "prompt_format_of",
+    "read_prompt",
     "read_tables",
     "read_tsv",
     "text_scores",

@@ -193,7 +193,7 @@ def _locate(
 
 def _write_results(arm: Arm, step: int, params: Params, metrics: MetricsWriter) -> None:
     """Writes the model, and at the end of a decoder's run also its texts and their scores."""
-    base = base_model_of(arm.settings, arm.task.base_model)
+    base = base_model_of(arm.settings, arm.task)
     _save_model(arm, params, base)
     if arm.task.prompts is not None and step == arm.run.loop.mechanism.num_steps:
         mesh = data_mesh(jax.local_devices())  # the other processes take no part

@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, OF_OWN_TASKS, OWN_TASKS, Data
 from dp_rmt.finetuning.options import replaced
-from dp_rmt.finetuning.settings import CAUSAL_TASKS, OWN_TASKS, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.stages import check_transforms
 from dp_rmt.finetuning.texts import decoding
 
@@ -52,8 +53,19 @@ def _complaints(settings: Settings) -> Iterator[str]:
             "config.data.task='auto' is what --train=DATA means without a task; in a file of settings, name one of "
             f"{', '.join(OWN_TASKS)}"
         )
+    if privacy.evaluation_epsilon is not None and (model.head == "causal_lm" or math.isinf(privacy.evaluation_epsilon)):
+        yield (
+            f"config.privacy.evaluation_epsilon={privacy.evaluation_epsilon} gives accuracies noise, and has to be "
+            "finite; a decoder has none, and shows rows of its evaluation data: leave it out"
+        )
     if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
+    unused = [name for name in OF_OWN_TASKS if getattr(data, name) != getattr(Data(), name)]
+    if unused and data.task not in OWN_TASKS:
+        yield (
+            f"config.data.{unused[0]}={getattr(data, unused[0])!r} is for one's own data; leave it out, or let "
+            f"config.data.task be one of {', '.join(OWN_TASKS)} in the place of {data.task!r}"
+        )
     if (data.task in CAUSAL_TASKS) != (model.head == "causal_lm"):
         yield (
             f"config.data.task={data.task!r} and config.model.head={model.head!r} do not go together: "

@@ -22,6 +22,11 @@ from dp_rmt.finetuning.settings import Settings, Synthetic
 Assignment = tuple[str, str]
 """A dotted key and its value as text."""
 
+_A_CONFIG = (
+    "Give a Python file whose function get_config gives the settings that differ, as in {'privacy': {'epsilon': 3.0}}; "
+    "a checkout of dp_rmt has some, such as --config=configs/quickstart.py"
+)
+_MISSING = re.compile(r"flag --(?P<name>\w+)=None: Flag --\w+ must have a value other than None")
 _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -30,7 +35,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     app.run(
         _quietly(main),
         argv,
-        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, app.parse_flags_with_usage),
+        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, _read_flags),
     )
 
 
@@ -52,7 +57,7 @@ def run_with_settings(
 
     def parse(arguments: list[str]) -> list[str]:
         arguments, assignments = split(arguments)
-        rest = app.parse_flags_with_usage(arguments)
+        rest = _read_flags(arguments)
         found.append(read(flags.FLAGS.config, assignments, default))
         return rest
 
@@ -109,7 +114,7 @@ def read(
       FileNotFoundError: there is no such file.
     """
     if config is None and default is None:
-        raise ValueError("--config is missing. Give a file of configs/, such as --config=configs/quickstart.py")
+        raise ValueError(f"--config is missing. {_A_CONFIG}")
     settings = default() if config is None and default is not None else Settings.from_config(_called(config or ""))
     return changed(settings, assignments)
 
@@ -135,6 +140,21 @@ def _parsed(arguments: list[str], help_text: Callable[[], str], parse: Callable[
         return parse(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"{program}: {' '.join(str(error).split())}")
+
+
+def _read_flags(arguments: list[str]) -> list[str]:
+    """Reads the flags, and returns the other arguments.
+
+    Raises:
+      ValueError: a flag is unknown, cannot be used or is missing.
+    """
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        if (missing := _MISSING.match(str(error))) is None:
+            raise ValueError(f"{error} (--help lists the flags)") from error
+        name = missing["name"]
+        raise ValueError(f"--{name} is missing: give --{name}=... {flags.FLAGS[name].help}") from error
 
 
 def _help_of_flags() -> str:
@@ -178,10 +198,7 @@ def _called(config: str) -> Any:
     """The result of a file's get_config, which is called as ml_collections calls it."""
     path, _, choice = config.partition(":")
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"--config={config}: there is no file {path!r}. Give a file of configs/, such as "
-            "--config=configs/quickstart.py"
-        )
+        raise FileNotFoundError(f"--config={config}: there is no file {path!r}. {_A_CONFIG}")
     if (root := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, root)  # as `python -m` does: the configs of a checkout import each other
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)

@@ -8,7 +8,6 @@ once.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +71,7 @@ def generate(argv: list[str]) -> None:
         written = model.generate(prompts)
         return _json_lines({"prompt": prompt, "text": text} for prompt, text in zip(prompts, written, strict=True))
 
-    _ask(argv, answer)
+    _ask(argv, answer, writes=True)
 
 
 def predict(argv: list[str]) -> None:
@@ -86,7 +85,7 @@ def predict(argv: list[str]) -> None:
         found = model.predict_rows(rows)
         return _json_lines({"texts": row, "prediction": name} for row, name in zip(rows, found, strict=True))
 
-    _ask(argv, answer)
+    _ask(argv, answer, writes=False)
 
 
 def report(argv: list[str]) -> None:
@@ -127,6 +126,7 @@ def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
         options = launch.options_from(values.launch)
         loaded = jobs.load_sweep(values.sweep, workdir, settings)
         launch.check_jobs(loaded, workdir)
+        launch.announce(loaded, workdir, prefix="# " if values.executor == "print" else "")
         if values.executor == "print":
             launch.print_missing(loaded, workdir, ("python", *program), target=values.target, options=options)
             return None
@@ -216,8 +216,14 @@ def _define_workdir() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run, or of a copy.", required=True)
 
 
-def _ask(argv: list[str], answer: Callable[[Finetuned], str]) -> None:
-    """Prints what the model of a run answers, asked with the settings on the command line in the place of its own."""
+def _ask(argv: list[str], answer: Callable[[Finetuned], str], *, writes: bool | None = None) -> None:
+    """Prints what the model of a run answers, asked with the settings on the command line in the place of its own.
+
+    Args:
+      argv: the command and its arguments.
+      answer: gives the text to print.
+      writes: whether the command is for decoders, or for the others; None for all. It is checked before any is loaded.
+    """
     _define_workdir()
     flags.DEFINE_string("arm", None, "Which arm; may be left out where there is one.")
     try:
@@ -225,12 +231,16 @@ def _ask(argv: list[str], answer: Callable[[Finetuned], str]) -> None:
     except ValueError as error:
         command_line.stop(error)
 
+    def change(settings: Settings) -> Settings:
+        if writes is not None and writes != (settings.model.head == "causal_lm"):
+            what, command = ("writes no text", "predict") if writes else ("does not classify", "generate")
+            raise ValueError(f"the model of this run {what}: use `dp-rmt {command}`")
+        return command_line.changed(settings, assignments)
+
     def run() -> str:
         from dp_rmt.finetuning.door import asked_again
 
-        values = flags.FLAGS
-        change = functools.partial(command_line.changed, assignments=assignments)
-        return answer(asked_again(Path(values.workdir), values.arm, change))
+        return answer(asked_again(Path(flags.FLAGS.workdir), flags.FLAGS.arm, change))
 
     _run(run, argv)
 

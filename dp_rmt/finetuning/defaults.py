@@ -5,7 +5,7 @@ from __future__ import annotations
 EPOCHS = 3.0
 """The length of a run if neither epochs nor num_steps are given."""
 LARGEST_BATCH = 1000
-"""The expected batch size from ten times as many examples on."""
+"""The largest expected batch size that is not given."""
 
 
 def expected_batch_size(given: int | None, num_examples: int) -> int:
@@ -19,11 +19,9 @@ def expected_batch_size(given: int | None, num_examples: int) -> int:
     """
     if given is not None:
         return given
-    if num_examples >= 10 * LARGEST_BATCH:
-        return LARGEST_BATCH
     tenth = max(1.0, num_examples / 10)
     lower = 2 ** (int(tenth).bit_length() - 1)
-    return 2 * lower if tenth / lower > 2**0.5 else lower
+    return min(LARGEST_BATCH, 2 * lower if tenth / lower > 2**0.5 else lower)
 
 
 def num_steps(given: int | None, epochs: float | None, num_examples: int, batch_size: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dp_rmt.data import Source, tokenize_prompts
+from dp_rmt.data import Source, read_prompt, tokenize_prompts
 from dp_rmt.data.readers.documents import tokenize_beginnings
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.settings import Settings
@@ -26,6 +26,7 @@ from dp_rmt.generation import generate_texts
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training import processes
+from dp_rmt.training.metrics import read_metrics
 from dp_rmt.types import Params
 
 
@@ -49,7 +50,14 @@ class Finetuned:
 
     @functools.cached_property
     def scores(self) -> Mapping[str, float]:
-        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for."""
+        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for.
+
+        Where the evaluation data is private (`privacy.evaluation_epsilon`) they are those that the run released last.
+        """
+        if self.settings.privacy.evaluation_epsilon is not None:
+            lines = read_metrics(self.workdir / "metrics.jsonl")
+            last = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
+            return {name.removeprefix("eval/"): value for name, value in last.items()}
         evaluators = assemble.evaluators(self.settings, self.task)
         return {
             f"{name}/{metric}": value
@@ -99,11 +107,11 @@ class Finetuned:
         """Unnormalised log probabilities, (N, number of classes); arguments and errors as in `predict`."""
         return self._classifier()(self.params, texts, text_pairs)
 
-    def generate(self, prompts: Sequence[str], **changes: Any) -> list[str]:
+    def generate(self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], **changes: Any) -> list[str]:
         """The text that the model writes for every prompt.
 
         Args:
-          prompts: sources of the kind that was trained on.
+          prompts: sources of the kind that was trained on, or conversations so far, as lists of messages.
           **changes: changes to `settings.generation`, such as ``method="sampling"``.
 
         Raises:
@@ -115,9 +123,19 @@ class Finetuned:
         room = self.task.module.config.max_position_embeddings - generation.max_new_tokens
         tokenizer, written_as = self.task.tokenizer, self.task.prompt_format
         if written_as is None:  # texts were trained on as they are, and the model goes on with one
-            token_ids = tokenize_beginnings(prompts, tokenizer)
+            texts_alone = [prompt for prompt in prompts if isinstance(prompt, str)]
+            if len(texts_alone) < len(prompts):
+                raise ValueError("a model of documents goes on with a text, and answers no conversation; give texts")
+            token_ids = tokenize_beginnings(texts_alone, tokenizer)
         else:
-            token_ids = tokenize_prompts(prompts, tokenizer, max_length=room, prompt_format=written_as)
+            records = [read_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+            token_ids = tokenize_prompts(
+                [record.source for record in records],
+                tokenizer,
+                max_length=room,
+                prompt_format=written_as,
+                histories=[record.history for record in records],
+            )
         written = generate_texts(
             self.task.module,
             self.params,

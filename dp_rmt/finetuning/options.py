@@ -32,6 +32,10 @@ class Check(NamedTuple):
     hint: str = ""
 
 
+POSITIVE = Check("be above 0", lambda x: x > 0)
+NOT_NEGATIVE = Check("not be negative", lambda x: x >= 0)
+
+
 def option(default: Any, doc: str, check: Check | None = None) -> Any:
     """A field of a `Group`: the annotation is its type, where a Literal lists the choices.
 

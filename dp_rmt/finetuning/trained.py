@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.geometry import geometry_of
@@ -100,10 +101,11 @@ def _changed(settings: Settings, change: Callable[[Settings], Settings]) -> Sett
     before, after = flatten(as_json(settings)), flatten(as_json(changed))
     fixed = [key for key in after if before.get(key) != after[key] and not key.startswith(MAY_CHANGE)]
     if fixed:
-        key, others = fixed[0], ", ".join(name.rstrip(".") for name in MAY_CHANGE)
+        key = fixed[0]
         raise ValueError(
             f"config.{key} was fixed by training: there {before.get(key)!r}, asked for {after[key]!r}. A trained model "
-            f"can be asked with other {others}; train another run for the rest"
+            "can be asked with other settings of data, generation, evaluation (train.eval_batch_size) and mesh; train "
+            "another run for the rest"
         )
     (checked,) = arm_settings(changed).values()
     return checked
@@ -119,6 +121,7 @@ def _of_checkpoint(settings: Settings, folder: Path, task: Task) -> Params:
         noise_multiplier=statement.noise_multiplier,
         l2_clip_norm=statement.l2_clip_norm,
         max_batch_size=statement.max_batch_size,
+        clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
     )
     mesh, geometry = make_mesh(**settings.mesh.as_dict()), geometry_of(settings, task)
     coordinates = None if geometry is None else geometry.coordinates

@@ -25,8 +25,8 @@ from dp_rmt.denoising.gates import Kappa, TracyWidom
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.denoising.matrix_view import kernels_are_matrices
-from dp_rmt.finetuning.options import close_to, fitted
-from dp_rmt.finetuning.settings import FRACTION, NOT_NEGATIVE, POSITIVE, Named
+from dp_rmt.finetuning.options import NOT_NEGATIVE, POSITIVE, close_to, fitted
+from dp_rmt.finetuning.settings import FRACTION, Named
 
 Table = Mapping[str, Callable[..., Any]]
 

@@ -17,6 +17,7 @@ from dp_rmt.extras import extra
 from dp_rmt.files import damage, make_private_folder, write_digests
 from dp_rmt.noise_addition import NOISE_LAW
 from dp_rmt.training import processes, run_start
+from dp_rmt.training.identity import differences
 from dp_rmt.training.train_state import TrainState
 
 with extra("finetune"):
@@ -32,9 +33,6 @@ class Checkpoints:
     A run resumed with the same noise key on OTHER batches would let an observer subtract two updates and cancel the
     noise. The identity therefore holds everything that the batches and the noise depend on, and `restore` refuses
     to go on where it differs. It holds nothing of devices: a run goes on with another mesh or number of processes.
-
-    A fact that says where something lies, ``X``, may have another that says what it is, ``X.content``. Where checkpoint
-    and run both know the content, it alone must agree: a folder that was copied elsewhere goes on.
 
     `run` is the run's random id, that of the restored checkpoint or a new one. It says which run a ledger belongs to.
 
@@ -271,15 +269,10 @@ class Checkpoints:
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         if self._only_reads:
             return
-        now = self._identity
-        differences = [
-            f"  {name}: checkpoint {saved.get(name)!r}, now {now.get(name)!r}"
-            for name in sorted({*saved, *now})
-            if saved.get(name) != now.get(name) and not _is_known_otherwise(name, saved, now)
-        ]
-        if differences:
+        found = differences(saved, self._identity)
+        if found:
             raise ValueError(
-                f"the checkpoint in {self._directory} belongs to another experiment:\n" + "\n".join(differences) + "\n"
+                f"the checkpoint in {self._directory} belongs to another experiment:\n" + "\n".join(found) + "\n"
                 "Going on would reuse its noise on other batches or gradients, which lets the noise cancel out and "
                 "breaks the privacy guarantee. Give a new --workdir, or restore the settings above."
             )
@@ -306,18 +299,6 @@ class _Manager(ocp.CheckpointManager):
 def _committed(folder: Path) -> list[int]:
     """Steps of the checkpoints that are whole, which Orbax has renamed to their step."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def _is_known_otherwise(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a fact need not agree: a place whose content both know, or a content that one of them does not know.
-
-    >>> facts = {"model.path": "/a", "model.path.content": "1"}
-    >>> _is_known_otherwise("model.path", facts, facts), _is_known_otherwise("model.path", facts, {"model.path": "/b"})
-    (True, False)
-    """
-    place = name.removesuffix(".content")
-    both_know = f"{place}.content" in saved and f"{place}.content" in now
-    return both_know if name == place else place in now and not both_know
 
 
 def _goodness(metrics: Mapping[str, float]) -> float:

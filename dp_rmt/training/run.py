@@ -28,6 +28,7 @@ from dp_rmt.training.ledger import Ledger, only_writer
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.microbatches import microbatch_size_on
 from dp_rmt.training.partitioning import data_mesh, init_state, jit_train_step
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.sharding_rules import Rules
 from dp_rmt.training.task import Task
 from dp_rmt.training.train import TrainLoop
@@ -218,6 +219,7 @@ def prepare_run(
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     about: About = NOTHING_MORE,
+    private_scores: PrivateScores | None = None,
 ) -> Run:
     """Puts a private run together from data, a loss, a mechanism and what follows the clipped gradient.
 
@@ -250,6 +252,8 @@ def prepare_run(
       identity: facts that a checkpoint must agree on beside those named above; compared as strings.
       facts: what is known before the first step, for the metrics' first line; not from private data.
       about: what the statement says of model and task.
+      private_scores: gives the scores of all evaluators their noise; its numbers are those of the run. None where the
+        evaluation data is public.
 
     Returns:
       A `Run`.
@@ -281,6 +285,8 @@ def prepare_run(
     if mechanism.noise_multiplier > 0:
         check_delta(delta, mechanism.num_examples)
         checks.warn_of_large_delta(name, mechanism, delta)
+    if private_scores is not None:
+        checks.check_private_scores(private_scores, mechanism.num_steps, eval_every, task)
     checks.warn_of_unprepared_process()
     mesh = data_mesh() if mesh is None else mesh
     microbatch_size = microbatch_size_on(mesh, execution, task, mechanism)
@@ -318,6 +324,7 @@ def prepare_run(
         microbatch_size=microbatch_size,
         name=name,
         mesh=mesh,
+        private_scores=private_scores,
         facts=facts or {},
     )
     checks.trace_step(loop, state, execution)
@@ -329,9 +336,14 @@ def prepare_run(
         nonprivate_metrics=nonprivate_metrics,
         evaluation_data=tuple(task.evaluators),
         about=about,
+        private_scores=private_scores,
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
+    if mechanism.clip_quantile is None:  # so that what was begun before there was this option can go on
+        del facts["clip_quantile"]
+    if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel
+        facts |= {"private_scores": dataclasses.astuple(private_scores), "mesh": dict(mesh.shape)}
     facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
     names = {key: str(value) for key, value in facts.items()}
     return Run(loop, state, fresh_state, guarantee, names, sampling_seed, dict(checkpoints or {}))

@@ -21,6 +21,7 @@ from dp_rmt.reporting.numbers import number
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
+from dp_rmt.training.private_scores import PrivateScores, secret_of
 from dp_rmt.training.processes import to_devices
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState
@@ -52,6 +53,7 @@ class TrainLoop:
       published_params: gives all parameters of a state as they are evaluated (`Transforms.published_params`).
       microbatch_size: of the step. Batches are filled up to whole microbatches; None for the whole batch.
       name: shown at the progress bar.
+      private_scores: gives the scores their noise; None where the evaluation data is public.
       facts: what is known before the first step, for the metrics.
       mesh: the mesh of the step; it is used where there are several processes, each of which reads its own rows.
     """
@@ -69,6 +71,7 @@ class TrainLoop:
     microbatch_size: int | None = None
     name: str = "train"
     mesh: Mesh | None = None
+    private_scores: PrivateScores | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(
@@ -169,8 +172,13 @@ class TrainLoop:
         return {
             f"eval/{name}/{metric}": value
             for name, evaluate in self.evaluators.items()
-            for metric, value in evaluate(params).items()
+            for metric, value in self._released(name, evaluate(params), state).items()
         }
+
+    def _released(self, name: str, scores: Mapping[str, float], state: TrainState) -> Mapping[str, float]:
+        if self.private_scores is None:
+            return scores
+        return self.private_scores.released(name, scores, step=int(state.step), key=secret_of(state.noise))
 
 
 class _Reporter:

@@ -39,6 +39,7 @@ from experiments.benchmarks import rounds
 from experiments.benchmarks.step.models import MODELS, make_workload
 
 _MODEL = flags.DEFINE_enum("model", None, list(MODELS), "The shapes of its matrices.", required=True)
+_NUM_LAYERS = flags.DEFINE_integer("num_layers", None, "Instead of the model's own number.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds of timed updates.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", "experiments/benchmarks/results/denoiser", "Folder of the records.")
 
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     try:
-        record = profile(_MODEL.value, _REPEATS.value)
+        record = profile(_MODEL.value, _REPEATS.value, num_layers=_NUM_LAYERS.value)
     except (ValueError, RuntimeError) as error:
         command_line.stop(error)
     device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
@@ -71,9 +72,9 @@ def main(argv: list[str]) -> None:
     print(f"Record: {path}")
 
 
-def profile(model: str, repeats: int) -> dict[str, Any]:
+def profile(model: str, repeats: int, *, num_layers: int | None = None) -> dict[str, Any]:
     """Seconds, agreement with the exact backend and number of matrices not certified, for each arm."""
-    shapes = matrix_shapes(model)
+    shapes = matrix_shapes(model, num_layers=num_layers)
     last = updates(shapes, step=0)
     arms: dict[str, Any] = {}
     runs: dict[str, Callable[[], object]] = {}
@@ -99,6 +100,7 @@ def profile(model: str, repeats: int) -> dict[str, Any]:
     groups = matrix_groups.matrix_groups(last)
     return {
         "model": model,
+        "num_layers": num_layers,
         "matrices": {shape: sum(matrix.number for matrix in group) for shape, group in groups.items()},
         "repeats": repeats,
         "command": " ".join(
@@ -110,9 +112,10 @@ def profile(model: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def matrix_shapes(model: str) -> Tree:
+def matrix_shapes(model: str, *, num_layers: int | None = None) -> Tree:
     """The leaves of a model that are matrices, by path, as shapes."""
-    params = jax.eval_shape(lambda: make_workload(model, batch_size=1, sequence_length=1, dtype="float32").trainable)
+    sizes: dict[str, Any] = {"batch_size": 1, "sequence_length": 1, "num_layers": num_layers}
+    params = jax.eval_shape(lambda: make_workload(model, dtype="float32", **sizes).trainable)
     leaves = dict(leaves_by_path(params))
     return {path: leaves[path] for path in matrix_view.matrix_leaves(params)}
 

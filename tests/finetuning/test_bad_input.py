@@ -77,6 +77,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes | None]]:
         ({"train.warmup_steps": 3}, ["config.train.warmup_steps=3 must be less than the 3 steps"]),
         ({"train.epochs": 1.0}, ["config.train.epochs or config.train.num_steps, and not both"]),
         ({"data.task": "auto"}, ["config.data.task='auto'", "name one of labelled_table, text_pairs, documents"]),
+        ({"data.dev_share": 0.1}, ["config.data.dev_share=0.1 is for one's own data", "in the place of 'sst2'"]),
         ({"data.packing": True}, ["config.data.packing: texts are not packed", "the unit of privacy"]),
         ({"data.length_groups": (12, "long")}, ["config.data.length_groups[1] must be an integer, got 'long'"]),
         ({"data.max_train_examples": 0}, ["config.data.max_train_examples must be above 0, got 0"]),

@@ -60,6 +60,9 @@ def dp_rmt_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         (["finetune", "--config.train.num_steps"], "--config.train.num_steps has no value"),
         (["finetune", "--config=x.py", "--train=sst2"], "x.py"),
         (["report", "--workdirs=a"], "Unknown command line flag 'workdirs'. Did you mean: workdir ?"),
+        (["sweep"], "dp-rmt sweep: --sweep is missing: give --sweep=... The file of the sweep"),
+        (["push", "--folder=a"], "dp-rmt push: --repo is missing: give --repo=... Name on the hub"),
+        (["predict", "--workdir=a", "--config.data.path"], "--config.data.path has no value"),
     ],
 )
 def test_a_typo_is_answered_before_anything_is_loaded(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_a_typo_is_answered_before_anything_is_loaded(arguments: list[str], mess
 def test_help_has_every_command_and_every_setting_with_its_doc(tmp_path: Path) -> None:
     ended = dp_rmt_in(tmp_path, "--help")
     assert ended.returncode == 0
-    assert ended.stdout.count("  dp-rmt ") == 6
+    assert ended.stdout.count("  dp-rmt ") == 9
     ended = dp_rmt_in(tmp_path, "finetune", "--help")
     assert ended.returncode == 0
     assert ended.stderr == "loaded []\n"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import CELLS, FORMATS, MATRIX, TEXTS
+from own_data import CELLS, COVERING, FORMATS, MATRIX, TEXTS
 
 import dp_rmt
 from dp_rmt.data import fingerprint
+from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.assemble import load_task
+from dp_rmt.finetuning.options import walk
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import is_in_memory, settings_from
 
 SMALL: dict[str, Any] = {
@@ -60,8 +64,17 @@ def read(arguments: dict[str, Any]) -> Any:
     return load_task(settings_from(model, train, epsilon, given), train if is_in_memory(train) else None)
 
 
-@pytest.mark.thorough  # all of them take a minute; the readers' own tests are quick
-@pytest.mark.parametrize(("task", "kind"), MATRIX)
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the plots of the report, which take half of the time of two steps."""
+    monkeypatch.setattr(arms, "report", lambda workdir: "")
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [pytest.param(*cell, marks=pytest.mark.thorough if cell in COVERING else pytest.mark.slow) for cell in MATRIX],
+)
 def test_every_task_in_every_format_is_trained_on_the_same_tokens(
     task: str, kind: str, call: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -94,5 +107,42 @@ def test_the_three_kinds_of_task_are_trained(
     said = capsys.readouterr().err
     assert "plan: 24 rows, batch 8, 2 steps, noise " in said
     assert "epsilon 4, delta 0.01\n" in said
-    if task != "documents":
-        assert "nothing is evaluated" in said
+    assert "nothing is evaluated" in said
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Settings of a call as `dp-rmt finetune` takes them."""
+    names = {
+        key.rpartition(".")[2]: key for key, *_ in walk(Settings) if not key.startswith(("synthetic.", "generation."))
+    }
+    flat = {**settings, **{f"generation.{name}": value for name, value in settings.get("generation", {}).items()}}
+    flat.pop("generation", None)
+    return [f"--config.{names.get(name, name)}={value}" for name, value in flat.items()]
+
+
+@pytest.mark.thorough
+def test_the_command_trains_on_them_and_names_a_row_with_a_fault(
+    model: Path, llama: Path, run_side_by_side: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    kinds = {"three classes": "csv with CRLF", "conversations": "jsonl", "documents": "parquet", "scores": "tsv"}
+    given = {}
+    for task, kind in kinds.items():
+        folder = tmp_path / task
+        folder.mkdir()
+        file = FORMATS[kind](CELLS[task].rows, folder)
+        if task == "scores":
+            file.write_text(file.read_text().replace("\t1.25\n", "\tmuch\n"))
+        base = model if CELLS[task].task == "labelled_table" else llama
+        flags = as_flags({**SMALL, **CELLS[task].settings, "cache_dir": tmp_path / "cache", "dev_share": 0.3})
+        given[task] = [f"--train={file}", f"--model={base}", "--epsilon=4", *flags]
+    ended = run_side_by_side(["-m", "dp_rmt.finetuning.console", "finetune"], "--workdir", given)
+    refused = ended.pop("scores")
+    assert refused.code == 1
+    assert "rows.tsv, line 7: the score 'much' in column 'label' is not a finite number" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    for task, run in ended.items():
+        assert run.code == 0, run.stderr
+        assert "rows, batch 8, 2 steps, noise " in run.stderr
+        assert json.loads((run.folder / "config.json").read_text())["data"]["task"] == CELLS[task].task
+        assert json.loads((run.folder / "privacy.json").read_text())["num_examples"] < len(CELLS[task].rows)
+        assert (run.folder / "texts.jsonl").exists() == (task == "conversations")

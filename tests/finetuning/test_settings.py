@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
-from dp_rmt.finetuning import settings as all_settings
+from dp_rmt.finetuning import data_settings
 from dp_rmt.finetuning.options import Group, fitted, kinds, parsed, walk
 from dp_rmt.finetuning.settings import Model, Settings, Synthetic, Train
 from dp_rmt.finetuning.workdir import as_json
@@ -41,10 +41,10 @@ def test_every_group_says_where_it_stands() -> None:
 
 
 def test_the_words_of_an_option_are_those_that_the_library_knows() -> None:
-    assert typing.get_args(all_settings.GlueTaskName) == tuple(GLUE_TASKS)
-    assert typing.get_args(all_settings.TextTaskName) == tuple(TABLE_TO_TEXT_TASKS)
-    assert typing.get_args(all_settings.DocumentTaskName) == DOCUMENT_TASKS
-    assert typing.get_args(all_settings.SensitiveKind) == SENSITIVE
+    assert typing.get_args(data_settings.GlueTaskName) == tuple(GLUE_TASKS)
+    assert typing.get_args(data_settings.TextTaskName) == tuple(TABLE_TO_TEXT_TASKS)
+    assert typing.get_args(data_settings.DocumentTaskName) == DOCUMENT_TASKS
+    assert typing.get_args(data_settings.SensitiveKind) == SENSITIVE
     assert set(typing.get_args(kinds(Train)["clipping_method"])) == set(typing.get_args(ClippingMethod))
     assert typing.get_args(kinds(Model)["tuning"]) == tuple(PATTERNS)
 

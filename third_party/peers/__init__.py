@@ -29,6 +29,7 @@ JAX_PEERS: dict[str, Peer] = {
     "jax_privacy": Peer("third_party.peers.jax_privacy_driver", ("jax_privacy",), "peers"),
     "optax": Peer("third_party.peers.optax_driver", ("optax",), "peers"),
 }
+TORCH = Peer("third_party.peers.torch_profile", ("torch",), "peers-torch")
 OPACUS = Peer("third_party.peers.torch_profile", ("torch", "opacus"), "peers-torch")
 
 

@@ -103,6 +103,20 @@ def read_record(row: Row, shape: Shape) -> Record:
     return Record(text, _distinct([*answers, *_references(row)]), row.where, _system(row))
 
 
+def read_prompt(prompt: str | Sequence[Mapping[str, Any]], where: str) -> Record:
+    """A prompt to write an answer for: a text, or the messages of a conversation that ends with the user's.
+
+    Raises:
+      ValueError: the messages are none, or end with what the assistant said.
+    """
+    if isinstance(prompt, str):
+        return Record(prompt, (), where)
+    record = read_record(Row(where, {"messages": prompt}), Shape(messages="messages"))
+    if record.references:
+        raise ValueError(f"{where}: the conversation ends with the assistant's turn; end it with what the user says")
+    return record
+
+
 def _references(row: Row) -> list[str]:
     """Further answers of a row, which is a list of texts."""
     references = row.fields.get(REFERENCES)

@@ -112,7 +112,7 @@ def tokenize_prompts(
     """
     prompt_format = prompt_format or prompt_format_of(tokenizer, "separator")
     layout = prompt_format.layout
-    if prompt_format.name == "separator" and not histories:
+    if prompt_format.name == "separator" and not any(histories):
         before, after = layout.start, layout.separator
         ids = encode_texts(sources, tokenizer, layout)
     else:

@@ -12,7 +12,7 @@ from absl import logging
 
 from dp_rmt.extras import extra
 from dp_rmt.finetuning.settings import Settings
-from dp_rmt.models.huggingface.folder import resolve_folder
+from dp_rmt.finetuning.tasks.task import Task
 
 with extra("finetune"):
     import huggingface_hub
@@ -37,18 +37,19 @@ class BaseModel:
     languages: tuple[str, ...]
 
 
-def base_model_of(settings: Settings, path: str) -> BaseModel:
+def base_model_of(settings: Settings, task: Task) -> BaseModel:
     """What may be said of the model that a run begins with.
 
     Args:
-      settings: model and release are read.
-      path: folder or name on the hub, with ``package:`` resolved.
+      settings: their release is read.
+      task: knows where the model was read.
     """
-    is_folder = Path(path).expanduser().exists()
+    path, folder = task.base_model, Path(task.base_folder)
+    is_folder = Path(path).expanduser() == folder
     hub_name = settings.release.base_model or (None if is_folder else path)
     if hub_name is not None and not _ON_THE_HUB.fullmatch(hub_name):
         hub_name = None
-    header = _header(resolve_folder(path) / "README.md")
+    header = _header(folder / "README.md")
     given = settings.release
     licence = {key: str(header[key]) for key in ("license", "license_name", "license_link") if header.get(key)}
     spoken = header.get("language") or ()

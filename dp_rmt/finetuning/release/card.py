@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_rmt.data import get_task
+from dp_rmt.finetuning.data_settings import PUBLISHED_TASKS
 from dp_rmt.finetuning.release.base_model import BaseModel
 from dp_rmt.finetuning.release.public_command import public_command
-from dp_rmt.finetuning.settings import PUBLISHED_TASKS, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.reporting.model_card import ModelCard, card_text
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy

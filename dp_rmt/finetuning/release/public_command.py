@@ -10,8 +10,9 @@ import shlex
 import typing
 from typing import Any
 
+from dp_rmt.finetuning.data_settings import PUBLISHED_TASKS
 from dp_rmt.finetuning.options import walk
-from dp_rmt.finetuning.settings import PUBLISHED_TASKS, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import is_secret
 
 NAMES_OF_PARTS = ("denoise", "optimizer", "model.trainable", "model.lora.targets", "checkpoints.score")

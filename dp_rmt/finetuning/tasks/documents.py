@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dp_rmt.data import DocumentSet, Source, load_documents, tokenize_documents
+from dp_rmt.finetuning.data_settings import Data
 from dp_rmt.finetuning.plan import Planned
-from dp_rmt.finetuning.settings import Data, Settings
-from dp_rmt.finetuning.tasks.task import Task, decoder_task, load_decoder, own_extras
+from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.tasks.task import NOTHING_TO_EVALUATE, Task, decoder_task, load_decoder, own_extras
 
 
 def read_documents_of(data: Data, source: Source | None) -> DocumentSet:
@@ -34,7 +35,7 @@ def load_document_task(settings: Settings, source: Source | None, planned: Plann
     """
     data = settings.data
     documents = read_documents_of(data, source)
-    planned(len(documents.train), documents.notes)
+    planned(len(documents.train), (*documents.notes, *([] if documents.evaluations else [NOTHING_TO_EVALUATE])))
     decoder = load_decoder(settings)
     splits = {"train": documents.train}
     splits |= {name: rows[slice(data.max_eval_documents)] for name, rows in documents.evaluations.items()}

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from dp_rmt.data import Extras, PromptFormat, check_fits_model
-from dp_rmt.finetuning.settings import Data, Settings
+from dp_rmt.finetuning.data_settings import Data
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.classifier import Classifier
 from dp_rmt.models import DecoderConfig, LoRAConfig, load_pretrained, load_tokenizer
 from dp_rmt.models.tuning import trainable_pattern, with_fresh_parts, with_lora
@@ -62,6 +63,7 @@ class Task:
       label_names: names of a classifier's classes, for the saved model.
       prompts: those of a generation task.
       base_model: folder or name of the pre-trained model, for a saved adapter.
+      base_folder: the local folder that it was read from.
       base_content: digest of its files (`content_digest`).
       num_labels: number of classes; None where the labels are scores, or there are none.
       classifier: ``(params, texts, text_pairs=None) -> logits``, for a task that classifies.
@@ -83,6 +85,7 @@ class Task:
     label_names: tuple[str, ...] | None = None
     prompts: Prompts | None = None
     base_model: str = ""
+    base_folder: str = ""
     base_content: str = ""
     num_labels: int | None = None
     classifier: Classifier | None = None

@@ -18,8 +18,9 @@ from dp_rmt.data import (
     tokenize_completions,
     tokenize_prompts,
 )
+from dp_rmt.finetuning.data_settings import Data
 from dp_rmt.finetuning.plan import Planned
-from dp_rmt.finetuning.settings import Data, Settings
+from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks.task import (
     NOTHING_TO_EVALUATE,
     Decoder,

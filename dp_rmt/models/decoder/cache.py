@@ -41,13 +41,21 @@ def init_cache(config: DecoderConfig, batch_size: int, max_length: int) -> Decod
         The cache.
 
     Raises:
-        ValueError: the cache would hold more tokens than the model has positions.
+        ValueError: the cache would hold more tokens than the model has positions, or than longrope's short factors are
+            for: those of all tokens change with the first token beyond.
     """
     limit = config.max_position_embeddings
     if max_length > limit:
         raise ValueError(
             f"a cache of {max_length} tokens, but this model has positions for {limit}; "
             f"shorten the prompt, or generate fewer tokens"
+        )
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "longrope" and max_length > scaling.original_max_position_embeddings:
+        raise ValueError(
+            f"a cache of {max_length} tokens, but with longrope what was read up to "
+            f"{scaling.original_max_position_embeddings} tokens has to be read again beyond them; shorten the prompt, "
+            "or generate fewer tokens"
         )
     shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
     return DecoderCache(

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dp_rmt.models.decoder import families as decoder_families
-from dp_rmt.models.decoder.positions import RopeScaling
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.models.layers import ACTIVATIONS
 from dp_rmt.models.lora import LoRAConfig
 
@@ -65,6 +65,7 @@ class DecoderConfig:
         bos_token_id: the token that starts a text, as the file says; it is only passed on.
         eos_token_id: the token, or tokens, that end a text.
         pad_token_id: the token that fills up.
+        is_text_part: the model was read from a folder of a model with images, whose adapters have other names.
 
     Raises:
         ValueError: sizes do not fit together, or an activation or a LoRA target is unknown.
@@ -108,6 +109,7 @@ class DecoderConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    is_text_part: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dp_rmt.models.decoder.positions import RopeScaling
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 
 _LLAMA_KEYS = {
     "vocab_size": "vocab_size",
@@ -31,6 +31,19 @@ _GEMMA_KEYS = {
     "logits_softcap": "final_logit_softcapping",
 }
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA3_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 _GEMMA_FEATURES = {"norm": "rms_norm_around_one", "sandwich_norms": True, "scale_embedding": True}
 _LAYER_NORM_FEATURES = {"norm": "layer_norm", "gated": False, "mlp_bias": True}
 _NULL_IS_NONE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping")
@@ -50,9 +63,11 @@ class Family:
         theta: default of the base of the rotary embedding's wavelengths; None for learned positions.
         theta_key: the key of theta in older files.
         local_theta: default of that base for the sliding layers, if they have one of their own.
-        rotary_fraction: default of the part of a head that is turned.
+        rotary_fraction: default of the part of a head that is turned; None if it is always the whole.
+        rope_types: names of kinds of `RopeScaling` in older files, and their names now.
         window: which layers have a sliding window: "none", "all", "last" (from `max_window_layers` on) or "pattern"
             (all but every n-th).
+        window_size: how many tokens it has, unless the file gives it.
         window_pattern: that n, unless the file gives it.
     """
 
@@ -64,8 +79,10 @@ class Family:
     theta: float | None = 10_000.0
     theta_key: str = "rope_theta"
     local_theta: float | None = None
-    rotary_fraction: float = 1.0
+    rotary_fraction: float | None = None
+    rope_types: Mapping[str, str] = dataclasses.field(default_factory=dict)
     window: str = "none"
+    window_size: int | None = 4096
     window_pattern: int = 1
 
 
@@ -109,6 +126,16 @@ FAMILIES: dict[str, Family] = {
         local_theta=10_000.0,
         window="pattern",
         window_pattern=6,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        _LLAMA_KEYS,
+        _LLAMA_DEFAULTS,
+        only={"attention_bias": False},
+        rotary_fraction=1.0,
+        rope_types={"su": "longrope", "yarn": "longrope"},
+        window="all",
+        window_size=None,
     ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
@@ -156,10 +183,14 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the family is unknown, or the file lacks a key or asks for what is not supported.
     """
+    is_text_part = hf_config.get("model_type") == "gemma3"
+    if is_text_part:
+        hf_config = _text_part(hf_config)
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} is not a supported family of decoders; supported: {', '.join(FAMILIES)}"
+            f"model_type {model_type!r} is not a supported family of decoders; supported: {', '.join(FAMILIES)}, and "
+            "the text part of gemma3, which has images"
         )
     family = FAMILIES[model_type]
     for key, value in {**family.only, "quantization_config": None}.items():
@@ -181,7 +212,15 @@ def fields_from_hf(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
     rotary = {} if family.theta is None else _rotary_from_hf(family, hf_config, fields)
-    return {"architecture": model_type, **fields, **rotary, **_windows_from_hf(family, hf_config, fields["num_layers"])}
+    windows = _windows_from_hf(family, hf_config, fields["num_layers"])
+    return {"architecture": model_type, "is_text_part": is_text_part, **fields, **rotary, **windows}
+
+
+def _text_part(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a gemma3_text model in that of a gemma3, which leaves out what transformers takes by default."""
+    text = {key: value for key, value in (hf_config.get("text_config") or {}).items() if value is not None}
+    outside = {key: hf_config[key] for key in (*_TOKENS, "tie_word_embeddings") if key in hf_config}
+    return {**_GEMMA3_SIZES, **outside, **text, "model_type": "gemma3_text"}
 
 
 def _without_nulls(family: Family, model_type: str, hf_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,21 +250,19 @@ def _rotary_from_hf(family: Family, hf_config: Mapping[str, Any], fields: Mappin
         raise ValueError(f"rope_type {local['rope_type']!r} of sliding layers is not supported; supported: default")
     kind = given.get("rope_type", given.get("type", "default"))
     if kind != "default":
-        names = {field.name for field in dataclasses.fields(RopeScaling)}
-        stretched = {key: value for key, value in given.items() if key in names}
-        if kind == "llama3":
-            stretched.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
-        read["rope_scaling"] = RopeScaling(**{"factor": 1.0, **stretched}, kind=kind)
-    default = hf_config.get("rotary_pct", family.rotary_fraction)
+        kind = family.rope_types.get(kind, kind)
+        original, longest = hf_config.get("original_max_position_embeddings"), fields["max_position_embeddings"]
+        read["rope_scaling"] = RopeScaling.from_hf(given, kind=kind, original=original, longest=longest)
+    default = hf_config.get("rotary_pct", family.rotary_fraction or 1)
     fraction = given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", default))
-    if fraction != 1 and family.rotary_fraction == 1:
+    if fraction != 1 and family.rotary_fraction is None:
         raise ValueError(f"partial_rotary_factor={fraction} is not supported for this family; use a model without it")
     turned = int(fields["head_dim"] * fraction)
     return read | ({} if turned == fields["head_dim"] else {"rotary_dim": turned})
 
 
 def _windows_from_hf(family: Family, hf_config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    window = hf_config.get("sliding_window", 4096)
+    window = hf_config.get("sliding_window", family.window_size)
     switched_off = family.window == "last" and not hf_config.get("use_sliding_window")
     if family.window == "none" or window is None or switched_off:
         return {}
@@ -281,7 +318,8 @@ def fields_to_hf(config: Any) -> dict[str, Any]:
         flash_attention=config.flash_attention,
         lora=config.lora,
     )
-    lost = [field.name for field in dataclasses.fields(config) if not _same(config, again, field.name)]
+    kept = [field.name for field in dataclasses.fields(config) if field.name != "is_text_part"]
+    lost = [name for name in kept if not _same(config, again, name)]
     if lost:
         name = lost[0]
         raise ValueError(
@@ -298,16 +336,14 @@ def _same(config: Any, other: Any, name: str) -> bool:
 
 def _rotary_to_hf(family: Family, config: Any) -> dict[str, Any]:
     scaling, turned = config.rope_scaling, config.rotary_dim or config.head_dim
-    stretched: dict[str, Any] = {"rope_type": "default"}
-    if scaling is not None:
-        stretched = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            stretched = {**dataclasses.asdict(scaling), "rope_type": stretched["rope_type"]}
-            del stretched["kind"]
+    stretched: dict[str, Any] = {"rope_type": "default"} if scaling is None else scaling.to_hf()
     parameters = {**stretched, "rope_theta": config.rope_theta}
     old = {family.theta_key: config.rope_theta, "rope_scaling": None if scaling is None else stretched}
-    if family.rotary_fraction != 1:
-        parameters["partial_rotary_factor"] = old["rotary_pct"] = turned / config.head_dim
+    if family.rotary_fraction is not None:
+        parameters["partial_rotary_factor"] = old["partial_rotary_factor"] = turned / config.head_dim
+        old["rotary_pct"] = turned / config.head_dim
+    if scaling is not None and scaling.kind == "longrope":  # Phi-3 has it there, and would take its default
+        old["original_max_position_embeddings"] = scaling.original_max_position_embeddings
     if family.local_theta is not None:
         local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
         old["rope_local_base_freq"] = config.local_rope_theta

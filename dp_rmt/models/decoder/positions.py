@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How the rotary embedding's wavelengths are stretched for longer texts than those of pre-training.
-
-    Attributes:
-        factor: by how much they are stretched.
-        kind: "linear" stretches all of them (Chen et al. 2023). "llama3" stretches those longer than original /
-            low_freq_factor positions, leaves those shorter than original / high_freq_factor, and blends in between.
-        low_freq_factor: see kind.
-        high_freq_factor: see kind.
-        original_max_position_embeddings: see kind.
-
-    Raises:
-        ValueError: the kind is unknown.
-    """
-
-    factor: float
-    kind: str = "linear"
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope_type {self.kind!r} is not supported; supported: default, linear, llama3")
-
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Returns the scaled angular frequencies."""
-        if self.kind == "linear":
-            return frequencies / self.factor
-        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
-        kept = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
-        return (kept + (1 - kept) / self.factor) * frequencies
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 
 
 def position_ids(attention_mask_BxL: jax.Array) -> jax.Array:
@@ -67,14 +31,21 @@ def rotary_embedding(
         scaling: how the wavelengths are stretched.
 
     Returns:
-        Two float32 arrays (B, L, 1, head_dim / 2); the axis of length 1 is that of the heads.
+        Two float32 arrays (B, L, 1, head_dim / 2); the axis of length 1 is that of the heads. yarn and longrope have
+        them times a constant.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = 1 / np.float32(theta) ** exponents
+    frequencies: np.ndarray | jax.Array = 1 / np.float32(theta) ** exponents
     if scaling is not None:
-        frequencies = scaling(frequencies).astype(np.float32)
+        short, long = scaling.frequencies(np.asarray(frequencies), theta)
+        # By the row's own length, as if it were alone: transformers goes by the longest row of a batch, so that one
+        # example would change the gradient of another.
+        is_long_Bx1 = jnp.max(positions_BxL, axis=1, keepdims=True) >= scaling.original_max_position_embeddings
+        frequencies = short if short is long else jnp.where(is_long_Bx1[..., None, None], long, short)
     angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    if scaling is None or scaling.attention_factor == 1:
+        return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * scaling.attention_factor, jnp.sin(angles) * scaling.attention_factor
 
 
 def rotate(x_BxLxNxH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dp_rmt.models.decoder.config import DecoderConfig
-from dp_rmt.models.huggingface.tensor_layouts import PLAIN, THIRDS, TRANSPOSED, Layout, heads_interleaved
+from dp_rmt.models.huggingface.tensor_layouts import (
+    PLAIN,
+    THIRDS,
+    TRANSPOSED,
+    Layout,
+    heads_interleaved,
+    stacked_rows,
+)
 
 
 class ModuleName(NamedTuple):
@@ -51,6 +58,14 @@ _GEMMA_LAYER = {
     "mlp_output_norm": "post_feedforward_layernorm",
 }
 _LAYERS = {
+    "phi3": {
+        **_LLAMA_LAYER,
+        "attention/query": "self_attn.qkv_proj",
+        "attention/key": "self_attn.qkv_proj",
+        "attention/value": "self_attn.qkv_proj",
+        "gate": "mlp.gate_up_proj",
+        "up": "mlp.gate_up_proj",
+    },
     "gemma2": _GEMMA_LAYER,
     "gemma3_text": _GEMMA_LAYER,
     "gpt_neox": {
@@ -75,10 +90,15 @@ _LAYERS = {
     },
 }
 _STACKS = {"gpt2": "h"}
+_GATED = ("gate", "up")
 _FUSED = ("attention/query", "attention/key", "attention/value")
 
 BUFFERS = r"rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias)|attention\.rotary_emb\.inv_freq"
 """What older files hold besides parameters: constants that no model has to read."""
+
+
+OTHER_PARTS = {"gemma3_text": ("vision_tower.", "multi_modal_projector.")}
+"""The beginnings of tensors beside the text part, in a file of a model with images."""
 
 
 def prefix(architecture: str) -> str:
@@ -116,5 +136,10 @@ def _leaves(config: DecoderConfig, path: str) -> tuple[tuple[str, str, Layout, i
     if path in _FUSED and config.architecture == "gpt_neox":
         layout, part = heads_interleaved(config.num_heads), _FUSED.index(path)
         return (("kernel", "weight", layout, part), ("bias", "bias", layout, part))
+    if config.architecture == "phi3" and path in _FUSED:
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        return (("kernel", "weight", stacked_rows(queries, keys, keys), _FUSED.index(path)),)
+    if config.architecture == "phi3" and path in _GATED:
+        return (("kernel", "weight", stacked_rows(*[config.intermediate_size] * 2), _GATED.index(path)),)
     kernel = PLAIN if config.architecture == "gpt2" else TRANSPOSED  # GPT-2 stores (in, out), torch.nn.Linear (out, in)
     return (("kernel", "weight", kernel, 0), ("bias", "bias", PLAIN, 0))

@@ -137,19 +137,18 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def content_digest(folder_or_hub_name: str | os.PathLike[str]) -> str:
+def content_digest(folder: Path) -> str:
     """The SHA-256 of a model's `config.json` and weights, by which a copy of the folder is known to be the same.
 
     Args:
-        folder_or_hub_name: a local folder, or a hub name.
+        folder: a local model folder.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        FileNotFoundError: as `resolve_folder` and `weight_files`.
+        FileNotFoundError, ValueError: as `weight_files`.
     """
-    folder = resolve_folder(folder_or_hub_name)
     index, shards = weight_files(folder)
     return files_digest(sorted({folder / CONFIG_FILE, index, *shards}))
 

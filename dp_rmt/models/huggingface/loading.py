@@ -17,6 +17,7 @@ from dp_rmt.models.decoder.config import DecoderConfig
 from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.encoder import EncoderConfig
 from dp_rmt.models.heads import MaskedLanguageModel, SequenceClassifier, init_params
+from dp_rmt.models.huggingface import decoder_names
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, resolve_folder
 from dp_rmt.models.huggingface.labels import in_label_order, label_rows
@@ -139,7 +140,9 @@ def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> N
                 f"{found.path}: tensor {found.name} has shape {found.shape}, expected {leaf.hf_shape}; {advice}"
             )
     others = [name for name in weights.tensors if name not in expected and not hf_names.is_buffer(name)]
-    heads = tuple(hf_names.tied_copies(module)) if isinstance(module, CausalLanguageModel) else hf_names.HEAD_PARTS
+    heads = hf_names.HEAD_PARTS
+    if isinstance(module, CausalLanguageModel):
+        heads = (*hf_names.tied_copies(module), *decoder_names.OTHER_PARTS.get(module.config.architecture, ()))
     unknown = [name for name in others if not name.startswith(heads)]
     if unknown:
         found = weights.tensors[unknown[0]]
@@ -150,7 +153,8 @@ def _check_tensors(module: Model, loaded: list[LeafName], weights: Weights) -> N
         )
     ignored = sorted(set(others) - set(hf_names.tied_copies(module)))
     if ignored:
-        logging.info("%s: ignored tensors of heads that are not used here: %s", weights.path, ", ".join(ignored))
+        some = ", ".join(ignored[:8]) + (f" and {len(ignored) - 8} more" if len(ignored) > 8 else "")
+        logging.info("%s: ignored tensors of heads that are not used here: %s", weights.path, some)
 
 
 def _shape_advice(module: Model, leaf: LeafName, found: tuple[int, ...]) -> str:

@@ -21,6 +21,9 @@ Model = SequenceClassifier | MaskedLanguageModel | CausalLanguageModel
 
 HEAD_PARTS = encoder_names.HEAD_PARTS
 _BUFFERS = rf"embeddings\.(position|token_type)_ids|(.*\.)?({decoder_names.BUFFERS})"
+# torch's DataParallel and compile put the first before all names, and models with images the second before the text's.
+_WRAPPERS = r"^((module|_orig_mod)\.)+"
+_TEXT_PART = r"^(model\.)?language_model\.(model\.)?"
 _HF_HEADS = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}
 
 
@@ -133,10 +136,14 @@ def _entries(module: Model) -> Iterator[tuple[tuple[str, ...], str, str, Layout,
 def canonical_name(architecture: str, hf_name: str) -> str:
     """Returns the name without its prefix, such as `bert.`, and with today's names of LayerNorm's parameters.
 
+    The prefixes of whatever the model was wrapped in when it was saved go, too.
+
     >>> canonical_name("bert", "bert.embeddings.LayerNorm.gamma")
     'embeddings.LayerNorm.weight'
     """
+    hf_name = re.sub(_WRAPPERS, "", hf_name)
     if architecture in FAMILIES:
+        hf_name = re.sub(_TEXT_PART, "", hf_name)
         return hf_name.removeprefix(decoder_names.prefix(architecture))
     name = hf_name.removeprefix(ENCODER_FAMILIES[architecture].prefix)
     if name.endswith(".gamma"):

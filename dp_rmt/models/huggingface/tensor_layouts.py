@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """The relation between a tensor and its parts, which are all of one shape.
+    """The relation between a tensor and its parts, which are all of one shape, or differ in their last axis alone.
 
     Attributes:
         num_parts: the number of parts.
@@ -17,6 +17,7 @@ class Layout(NamedTuple):
         take: maps (tensor, number of the part) to the part.
         join: maps the parts, in order, to the tensor.
         by_rows: `join` gives a view of the one part, so that the tensor can be written into it row by row.
+        widths: the last axes of the parts where they differ; else empty.
     """
 
     num_parts: int
@@ -24,6 +25,7 @@ class Layout(NamedTuple):
     take: Callable[[np.ndarray, int], np.ndarray]
     join: Callable[[list[np.ndarray]], np.ndarray]
     by_rows: bool = False
+    widths: tuple[int, ...] = ()
 
 
 PLAIN = Layout(1, lambda shape: shape, lambda tensor, part: tensor, lambda parts: parts[0], by_rows=True)
@@ -68,3 +70,21 @@ def heads_interleaved(num_heads: int) -> Layout:
         return (3 * shape[-1], *shape[:-1])
 
     return Layout(3, tensor_shape, take, join)
+
+
+def stacked_rows(*widths: int) -> Layout:
+    """The (transposed) parts stand one below the other, as Phi-3's query, key and value do.
+
+    >>> layout = stacked_rows(2, 1)
+    >>> layout.take(np.array([[0], [1], [2]]), 0).tolist(), layout.take(np.array([[0], [1], [2]]), 1).tolist()
+    ([[0, 1]], [[2]])
+    """
+    ends = np.cumsum(widths)
+
+    return Layout(
+        len(widths),
+        lambda shape: (int(ends[-1]), *shape[:-1]),
+        lambda tensor, part: tensor[ends[part] - widths[part] : ends[part]].T,
+        lambda parts: np.concatenate([part.T for part in parts]),
+        widths=widths,
+    )

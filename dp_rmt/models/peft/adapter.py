@@ -23,7 +23,7 @@ from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.huggingface.saving import save_tokenizer
 from dp_rmt.models.lora import with_config
 from dp_rmt.models.peft.config import CONFIG_FILE, adapter_config, check_scale, read_adapter_config
-from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules, module_of
+from dp_rmt.models.peft.names import PREFIX, Adapted, adapted_config, adapted_modules, base_name, module_of
 from dp_rmt.models.tuning import parameter_shapes, trainable_pattern
 
 with extra("finetune"):
@@ -181,7 +181,7 @@ def _tensor_names(module: Model, leaf: LeafName) -> list[str]:
 
 
 def _tensor_name(module: Model, name: str) -> str:
-    return PREFIX + hf_names.prefixed_name(module.config.architecture, name)
+    return PREFIX + base_name(module, name)
 
 
 def _copies(module: Model, whole: list[LeafName], leaf: LeafName) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from dp_rmt.models.decoder.model import CausalLanguageModel
 from dp_rmt.models.huggingface import names as hf_names
 from dp_rmt.models.huggingface.names import LeafName, Model
 from dp_rmt.models.lora import SUFFIX, LoRAConfig
@@ -66,7 +67,10 @@ class Adapted:
         factors = [[read(path)[self.layer] for path in self.paths(leaf)] for leaf in self.parts]
         columns = []
         for leaf, (_, b) in zip(self.parts, factors):
-            parts = [b if part == leaf.part else np.zeros_like(b) for part in range(leaf.layout.num_parts)]
+            widths = leaf.layout.widths or (b.shape[-1],) * leaf.layout.num_parts
+            parts = [
+                b if part == leaf.part else np.zeros((len(b), width), b.dtype) for part, width in enumerate(widths)
+            ]
             fused = leaf.layout.join(parts)
             columns.append(fused.T if self.is_conv1d else fused)
         pair = np.concatenate([a.T for a, _ in factors]), np.concatenate(columns, axis=1)
@@ -130,7 +134,14 @@ def adapted_modules(module: Model, table: Sequence[LeafName]) -> list[Adapted]:
 
 def module_of(module: Model, tensor: str) -> str:
     """The transformers module that has a tensor of the table as its parameter."""
-    return hf_names.prefixed_name(module.config.architecture, tensor).rpartition(".")[0]
+    return base_name(module, tensor).rpartition(".")[0]
+
+
+def base_name(module: Model, tensor: str) -> str:
+    """The name of a tensor of the table in the model that the adapter is put on, which is the one that was loaded."""
+    name = hf_names.prefixed_name(module.config.architecture, tensor)
+    is_text_part = isinstance(module, CausalLanguageModel) and module.config.is_text_part
+    return name.replace("model.", "model.language_model.", 1) if is_text_part else name
 
 
 def shortest_endings(names: Sequence[str], others: Sequence[str], *, dot: str) -> list[str]:

@@ -40,6 +40,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("sequence_length", 128, "Tokens of each example; there is no padding.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype; parameters are float32.")
 _NUM_LAYERS = flags.DEFINE_integer("num_layers", None, "Instead of the model's own number.", lower_bound=1)
+_FLASH = flags.DEFINE_bool("flash_attention", False, "cuDNN's attention, for decoders in bfloat16 on NVIDIA GPUs.")
+_REMAT = flags.DEFINE_bool("remat", False, "Recompute layers in the backward pass.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), "What to compare with the plain gradient.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds of timed steps.", lower_bound=1)
 _CLIP_NORM = flags.DEFINE_float("l2_clip_norm", 0.1, "Of all clipped arms.")
@@ -63,7 +65,8 @@ def main(argv: list[str]) -> None:
     shapes = record["shapes"]
     device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
     sizes = f"b{shapes['batch_size']}-s{shapes['sequence_length']}-l{shapes['config']['num_layers']}"
-    kind = "-updates" if _UPDATES.value else ""
+    kinds = {"updates": _UPDATES.value, "flash": _FLASH.value, "remat": _REMAT.value}
+    kind = "".join(f"-{name}" for name, is_set in kinds.items() if is_set)
     path = Path(_RESULTS.value) / f"{record['model']}-{device}-{record['dtype']}-{sizes}{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -85,7 +88,7 @@ def _profile() -> dict[str, Any]:
     settings: dict[str, Any] = {"repeats": _REPEATS.value, "l2_clip_norm": _CLIP_NORM.value}
     # Before JAX takes the device's memory.
     torch = measure_torch(_MODEL.value, **given, **settings, progress=_progress) if _TORCH.value else None
-    workload = make_workload(_MODEL.value, **given)
+    workload = make_workload(_MODEL.value, **given, flash_attention=_FLASH.value, remat=_REMAT.value)
     if _UPDATES.value:
         size = None if sizes[0] == _BATCH_SIZE.value else sizes[0]
         updates = measure_updates(workload, _UPDATES.value, **settings, microbatch_size=size, progress=_progress)

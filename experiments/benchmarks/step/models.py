@@ -19,6 +19,7 @@ from dp_rmt.models import (
     init_params,
 )
 from dp_rmt.models.decoder.config import PROJECTIONS
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, label_losses
 from dp_rmt.trees import merge_params, split_params
 from dp_rmt.types import Batch, Params
@@ -26,6 +27,20 @@ from dp_rmt.types import Batch, Params
 NUM_LABELS = 2
 
 _LLAMA = DecoderConfig(32000, 1024, 8, 16, 8, head_dim=64, intermediate_size=2816, max_position_embeddings=2048)
+_LLAMA3_2_1B = DecoderConfig(
+    128256,
+    2048,
+    16,
+    32,
+    8,
+    head_dim=64,
+    intermediate_size=8192,
+    max_position_embeddings=131072,
+    rope_theta=5e5,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    rope_scaling=RopeScaling(32.0, "llama3"),
+)
 _QWEN3_4B = DecoderConfig(
     151936,
     2560,
@@ -48,6 +63,8 @@ MODELS: dict[str, EncoderConfig | DecoderConfig] = {
     "minilm": EncoderConfig("bert", 30522, 384, 6, 12, 1536, 512, 2, 1e-12, pad_token_id=0),
     "llama_1024": _LLAMA,
     "llama_1024_lora": dataclasses.replace(_LLAMA, lora=LoRAConfig(16, 32.0, PROJECTIONS)),
+    "llama3_2_1b": _LLAMA3_2_1B,
+    "llama3_2_1b_lora": dataclasses.replace(_LLAMA3_2_1B, lora=LoRAConfig(16, 32.0, PROJECTIONS)),
     "qwen3_4b": _QWEN3_4B,
     "qwen3_4b_lora": dataclasses.replace(_QWEN3_4B, lora=LoRAConfig(16, 32.0, PROJECTIONS)),
     # To try the profiler out:
@@ -87,7 +104,7 @@ class Workload(NamedTuple):
 
 
 def make_workload(
-    name: str, *, batch_size: int, sequence_length: int, dtype: str, num_layers: int | None = None
+    name: str, *, batch_size: int, sequence_length: int, dtype: str, num_layers: int | None = None, **options: Any
 ) -> Workload:
     """Builds a model and one batch.
 
@@ -97,6 +114,7 @@ def make_workload(
       sequence_length: tokens of each.
       dtype: compute dtype; parameters are float32.
       num_layers: instead of the model's own number.
+      **options: ``remat``, and of a decoder ``flash_attention``.
 
     Returns:
       The workload.
@@ -110,7 +128,11 @@ def make_workload(
         if value is not None and value < 1:
             raise ValueError(f"--{flag} must be at least 1, got {value}")
     config = MODELS[name]
-    config = dataclasses.replace(config, dtype=jnp.dtype(dtype), num_layers=num_layers or config.num_layers)
+    if options.get("flash_attention") and not isinstance(config, DecoderConfig):
+        raise ValueError(f"--flash_attention is for decoders, and {name} is an encoder")
+    options = {option: True for option, is_set in options.items() if is_set}
+    layers = num_layers or config.num_layers
+    config = dataclasses.replace(config, dtype=jnp.dtype(dtype), num_layers=layers, **options)
     rng = np.random.default_rng(0)
     ids_BxL = rng.integers(2, config.vocab_size, (batch_size, sequence_length), np.int32)  # 0 and 1 are special tokens
     batch = {"input_ids": ids_BxL, "attention_mask": np.ones_like(ids_BxL)}

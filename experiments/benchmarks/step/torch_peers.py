@@ -11,7 +11,7 @@ from typing import Any
 
 from dp_rmt.models import EncoderConfig
 from experiments.benchmarks.step.models import MODELS, NUM_LABELS
-from third_party.peers import OPACUS, NotInstalledError, require
+from third_party.peers import TORCH, NotInstalledError, require
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +41,7 @@ def measure_torch(
 
     Returns:
       ``{"reason": None, "device": ..., "arms": {"plain": ..., "opacus_ghost": ...}}``, or the reason why there is
-      nothing.
+      nothing; without Opacus its arm is the reason.
 
     Raises:
       RuntimeError: the process failed.
@@ -50,7 +50,7 @@ def measure_torch(
     if not isinstance(config, EncoderConfig):
         return {"reason": f"no torch peer for {model}: the encoders have one"}
     try:
-        require(OPACUS)
+        require(TORCH)
     except NotInstalledError as error:
         return {"reason": str(error)}
     hf_config = config.to_hf_config() | ({"num_hidden_layers": num_layers} if num_layers else {})
@@ -65,7 +65,7 @@ def measure_torch(
     }
     progress("torch peers, in a process of their own")
     finished = subprocess.run(
-        [sys.executable, "-m", OPACUS.driver, json.dumps(settings)],
+        [sys.executable, "-m", TORCH.driver, json.dumps(settings)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -92,11 +92,11 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
             cells.setdefault((batch, epsilon), []).append((arm, best[0]))
     if not cells:
         return None
-    arms = sorted({arm for runs in cells.values() for arm, _ in runs})
+    arms = sorted({arm for of_cell in cells.values() for arm, _ in of_cell})
     figure = Figure(figsize=(5.0 * len(cells) + 1.6, 4.0), layout="constrained")
     panels = figure.subplots(1, len(cells), squeeze=False)[0]
-    for axes, ((batch, epsilon), runs) in zip(panels, sorted(cells.items())):
-        for arm, run in runs:
+    for axes, ((batch, epsilon), of_cell) in zip(panels, sorted(cells.items())):
+        for arm, run in of_cell:
             steps, losses = zip(*run["nonprivate/loss"])
             axes.plot(steps, losses, color=COLORS[arms.index(arm) % len(COLORS)], lw=1.8, label=arm)
         axes.set(xlabel="step", title=f"batch {batch:g}, ε = {epsilon:g}")

@@ -228,3 +228,17 @@ def test_the_real_sst2():
     assert int(data.evaluations["dev"].labels.sum()) == 444
     with pytest.raises(ValueError, match=r"test\.tsv, line 1: no column 'label'"):
         read_tsv(data.task, folder / "test.tsv")
+
+
+def test_blank_lines_at_the_end_and_labels_to_drop(tmp_path):
+    header = "sentence1\tsentence2\tgold_label\n"
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        (tmp_path / f"{name}.tsv").write_text(header + "a\tb\tneutral\nc\td\t-\ne\tf\tentailment\n\n\r\n")
+    with pytest.raises(
+        ValueError, match=r"train\.tsv, line 3: unknown label '-' .*--config.data.drop_labels=\"\('-',\)\""
+    ):
+        load_glue("mnli", path=tmp_path)
+    found = load_glue("mnli", path=tmp_path, dropped=("-",))
+    for rows in (found.train, *found.evaluations.values()):
+        assert rows.texts == ("a", "e")
+        assert rows.labels.tolist() == [1, 0]

@@ -10,7 +10,7 @@ import datasets
 import pytest
 from own_data import CELLS, FORMATS, MATRIX, TEXTS, lines
 
-from dp_rmt.data import Columns, Extras, load_labelled_table, load_own_pairs, read_tables
+from dp_rmt.data import Columns, Extras, load_documents, load_labelled_table, load_own_pairs, read_prompt, read_tables
 from dp_rmt.data.readers.text_pairs import Turn
 from dp_rmt.data.readers.text_shapes import Shape
 
@@ -27,6 +27,27 @@ def test_every_format_gives_the_rows_that_were_written(task: str, kind: str, tmp
         else:
             assert json.dumps([row.fields for row in table.rows]) == json.dumps(list(rows))
         assert len({row.where for row in table.rows}) == len(rows)
+
+
+def examples(task: str, source: Any) -> Any:
+    """What is trained on, and where it stands, by the task's own reader."""
+    cell = CELLS[task]
+    named = dict(cell.settings)
+    if cell.task == "labelled_table":
+        label = named.pop("label_column", "label")
+        train = load_labelled_table(source, Columns(named.pop("text_columns", ("text",)), label, **named)).train
+        assert train.labels is not None
+        return train.texts, train.text_pairs, train.labels.tolist()
+    if cell.task == "text_pairs":
+        shape = Shape(named["source_column"], named["target_column"]) if named else None
+        return load_own_pairs(source, shape).train
+    return [document.text for document in load_documents("documents", path=source, sensitive=()).train]
+
+
+@pytest.mark.parametrize(("task", "kind"), MATRIX)
+def test_every_format_gives_the_examples_that_dictionaries_give(task: str, kind: str, tmp_path: Path) -> None:
+    rows = CELLS[task].rows
+    assert examples(task, FORMATS[kind](rows, tmp_path)) == examples(task, list(rows))
 
 
 def test_a_place_is_the_line_where_a_row_begins(tmp_path: Path) -> None:
@@ -259,6 +280,14 @@ def said(*roles: str) -> dict[str, Any]:
 def test_what_is_wrong_with_a_shape_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_own_pairs([row])
+
+
+def test_prompts_to_answer_are_texts_or_conversations() -> None:
+    assert read_prompt("say", "prompt 1").source == "say"
+    asked = read_prompt(said("system", "user", "assistant", "user")["messages"], "prompt 1")
+    assert (asked.source, len(asked.history)) == ("x", 3)
+    with pytest.raises(ValueError, match="prompt 2: the conversation ends with the assistant's turn"):
+        read_prompt(said("user", "assistant")["messages"], "prompt 2")
 
 
 def test_prompts_that_are_held_out_are_not_trained_on() -> None:

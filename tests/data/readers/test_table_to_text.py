@@ -1,5 +1,7 @@
 """E2E, DART and JSONL in their original formats and from the hub, and every way in which a file can be wrong."""
 
+import csv
+import io
 import json
 import os
 import pathlib
@@ -259,3 +261,50 @@ def test_the_real_dart():
     assert len(data.evaluations["test"]) == 5_097
     assert len(data.evaluations["test"].pairs()) == 12_551  # and one empty text
     assert data.train.targets[1] == "Newberry College's nickname is the wolves."
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_entry(tmp_path):
+    file = tmp_path / "dart-v1.1.1-full-train.json"
+    file.write_text(entry(annotations=[{"text": "a \ud83d b"}]))
+    with pytest.raises(
+        ValueError, match=r"train\.json, entry 2: .* half of a surrogate pair \(\\ud83d\) at character 2"
+    ):
+        load_table_to_text("dart", path=tmp_path)
+    file.unlink()
+    xml = tmp_path / "dart-v1.1.1-full-train.xml"
+    xml.write_text(dart_xml(DART).replace("1973", "&#xD83D;", 1))
+    with pytest.raises(
+        ValueError, match=r"train\.xml, line \d+, column \d+: broken XML: reference to invalid character"
+    ):
+        load_table_to_text("dart", path=tmp_path)
+
+
+def test_xml_whose_declaration_disagrees_with_its_bytes(tmp_path):
+    write_dart(tmp_path, ("dev", "test"))
+    file = tmp_path / "dart-v1.1.1-full-train.xml"
+    plain = dart_xml(DART).partition("?>")[2] if dart_xml(DART).startswith("<?xml") else dart_xml(DART)
+    for declared in ("ISO-8859-1", "utf-16"):
+        said = f'<?xml version="1.0" encoding="{declared}"?>\n'
+        file.write_text(said + plain.replace("1973", "1973 é"), encoding="utf-8")
+        message = (
+            rf'train\.xml, line 1: the declaration says encoding="{declared}", but the bytes of the file are UTF-8'
+        )
+        with pytest.raises(ValueError, match=message):
+            load_table_to_text("dart", path=tmp_path)
+    file.write_text('<?xml version="1.0" encoding="utf-8"?>' + plain.replace("1973", "1973 é"), encoding="utf-8")
+    assert any("1973 é" in source for source in load_table_to_text("dart", path=tmp_path).train.sources)
+    file.write_text('<?xml version="1.0" encoding="us-ascii"?>' + plain, encoding="utf-8")
+    assert len(load_table_to_text("dart", path=tmp_path).train) > 0
+
+
+def test_the_cleaned_e2e_has_further_columns_and_files_may_end_with_blank_lines(tmp_path):
+    write_e2e(tmp_path)
+    expected = load_table_to_text("e2e", path=tmp_path)
+    for file in sorted(tmp_path.glob("*.csv")):
+        header, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
+        cleaned = [[*header, "fixed", "orig_mr"], *([*row, "0", "name[X]"] for row in rows)]
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows(cleaned)
+            stream.write("\n\r\n")
+    found = load_table_to_text("e2e", path=tmp_path)
+    assert found == expected

@@ -175,8 +175,8 @@ def test_an_arm_that_is_refused_shows_the_reason(linear: Workload) -> None:
 
 
 def test_a_missing_peer_is_reported(linear: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = peers.OPACUS._replace(packages=("torch", "no_such_package"))
-    monkeypatch.setattr(profile_torch, "OPACUS", missing)
+    missing = peers.TORCH._replace(packages=("torch", "no_such_package"))
+    monkeypatch.setattr(profile_torch, "TORCH", missing)
     monkeypatch.setitem(peers.JAX_PEERS, "jax_privacy", missing._replace(extra="peers"))
     measured = profile_measure.measure(linear, ["jax_privacy"], **SETTINGS)
     assert measured["arms"]["jax_privacy"]["reason"] == "not installed: pip install -e .[peers]"

@@ -7,11 +7,13 @@ import functools
 import getpass
 import json
 import random
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import transformers
@@ -20,10 +22,12 @@ from seed_spellings import holders
 
 from dp_rmt.data import tokenize_prompts
 from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning.door import load_finetuned
 from dp_rmt.finetuning.release.card import public_scores
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.privacy_text import RELEASE, sections
+from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 
 NAMES, FOODS, AREAS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian"), ("riverside", "centre")
@@ -64,7 +68,13 @@ def config(make_config: Callable[..., Settings], make_llama: Callable[..., Path]
         "model": {"path": str(model), "head": "causal_lm", "tuning": "lora", "trainable": ".*"},
         "privacy": {"sampling_seed": SEEDS[0], "noise_seed": SEEDS[1]},
         "train.learning_rate": 0.05,
-        "generation": {"method": "greedy", "max_new_tokens": 12, "batch_size": 8, "prompt_lengths": ()},
+        "generation": {
+            "method": "greedy",
+            "max_new_tokens": 12,
+            "no_repeat_ngram_size": 1,  # so that a random model writes other texts for other sources
+            "batch_size": 8,
+            "prompt_lengths": (),
+        },
     }
     return make_config(changes)
 
@@ -170,3 +180,53 @@ LINES: list[dict[str, Any]] = [
 )
 def test_scores_of_private_data_are_private(changes: Mapping[str, Any], expected: dict[str, float]) -> None:
     assert public_scores(Settings().changed({"data.task": "e2e", **changes}), LINES) == expected
+
+
+# ---- In plain transformers ------------------------------------------------------------------------------------------
+
+
+def texts_of(workdir: Path) -> dict[str, str]:
+    """Source -> the text that `generate` has written here."""
+    lines = [json.loads(line) for line in (workdir / "texts.jsonl").read_text().splitlines()]
+    return {line["source"]: line["text"] for line in lines}
+
+
+@pytest.mark.oracle
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_a_plain_pipeline_writes_the_texts_that_were_written_here(method: str, arm: arms.Arm, tmp_path: Path) -> None:
+    """With beams, after the same command with another way of generating, which trains nothing and writes anew."""
+    pytest.importorskip("torch")
+    workdir = tmp_path / "run"
+    shutil.copytree(arm.workdir, workdir)
+    if method == "beam":
+        beams = {"generation.method": "beam", "generation.num_beams": 3, "generation.max_new_tokens": 9}
+        (other,) = arms.prepare(arm.settings.changed(beams), workdir)
+        arms.train(other)
+        assert texts_of(workdir) != texts_of(arm.workdir)
+        assert read_ledger(workdir)[-1].updates == read_ledger(arm.workdir)[-1].updates == 3
+    expected = texts_of(workdir)
+    assert len(set(expected.values())) > 1
+    pipe = transformers.pipeline("text-generation", model=str(workdir / "model"))
+    for source, text in expected.items():
+        answer = pipe([{"role": "user", "content": source}])[0]["generated_text"][-1]
+        assert answer["content"].strip() == text
+
+
+@pytest.mark.oracle
+@pytest.mark.thorough
+def test_a_plain_pipeline_gives_the_classes_and_cuts_as_here(
+    make_config: Callable[..., Settings], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    (one,) = arms.prepare(make_config({"train.learning_rate": 0.02, "data.max_length": 9}), tmp_path / "run")
+    arms.train(one)
+    texts = [" ".join(["a fine film", "a bad film", "the plot is dull"][n % 3 :: 2] * n) for n in range(1, 9)]
+    texts += ["the film was great", "it was terrible and the plot was dull and too long to watch at all"]
+    model = load_finetuned(tmp_path / "run")
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "run" / "model"))
+    probabilities = jax.nn.softmax(model.logits(texts), axis=1)
+    for found, name, row in zip(pipe(texts, truncation=True), model.predict(texts), probabilities, strict=True):
+        assert found["label"] == name
+        assert found["score"] == pytest.approx(float(row.max()), abs=1e-5)
+    assert "Training and scores cut texts at 9 tokens" in (tmp_path / "run" / "model" / "README.md").read_text()

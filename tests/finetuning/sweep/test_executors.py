@@ -20,7 +20,9 @@ from dp_rmt.finetuning.sweep.jobs import Job
 ROOT = Path(dp_rmt.__file__).parents[1]
 
 
-def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_path: Path) -> None:
+def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = (
         "import os, pathlib, sys, time\nhere = pathlib.Path(sys.argv[1])\n"
         "mark = here / f'{os.environ[\"SLOT\"]}.busy'\nmark.touch(exist_ok=False)\ntime.sleep(0.2)\n"
@@ -34,6 +36,8 @@ def test_jobs_have_their_slots_to_themselves_and_no_more_run_than_there_are(tmp_
     slots = [Slot({"SLOT": name}, frozenset({core})) for name in "ab"]
     notes = executors.run_local(jobs, slots, poll_seconds=0.02)
     assert set(notes.values()) == {"exit status 0"}
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in said] == [f"exit status 0 ({n} of 5)" for n in range(1, 6)]
     assert os.sched_getaffinity(0) == before
     used = [job.log.read_text().splitlines()[-2] for job in jobs]
     assert set(used) == {f"[{core}] a", f"[{core}] b"}

@@ -16,7 +16,7 @@ import pytest
 from dp_rmt import clipped_grad, ghost_clipped_grad, models
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.models.decoder.families import FAMILIES
-from dp_rmt.models.decoder.positions import RopeScaling
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.training.losses import causal_lm_loss
 
 pytestmark = pytest.mark.thorough

@@ -1,0 +1,39 @@
+"""The identity of an experiment: the facts that a checkpoint and the run that goes on from it must agree on.
+
+A fact that says where something lies, ``X``, may have another that says what it is, ``X.content``. Where both sides
+know the content, it alone must agree: a folder that was copied elsewhere goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each fact on which two identities do not agree.
+
+    Args:
+      saved: of the checkpoint.
+      now: of the run.
+
+    >>> there = {"steps": 3, "model.path": "/a", "model.path.content": "1"}
+    >>> differences(there, there | {"model.path": "/b"})
+    []
+    >>> differences(there, there | {"model.path.content": "2"})
+    ["  model.path.content: checkpoint '1', now '2'"]
+    >>> differences({"model.path": "/a"}, there | {"model.path": "/b"})  # as an earlier version saved it
+    ["  model.path: checkpoint '/a', now '/b'", '  steps: checkpoint None, now 3']
+    """
+    return [
+        f"  {name}: checkpoint {saved.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name) and not _is_known_otherwise(name, saved, now)
+    ]
+
+
+def _is_known_otherwise(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a fact need not agree: a place whose content both know, or a content that one of them does not know."""
+    place = name.removesuffix(".content")
+    both_know = f"{place}.content" in saved and f"{place}.content" in now
+    return both_know if name == place else place in now and not both_know

@@ -1,0 +1,1 @@
+"""One archive with everything that a machine without a network needs."""
