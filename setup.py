@@ -25,6 +25,8 @@ FINETUNE = [
 # METEOR and the official tokenizer of ROUGE-L and CIDEr; needs Java, too.
 METEOR = ["pycocoevalcap>=1.2"]
 PRESIDIO = ["presidio-analyzer>=2.2"]  # data.sensitive="presidio"; needs a spaCy model, too
+TENSORBOARD = ["tensorboard>=2.18"]  # writers.to=("tensorboard",)
+WANDB = ["wandb>=0.19"]  # writers.to=("wandb",)
 SLURM = ["submitit>=1.5"]  # sweeps with --executor=submitit
 
 setup(
@@ -58,7 +60,9 @@ setup(
         "meteor": METEOR,
         "presidio": PRESIDIO,
         "slurm": SLURM,
-        "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM],
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM, *TENSORBOARD, *WANDB],
         "test": [
             *FINETUNE,
             "build>=1.2",

@@ -302,10 +302,10 @@ def _finetune(settings: Settings, rest: list[str]) -> None:
         try:
             for arm in prepared:
                 arms.train(arm)
+            if processes.is_first():
+                print(arms.report(workdir))
         except OSError as error:  # a full disk: no mistake in the program, and the run can go on
             command_line.stop(error)
-        if processes.is_first():
-            print(arms.report(workdir))
 
 
 def _refuse(rest: list[str]) -> None:

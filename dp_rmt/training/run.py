@@ -31,9 +31,10 @@ from dp_rmt.training.partitioning import data_mesh, init_state, jit_train_step
 from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.sharding_rules import Rules
 from dp_rmt.training.task import Task
-from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train import AfterEvaluation, TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.training.writers import Writers
 from dp_rmt.trees import split_params
 from dp_rmt.types import Params
 
@@ -129,6 +130,8 @@ class Run:
         *,
         until: int | None = None,
         write_results: WriteResults | None = None,
+        after_evaluation: AfterEvaluation | None = None,
+        writers: Writers | None = None,
     ) -> TrainState:
         """Trains to the end, from the last checkpoint in the folder if there is one, and writes what was released.
 
@@ -140,6 +143,8 @@ class Run:
           workdir: the run's folder; made if it is missing.
           until: stop after so many updates; a later call goes on.
           write_results: called at the end by the first process, while no other process may touch the folder.
+          after_evaluation: called by the first process once an evaluation, or a stop, is written down.
+          writers: get the numbers of the metrics, too; closed at the end.
 
         Returns:
           The state after the last update; `published_params` has what may be released.
@@ -153,7 +158,7 @@ class Run:
         if writes:
             workdir.mkdir(parents=True, exist_ok=True)
         with only_writer(workdir) if writes else contextlib.nullcontext():
-            state = self._train(workdir, writes, until, write_results)
+            state = self._train(workdir, writes, until, write_results, after_evaluation, writers)
         processes.wait_for_all("results are written")
         return state
 
@@ -172,7 +177,15 @@ class Run:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train the run first")
         return restored[0]
 
-    def _train(self, workdir: Path, writes: bool, until: int | None, write_results: WriteResults | None) -> TrainState:
+    def _train(
+        self,
+        workdir: Path,
+        writes: bool,
+        until: int | None,
+        write_results: WriteResults | None,
+        after_evaluation: AfterEvaluation | None,
+        writers: Writers | None,
+    ) -> TrainState:
         """The part of `train`, reading the checkpoint included, during which no other process may touch the folder."""
         mechanism = self.loop.mechanism
         state, seed = self._initial(), self.sampling_seed
@@ -186,13 +199,22 @@ class Run:
         releases = metrics = None
         if writes:
             releases = self.guarantee.releases(workdir, run=checkpoints.run, steps_done=int(state.step))
-            metrics = MetricsWriter(workdir / "metrics.jsonl")
-        state = self.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, releases, until=until)
-        checkpoints.close()
-        if write_results is not None:
-            params = processes.to_host(self.published_params(state))
-            if metrics is not None:
-                write_results(int(state.step), params, metrics)
+            metrics = MetricsWriter(workdir / "metrics.jsonl", writers)
+        with contextlib.nullcontext() if metrics is None else contextlib.closing(metrics):
+            state = self.loop.run(
+                state,
+                mechanism.sampling(seed),
+                checkpoints,
+                metrics,
+                releases,
+                until=until,
+                after_evaluation=after_evaluation,
+            )
+            checkpoints.close()
+            if write_results is not None:
+                params = processes.to_host(self.published_params(state))
+                if metrics is not None:
+                    write_results(int(state.step), params, metrics)
         return state
 
     def _initial(self) -> TrainState:
