@@ -32,7 +32,7 @@ def included(app, docname, source):
         path = (page.parent / match[1]).resolve()
         app.env.note_dependency(str(path))
         text, folder = text.replace(match[0], path.read_text(encoding="utf-8")), path.parent
-    if not app.env.doc2path(docname).endswith(".md"):
+    if Path(app.env.doc2path(docname)).suffix != ".md":
         return
     source[0] = turned(text, folder, page.parent, docname)
 

@@ -128,13 +128,12 @@ class Network(nnx.Module):
         return self.out(jax.nn.relu(self.hidden(inputs)))
 
 
-graph, state = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
+graph, state = nnx.split(Network(nnx.Rngs(0)))
 nnx_params = nnx.to_pure_dict(state)
 
 
 def nnx_network(params, inputs):
-    nnx.replace_by_pure_dict(merged := nnx.clone(state), params)
-    return nnx.merge(graph, merged)(inputs)
+    return nnx.merge(graph, params)(inputs)
 
 
 params = train(lambda params, batch: cross_entropy(nnx_network(params, batch["x"]), batch), nnx_params)
