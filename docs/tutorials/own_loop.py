@@ -162,5 +162,5 @@ print(f"each of the three models: epsilon {dpsgd.epsilon(NUM_STEPS, delta=1e-5):
 from dp_rmt.accounting import Step, epsilon_of_composition
 
 step = Step(dpsgd.noise_multiplier, dpsgd.sampling_probability, dpsgd.truncation)
-together = epsilon_of_composition([(step, 3 * NUM_STEPS)], delta=1e-5)
+together = epsilon_of_composition({step: 3 * NUM_STEPS}, delta=1e-5)
 print(f"all three together: epsilon {together:.3f}")
