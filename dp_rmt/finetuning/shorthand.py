@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.data.readers.tables import HUB, described, read_tables
-from dp_rmt.data.readers.text_shapes import KNOWN, recognised
-from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, Data, GlueTaskName
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, HUB, Data, GlueTaskName
 from dp_rmt.finetuning.options import kinds, walk
 from dp_rmt.finetuning.settings import Settings
 
@@ -94,6 +92,10 @@ def own_task(data: Data, source: Any) -> str:
     Raises:
       ValueError: the columns say none of these.
     """
+    # Here and not above, as a mistyped setting is answered before NumPy is loaded.
+    from dp_rmt.data.readers.tables import described, read_tables
+    from dp_rmt.data.readers.text_shapes import KNOWN, recognised
+
     defaults = Data()
 
     def is_given(*names: str) -> bool:
