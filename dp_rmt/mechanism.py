@@ -17,6 +17,7 @@ from dp_rmt.clipping.auto import auto_clipped_grad
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
+from dp_rmt.clipping.quantile import LARGEST, SMALLEST, QuantileClipping, follow_quantile, in_units_of
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
@@ -78,6 +79,9 @@ class DPSGD:
       max_batch_size: fixed shape of a batch; None for mean + 5 sd, rounded up so that batch_multiple_of divides it.
       batch_multiple_of: what the batch shape must be divisible by, such as the number of devices or a microbatch.
       accountant: "pld" or "rdp".
+      clip_quantile: lets the clip norm follow a quantile of the gradients' norms, from l2_clip_norm on; None keeps it.
+        Gradients, noise_std and updates are then in units of the clip norm (`dp_rmt.clipping.quantile`), and the noise
+        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together.
 
     Raises:
       ValueError: the numbers do not fit together.
@@ -92,6 +96,7 @@ class DPSGD:
     max_batch_size: int | None = None
     batch_multiple_of: int = 1
     accountant: accounting.Accountant = "pld"
+    clip_quantile: QuantileClipping | None = None
 
     def __post_init__(self) -> None:
         settle = functools.partial(object.__setattr__, self)
@@ -112,6 +117,16 @@ class DPSGD:
         one_of("accountant", self.accountant, get_args(accounting.Accountant))
         check_arguments(self.l2_clip_norm, self.expected_batch_size, self.clip, microbatch_size=None)
         settle("max_batch_size", self._validated_batch_shape())
+        if self.clip_quantile is not None:
+            self._check_clip_quantile()
+
+    def _check_clip_quantile(self) -> None:
+        if self.noise_multiplier == 0 or self.clip != "flat" or not SMALLEST <= self.l2_clip_norm <= LARGEST:
+            raise ValueError(
+                f"clip_quantile needs noise, clip='flat' and an l2_clip_norm in [{SMALLEST:g}, {LARGEST:g}] to begin "
+                f"with, got noise_multiplier={self.noise_multiplier}, clip={self.clip!r}, "
+                f"l2_clip_norm={self.l2_clip_norm}: leave clip_quantile out, or change these"
+            )
 
     def _validated_clip_norm(self) -> float:
         if self.noise_multiplier == 0:
@@ -178,6 +193,8 @@ class DPSGD:
         """
         if self.noise_multiplier == 0:
             return 0.0
+        if self.clip_quantile is not None:  # in units of the clip norm, whatever it is
+            return self.clip_quantile.noise_multipliers(self.noise_multiplier)[0] / self.expected_batch_size
         return self.noise_multiplier * l2_norm_bound(
             l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
         )
@@ -187,6 +204,7 @@ class DPSGD:
         per_example_losses: PerExampleLosses,
         execution: Execution = AUTO,
         coordinates: Coordinates | None = None,
+        clip_norm: jax.Array | None = None,
     ) -> ClippedGradient:
         """The clipped gradient, normalised by the expected batch size.
 
@@ -195,13 +213,25 @@ class DPSGD:
           execution: how it is computed; "auto" microbatches are the whole batch here.
           coordinates: public maps in whose coordinates it is clipped (`dp_rmt.clipping.coordinates`); the noise of the
             same std is then white in them. None for the parameters as they are.
+          clip_norm: with `clip_quantile`, the clip norm in the state of the noise; losses, norms and gradients are then
+            in its units. Else None.
 
         Returns:
           A `ClippedGradient`.
+
+        Raises:
+          ValueError: clip_norm is given without `clip_quantile`, or missing with it.
         """
+        if (clip_norm is None) != (self.clip_quantile is None):
+            raise ValueError(
+                "clip_norm belongs to clip_quantile: give the l2_clip_norm of the noise's QuantileClippingState with "
+                f"it, and None without it, got clip_norm={clip_norm!r}, clip_quantile={self.clip_quantile!r}"
+            )
+        if clip_norm is not None:
+            per_example_losses = in_units_of(per_example_losses, clip_norm)
         size = execution.microbatch_size
         arguments: dict[str, Any] = {
-            "l2_clip_norm": self.l2_clip_norm,
+            "l2_clip_norm": self.l2_clip_norm if clip_norm is None else 1.0,
             "normalize_by": self.expected_batch_size,
             "clip": self.clip,
             "microbatch_size": None if size == "auto" else size,
@@ -214,7 +244,15 @@ class DPSGD:
         return ghost_clipped_grad(per_example_losses, method=execution.clipping_method, **arguments)
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
-        """The noise that makes the clipped gradient private."""
+        """The noise that makes the clipped gradient private; with `clip_quantile` that of a `Counted`."""
+        if self.clip_quantile is not None:
+            return follow_quantile(
+                self.clip_quantile,
+                noise_multiplier=self.noise_multiplier,
+                l2_clip_norm=self.l2_clip_norm,
+                normalize_by=self.expected_batch_size,
+                key=key,
+            )
         return add_gaussian_noise(self.noise_std, key)
 
     def denoiser(self, **options: Any) -> optax.GradientTransformation:

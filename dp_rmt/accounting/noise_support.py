@@ -66,6 +66,15 @@ def delta_of_truncation(
     return min(1.0, float(num_steps * of_step / (1 - 2 * special.ndtr(-support))))
 
 
+def log_of_inverse_box(noise_support: float, num_parameters: int = MAX_PARAMETERS) -> float:
+    """``-log gamma(B)``: what a density gains that is a Gaussian's within S standard deviations in every coordinate.
+
+    >>> f"{log_of_inverse_box(9.155):.0e}"
+    '6e-08'
+    """
+    return float(-num_parameters * special.log1p(-2 * special.ndtr(-noise_support)))
+
+
 def _of_shift(shift: float, support: float, sampling_probability: float, num_parameters: int) -> float:
     """``q k b`` for gradients of this many standard deviations of the noise."""
     q = sampling_probability

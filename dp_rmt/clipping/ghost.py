@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dp_rmt.clipping.coordinates import Coordinates, with_riders
 from dp_rmt.clipping.counted_once import Layers, layers_of
+from dp_rmt.clipping.example_copies import with_copies
 from dp_rmt.clipping.layer_rules import FoundLayer, intercepted
 from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.clipping.per_example import (
@@ -26,6 +27,7 @@ from dp_rmt.clipping.per_example import (
     summed_over_microbatches,
 )
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
+from dp_rmt.trees import leaves_by_path
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 Method = Literal["auto", "bookkeeping", "ghost"]
@@ -64,12 +66,14 @@ def ghost_clipped_grad(
     backward passes of the same arithmetic, which a compiler may round differently. If a gradient is nothing but the
     rounding of the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
 
-    There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
-    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute dtype of
-    16 bits or more. `LAYER_RULES` takes more rules. Every leaf of ``params`` is counted exactly once: for each new
-    shape of its arguments ``per_example_losses`` is traced, each leaf is followed to the layer that uses it, and no
-    operation may mix examples. A tied table is recognised as an object, so several modules may have one name. Its
-    lookup must come before its head, and not inside a jit or a remat of its own.
+    There are rules for flax.linen's Dense, DenseGeneral, Einsum, Conv, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and
+    Embed (lookup, head, or both with one table), and for subclasses that add nothing, alone or inside nn.scan over
+    stacked parameters, nn.remat and jax.jit, in any real compute dtype of 16 bits or more; also for parameters of which
+    every example gets a copy, such as learned positions (`dp_rmt.clipping.example_copies`). `LAYER_RULES` takes more
+    rules. Every leaf of ``params`` is counted exactly once: for each new shape of its arguments ``per_example_losses``
+    is traced, each leaf is followed to the layer that uses it, and no operation may mix examples. A tied table is
+    recognised as an object, so several modules may have one name. Its lookup must come before its head, and not inside
+    a jit or a remat of its own.
 
     Dropout must be `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
@@ -205,7 +209,16 @@ def _tapped_losses(
             return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
         return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B, layer.riders)
 
-    losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
+    def with_taps(params: Params, batch: Batch) -> jax.Array:
+        return intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
+
+    if not layers.copied:
+        losses = with_taps(params, batch)
+    else:
+        paths = [path for path, _ in leaves_by_path(params)]
+        copied = {paths.index(path): steps for path, steps in layers.copied.items()}
+        losses, seen = with_copies(with_taps, (params, batch), copied, weights_B)
+        missing |= {f"params {paths[leaf]!r}" for leaf in copied.keys() - seen}
     if missing:
         raise ValueError(f"{sorted(missing)} are no longer used: {_NOT_PURE}")
     return losses

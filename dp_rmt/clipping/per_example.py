@@ -114,13 +114,15 @@ def clipped_grad(
     from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
     infinite.
 
-    | an example that ...               | contributes                                     |
-    |-----------------------------------|-------------------------------------------------|
-    | is padding                        | exactly zero                                    |
-    | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
-    | has a NaN or infinite loss        | exactly zero; its ``grad_norm`` is not finite   |
-    | has a norm above 1.8e19           | exactly zero; its ``grad_norm`` is not finite   |
-    | has a zero gradient               | zero                                            |
+    ================================  ==============================================
+    an example that ...               contributes
+    ================================  ==============================================
+    is padding                        exactly zero
+    has a NaN or infinite gradient    exactly zero; its ``grad_norm`` is not finite
+    has a NaN or infinite loss        exactly zero; its ``grad_norm`` is not finite
+    has a norm above 1.8e19           exactly zero; its ``grad_norm`` is not finite
+    has a zero gradient               zero
+    ================================  ==============================================
 
     Random numbers of the loss must be each example's own. For dropout, give each example a key as a leaf of the batch
     and use `dp_rmt.models.PerExampleDropout`. With one key for all and `flax.linen.Dropout`, all examples have the same

@@ -27,6 +27,7 @@ from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.run import Run, Seeds, prepare_run
 from dp_rmt.training.sharding_rules import SHARDING_RULES
 from dp_rmt.training.task import Task as TrainedTask
@@ -157,7 +158,25 @@ def build_run(
             texts_of=task.prompts.split if task.prompts else None,
             coordinates_from=None if geometry is None else geometry.rows,
         ),
+        private_scores=private_scores(settings, mechanism.num_steps, delta, task),
     )
+
+
+def private_scores(settings: Settings, num_steps: int, delta: float, task: Task | None = None) -> PrivateScores | None:
+    """The noise of the scores of a run; None where its evaluation data is public.
+
+    Args:
+      settings: of the run.
+      num_steps: its updates.
+      delta: of its guarantee, and of that of the evaluation data.
+      task: has the evaluation data; None where the scores are to be priced and not released.
+    """
+    epsilon = settings.privacy.evaluation_epsilon
+    if epsilon is None:
+        return None
+    found = {} if task is None else task.evaluations
+    rows = {name: len(next(iter(arrays.values()))) for name, arrays in found.items()}
+    return PrivateScores(epsilon, delta, num_steps, settings.train.eval_every, rows)
 
 
 def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:

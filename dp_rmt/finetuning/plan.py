@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.finetuning import defaults
 from dp_rmt.finetuning.settings import Privacy, Settings
 from dp_rmt.mechanism import DPSGD
@@ -65,6 +66,10 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         if math.isinf(privacy.epsilon):
             return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
         options["l2_clip_norm"] = privacy.l2_clip_norm
+        if privacy.clip_quantile is not None:
+            options["clip_quantile"] = QuantileClipping(
+                privacy.clip_quantile, privacy.clip_quantile_share, privacy.clip_quantile_rate
+            )
         return _calibrated(privacy.epsilon, delta, tuple(options.items())), delta
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error

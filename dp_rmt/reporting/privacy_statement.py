@@ -45,6 +45,13 @@ class PrivacyStatement:
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
       coordinates_from: the rows from which the coordinates of clipping and updates were computed, and which must be
         public; None if there are no such coordinates.
+      selected_among: distribution of the secret number of runs of which this one was chosen as the best, in words; None
+        if it was not chosen, so that the numbers are those of one run.
+      clip_quantile: the quantile of the gradients' norms that the clip norm follows from l2_clip_norm on, and the share
+        of the budget that this takes; None for a fixed clip norm. noise_std is then in units of the clip norm.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared, to choose by them.
+      evaluation_guarantee: (epsilon, delta, std of the noise in a count, number of scores) of each row of each
+        evaluation data, whose accuracies have noise; None if scores have none.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
     """
@@ -72,6 +79,10 @@ class PrivacyStatement:
     delta_of_truncation: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    selected_among: str | None = None
+    clip_quantile: tuple[float, float] | None = None
+    compares_raw_losses: bool = False
+    evaluation_guarantee: tuple[float, float, float, int] | None = None
     about: Provenance | None = None
     date: str | None = None
 
@@ -190,7 +201,7 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
     ]
     common: list[tuple[str, Any]] = [
         ("noise multiplier", statement.noise_multiplier),
-        ("clip norm", f"{number(statement.l2_clip_norm)} ({statement.clip})"),
+        ("clip norm", _clip_norm(statement)),
         ("noise std of one gradient entry", statement.noise_std),
         ("sampling probability", statement.sampling_probability),
         ("expected batch size", statement.expected_batch_size),
@@ -203,3 +214,9 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
     rows = [(name, number(value, rounding)) for name, value, rounding in bounds if value is not None]
     given = [(name, value if isinstance(value, str) else number(value)) for name, value in common]
     return (rows if statement.is_private else []) + given
+
+
+def _clip_norm(statement: PrivacyStatement) -> str:
+    if statement.clip_quantile is None:
+        return f"{number(statement.l2_clip_norm)} ({statement.clip})"
+    return f"from {number(statement.l2_clip_norm)} on, by the {number(statement.clip_quantile[0])}-quantile"

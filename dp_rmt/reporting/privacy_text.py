@@ -69,6 +69,12 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         ε bounds how much likelier any result becomes by the presence or the absence of one example (by a factor of at
         most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving an example away.
     """
+    if statement.selected_among is not None:
+        text += f"""
+        **This model was chosen as the best of a secret random number of runs** ({statement.selected_among}), and ε is
+        that of the choice: the winner alone is published, by Rényi divergences (Papernot & Steinke 2022). It holds as
+        long as the number of runs, their table and all other models stay secret.
+        """
     if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
         text += f"""
         Two accountants bound the same run. ε = {number(statement.epsilon_pld, "up")} by privacy loss distributions
@@ -183,9 +189,7 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
         which ε accounts for.
 
-        Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
-        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
-        (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+        {_clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no privacy.
 
         {coordinates}
 
@@ -193,6 +197,20 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
 
         The number of training examples, {statement.num_examples:,}, is taken as public.
     """)
+
+
+def _clipping(statement: PrivacyStatement) -> str:
+    """What is clipped and what gets noise."""
+    norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
+    if statement.clip_quantile is None:
+        return f"""Each example's gradient is clipped to norm {norm}; the sum gets Gaussian noise of
+        {number(multiplier)} times that norm, once per step."""
+    quantile, share = statement.clip_quantile
+    return f"""Each example's gradient is clipped to a norm that begins at {norm} and follows the
+        {number(quantile)}-quantile of the gradients' norms (Andrew et al. 2021). Once per step the sum gets Gaussian
+        noise of {number(multiplier / math.sqrt(1 - share))} times that norm, and the number of gradients below the
+        norm gets noise of its own, for which {_percent(share)} of the budget is set apart: together they are one
+        Gaussian mechanism of noise multiplier {number(multiplier)}, which ε accounts for."""
 
 
 def _release(statement: PrivacyStatement) -> list[str]:
@@ -227,16 +245,32 @@ def _verbatim(statement: PrivacyStatement) -> str:
 
 def _not_covered(statement: PrivacyStatement) -> list[str]:
     names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
+    choices = """**Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
+        may depend on the data."""
+    evaluation = f"""**The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
+        these data are private, so are the scores."""
+    if statement.evaluation_guarantee is not None:
+        epsilon, delta, std, count = statement.evaluation_guarantee
+        evaluation = f"""**Rows that are in several data sets.** The evaluation data (here {names}) has a
+        guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
+        all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
+        number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is
+        in two of these data sets, or in the training data, too, has the sum of their ε."""
+    if statement.compares_raw_losses:
+        choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
+        compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data
+        only**."""
+    if statement.selected_among is not None:
+        choices = """**Other choices made by looking at results.** The choice of this run among its own sweep is
+        covered; how that sweep was set up may depend on the data."""
     return _paragraphs(f"""
         **Other runs on the same data.** Every further run (an arm, a sweep, a repetition) spends its own ε,
         and they add up. Runs that share seeds share noise, which cancels in their difference: of such runs
         release at most one.
 
-        **Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
-        may depend on the data.
+        {choices}
 
-        **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
-        these data are private, so are the scores.
+        {evaluation}
 
         **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
         larger δ).

@@ -13,6 +13,7 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.privacy_text import FALSE_ALARMS
 from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
 from dp_rmt.training.metrics import read_metrics
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.releases import Releases
 
 
@@ -28,6 +29,7 @@ class About:
       texts_of: name of the evaluation data whose rows will stand word for word in what the run writes.
       coordinates_from: the public rows from which the coordinates of clipping and updates were computed, in words; None
         if there are no such coordinates.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared.
     """
 
     base_model: str | None = None
@@ -36,6 +38,7 @@ class About:
     target_epsilon: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    compares_raw_losses: bool = False
 
 
 NOTHING_MORE = About()
@@ -53,6 +56,7 @@ class Guarantee:
       nonprivate_metrics: whether raw values are written to the metrics.
       evaluation_data: names of the data that the run is evaluated on.
       about: what else is known.
+      private_scores: what the evaluation data's own guarantee is; None where it is public.
     """
 
     mechanism: DPSGD
@@ -62,6 +66,7 @@ class Guarantee:
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
     about: About = NOTHING_MORE
+    private_scores: PrivateScores | None = None
 
     def releases(self, workdir: Path, *, run: str, steps_done: int) -> Releases:
         """The record to which the training loop announces its updates, for the one process that writes in the folder.
@@ -79,7 +84,8 @@ class Guarantee:
     def statement(self, workdir: Path, updates: int) -> PrivacyStatement:
         """The statement after so many updates, without what only the ledger knows (see `Releases`)."""
         mechanism, delta, texts_of = self.mechanism, self.delta, self.about.texts_of
-        is_private = mechanism.noise_multiplier > 0
+        is_private, quantile = mechanism.noise_multiplier > 0, mechanism.clip_quantile
+        scores = self.private_scores
         by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
         return PrivacyStatement(
             epsilon=mechanism.epsilon(updates, delta) if is_private else None,
@@ -91,6 +97,7 @@ class Guarantee:
             noise_multiplier=mechanism.noise_multiplier,
             l2_clip_norm=mechanism.l2_clip_norm,
             clip=mechanism.clip,
+            clip_quantile=None if quantile is None else (quantile.quantile, quantile.share),
             sampling_probability=mechanism.sampling_probability,
             expected_batch_size=mechanism.expected_batch_size,
             max_batch_size=mechanism.truncation.max_batch_size,
@@ -104,6 +111,10 @@ class Guarantee:
             detection=_detection(mechanism, updates) if is_private else (),
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
+            compares_raw_losses=self.about.compares_raw_losses,
+            evaluation_guarantee=None
+            if scores is None
+            else (scores.epsilon, scores.delta, scores.noise_multiplier, len(scores.planned)),
         )
 
     def entry(self, run: str, updates: int) -> Entry:

@@ -11,6 +11,8 @@ from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import GaussianNoiseState, noise_key
 from dp_rmt.training import processes
+from dp_rmt.training.private_scores import PrivateScores
+from dp_rmt.training.task import Task
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
 
@@ -44,6 +46,17 @@ def check_noise(state: TrainState, noise_seed: int) -> None:
             "the transforms' noise is not that of the run's seed: let the function return "
             "Transforms(noise=mechanism.noise(noise_key(noise_seed)), ...) of the mechanism and the noise_seed that it "
             "is called with (dp_rmt.noise_addition.noise_key)"
+        )
+
+
+def check_private_scores(private_scores: PrivateScores, num_steps: int, eval_every: int, task: Task) -> None:
+    """Raises ValueError unless the scores were accounted for as the run computes them."""
+    given = private_scores.num_steps, private_scores.eval_every, set(private_scores.rows)
+    wanted = num_steps, eval_every, set(task.evaluators)
+    if given != wanted:
+        raise ValueError(
+            f"private_scores accounts for (num_steps, eval_every, data) = {given}, and the run has {wanted}: give it "
+            "the numbers of the run, and the rows of each of its evaluation data"
         )
 
 

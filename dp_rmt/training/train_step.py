@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt.clipping.per_example import PerExample
+from dp_rmt.clipping.quantile import Counted, centred_count
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import AUTO, DPSGD, Execution
@@ -50,7 +51,8 @@ def make_train_step(
         Without it the compiler may follow the denoiser and hold both whole on every device.
 
     Returns:
-      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, ``advice/...`` where
+      The step. Metrics: ``clipping/l2_clip_norm`` where it follows a quantile,
+      ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, ``advice/...`` where
       `dp_rmt.training.advice.measure_steps` stands around the optimizer, and with nonprivate_metrics the
       mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
       the mean cosine of the matrices to the clean (clipped) gradient before and after denoising, and that of the step
@@ -59,8 +61,12 @@ def make_train_step(
 
     def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
         coordinates = None if transforms.coordinates is None else transforms.coordinates(state.optimizer)
+        unit = None if mechanism.clip_quantile is None else state.noise.l2_clip_norm
         clipped_grad = mechanism.clipped_grad(
-            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch), execution, coordinates
+            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch),
+            execution,
+            coordinates,
+            unit,
         )
         params = state.params
         if axis_name is not None:
@@ -72,7 +78,15 @@ def make_train_step(
             grads = jax.lax.psum(grads, axis_name)
 
         grads = _placed(grads, layout)
-        noisy, noise = transforms.noise.update(grads, state.noise)
+        clean: Any = grads
+        if unit is not None:
+            size = mechanism.expected_batch_size
+            count = sum(
+                centred_count(per_example, padding, size)
+                for (_, per_example), (_, padding) in zip(parts, groups, strict=True)
+            )
+            clean = Counted(grads, count if axis_name is None else jax.lax.psum(count, axis_name))
+        noisy, noise = transforms.noise.update(clean, state.noise)
         noisy = _placed(noisy, layout)
         denoised, denoise = transforms.denoise.update(noisy, state.denoise)
         optimize = optax.with_extra_args_support(transforms.optimizer).update
@@ -80,10 +94,15 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer)) | advice_metrics(optimizer)
+        if unit is not None:
+            metrics["clipping/l2_clip_norm"] = jnp.copy(unit)  # the state itself is donated
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
             padding = jnp.concatenate([padding for _, padding in groups])
-            metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
+            if unit is not None:
+                per_example = jax.tree.map(lambda x: x * unit, per_example)
+            norm = mechanism.l2_clip_norm if unit is None else unit
+            metrics |= _raw_metrics(per_example, ~padding, norm, axis_name)
             metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
             metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)
             step = grads if coordinates is None else coordinates(grads)
@@ -131,7 +150,7 @@ def _denoiser_metrics(states: Any) -> dict[str, Any]:
 
 
 def _raw_metrics(
-    per_example: PerExample, is_example: jax.Array, l2_clip_norm: float, axis_name: str | None
+    per_example: PerExample, is_example: jax.Array, l2_clip_norm: float | jax.Array, axis_name: str | None
 ) -> dict[str, jax.Array]:
     finite = jnp.isfinite(per_example.grad_norm) & is_example
     sums = {
