@@ -15,7 +15,6 @@ from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, HUB, Data, GlueTaskNam
 from dp_rmt.finetuning.options import kinds, walk
 from dp_rmt.finetuning.settings import Settings
 
-"""What the name of a data set on the hub begins with, as in `dp_rmt.data.readers.tables`."""
 _ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 
 
