@@ -105,9 +105,10 @@ class Audited(DPSGD):
         per_example_losses: PerExampleLosses,
         execution: Execution = AUTO,
         coordinates: Coordinates | None = None,
+        clip_norm: jax.Array | None = None,
     ) -> ClippedGradient:
         """As of `DPSGD`, or with a mistake in it; the bound that it claims is the right one's."""
-        right = super().clipped_grad(per_example_losses, execution, coordinates)
+        right = super().clipped_grad(per_example_losses, execution, coordinates, clip_norm)
         function: Any = right.function
         if self.mutation == "clipping skipped":
             without = dataclasses.replace(
