@@ -97,7 +97,7 @@ class Guarantee:
             noise_multiplier=mechanism.noise_multiplier,
             l2_clip_norm=mechanism.l2_clip_norm,
             clip=mechanism.clip,
-            clip_quantile=quantile and (quantile.quantile, quantile.share),
+            clip_quantile=None if quantile is None else (quantile.quantile, quantile.share),
             sampling_probability=mechanism.sampling_probability,
             expected_batch_size=mechanism.expected_batch_size,
             max_batch_size=mechanism.truncation.max_batch_size,
@@ -112,8 +112,7 @@ class Guarantee:
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
             compares_raw_losses=self.about.compares_raw_losses,
-            evaluation_guarantee=scores
-            and (scores.epsilon, scores.delta, scores.noise_multiplier, len(scores.planned)),
+            evaluation_guarantee=None if scores is None else scores.guarantee,
         )
 
     def entry(self, run: str, updates: int) -> Entry:

@@ -81,10 +81,11 @@ def make_train_step(
         clean: Any = grads
         if unit is not None:
             size = mechanism.expected_batch_size
-            count = sum(
+            counts = [
                 centred_count(per_example, padding, size)
                 for (_, per_example), (_, padding) in zip(parts, groups, strict=True)
-            )
+            ]
+            count = jnp.sum(jnp.stack(counts))
             clean = Counted(grads, count if axis_name is None else jax.lax.psum(count, axis_name))
         noisy, noise = transforms.noise.update(clean, state.noise)
         noisy = _placed(noisy, layout)
