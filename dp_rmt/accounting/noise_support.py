@@ -79,10 +79,10 @@ def _of_shift(shift: float, support: float, sampling_probability: float, num_par
     """``q k b`` for gradients of this many standard deviations of the noise."""
     q = sampling_probability
     unsampled = 1.0 if q == 1 else 1 + q * math.expm1(-(shift**2) / 2)
-    return min(1.0, q * _largest_escape(shift, support, num_parameters) / unsampled)
+    return min(1.0, q * largest_escape(shift, support, num_parameters) / unsampled)
 
 
-def _largest_escape(shift: float, support: float, num_parameters: int) -> float:
+def largest_escape(shift: float, support: float, num_parameters: int) -> float:
     """b: the largest ``sum_i h(x_i)`` over vectors of norm `shift`.
 
     As a function of x^2, h is concave up to x (S - x) = 1 and convex from there to the other root. So in a maximum at

@@ -79,12 +79,12 @@ class Counted(NamedTuple):
 
     Attributes:
       gradient: sum of gradients over ``normalize_by``, in units of the clip norm: each is clipped to 1.
-      unclipped: ``sum_i (b_i - 1/2)`` over ``normalize_by``, where ``b_i`` says that gradient i was not longer than the
+      num_below: ``sum_i (b_i - 1/2)`` over ``normalize_by``, where ``b_i`` says that gradient i was not longer than the
         clip norm; padding counts nothing.
     """
 
     gradient: Params
-    unclipped: jax.Array
+    num_below: jax.Array
 
 
 def in_units_of(losses: PerExampleLosses, l2_clip_norm: jax.Array) -> PerExampleLosses:
@@ -131,8 +131,8 @@ def follow_quantile(
     def update(
         updates: Counted, state: QuantileClippingState, params: Params | None = None
     ) -> tuple[Params, QuantileClippingState]:
-        noisy, noise_state = noise.update(Counted(updates.gradient, unit * updates.unclipped), state.noise, params)
-        share_below = jnp.clip(noisy.unclipped / unit + 0.5, 0.0, 1.0)
+        noisy, noise_state = noise.update(Counted(updates.gradient, unit * updates.num_below), state.noise, params)
+        share_below = jnp.clip(noisy.num_below / unit + 0.5, 0.0, 1.0)
         moved = state.l2_clip_norm * jnp.exp(-clipping.learning_rate * (share_below - clipping.quantile))
         return noisy.gradient, QuantileClippingState(noise_state, jnp.clip(moved, SMALLEST, LARGEST))
 

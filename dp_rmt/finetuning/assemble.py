@@ -76,7 +76,7 @@ def load_task(settings: Settings, rows: Any = None, planned: Planned | None = No
 
 
 def _check_delta(settings: Settings, num_examples: int, notes: Sequence[str]) -> None:
-    delta_for(settings.privacy, num_examples)
+    delta_for(settings.privacy, num_examples, "example" if settings.data.user_column is None else "user")
 
 
 def task_key(settings: Settings) -> Hashable:
@@ -115,7 +115,7 @@ def build_run(
     mesh, trained = make_mesh(**settings.mesh.as_dict()), _trained_task(settings, task)
     settings = _with_microbatch_size(settings, trained, mesh)
     privacy, train = settings.privacy, settings.train
-    mechanism, delta = build_mechanism(settings, task.num_examples)
+    mechanism, delta = build_mechanism(settings, trained.num_units)
     geometry = geometry_of(settings, task)
     _warn_of_nothing_to_truncate(name, settings, split_params(task.params, task.trainable)[0])
 
@@ -193,7 +193,10 @@ def evaluators(settings: Settings, task: Task) -> dict[str, Evaluator]:
 
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
     """The part of the task that training needs."""
-    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators(settings, task))
+    scores = evaluators(settings, task)
+    return TrainedTask(
+        task.train, task.losses, task.params, task.trainable, task.lengths, scores, users=task.users or None
+    )
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:
@@ -205,12 +208,13 @@ def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> 
     if settings.train.microbatch_size != "auto":
         return settings
     mechanism = DPSGD(
-        num_examples=task.num_examples,
-        expected_batch_size=defaults.expected_batch_size(settings.privacy.expected_batch_size, task.num_examples),
+        num_examples=task.num_units,
+        expected_batch_size=defaults.expected_batch_size(settings.privacy.expected_batch_size, task.num_units),
         num_steps=1,
         l2_clip_norm=settings.privacy.l2_clip_norm,
         noise_multiplier=0.0,
         clip=settings.privacy.clip,
+        rows_per_user=None if task.users is None else settings.privacy.rows_per_user,
     )
     size = fitting_microbatch_size(task, mechanism, settings.train.clipping_method, mesh)
     return settings.changed({"train.microbatch_size": size})

@@ -15,6 +15,7 @@ from absl import logging
 
 from dp_rmt.data import Source, read_prompt, tokenize_prompts
 from dp_rmt.data.readers.documents import tokenize_beginnings
+from dp_rmt.files import explaining
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import changed_by_name, is_in_memory, settings_from
@@ -219,9 +220,10 @@ def finetune_with(settings: Settings, workdir: Path, rows: Any = None) -> Finetu
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     logging.get_absl_logger().addFilter(command_line.is_of_interest)
-    (arm,) = arms.prepare(settings, workdir, rows)
-    arms.train(arm)
-    arms.report(workdir)
+    with explaining():
+        (arm,) = arms.prepare(settings, workdir, rows)
+        arms.train(arm)
+        arms.report(workdir)
     return _finetuned(arm)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dp_rmt.reporting.audit_bound import AuditBound
 from dp_rmt.reporting.numbers import Rounding, align, number
 from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.types import Unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class PrivacyStatement:
         evaluation data, whose accuracies have noise; None if scores have none.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
+      unit: what every number counts, and whose guarantee it is: an example's, or a user's with all rows.
+      rows_per_user: the most rows of a user that a step takes; None where the unit is an example.
     """
 
     epsilon: float | None
@@ -85,6 +88,8 @@ class PrivacyStatement:
     evaluation_guarantee: tuple[float, float, float, int] | None = None
     about: Provenance | None = None
     date: str | None = None
+    unit: Unit = "example"
+    rows_per_user: int | None = None
 
     def __post_init__(self) -> None:
         if self.seeds_from not in ("os entropy", "given in the config"):
@@ -104,6 +109,11 @@ class PrivacyStatement:
     def is_private(self) -> bool:
         """Whether there is any guarantee at all."""
         return self.epsilon is not None and math.isfinite(self.epsilon)
+
+    @property
+    def unit_in_words(self) -> str:
+        """Whose guarantee it is. A person's it is only where users are the unit."""
+        return "one training example" if self.unit == "example" else "one person, with all rows of the person"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PrivacyStatement:
@@ -135,7 +145,7 @@ class PrivacyStatement:
         }
         return {
             "is_private": self.is_private,
-            "unit_of_privacy": "one training example",
+            "unit_of_privacy": self.unit_in_words,
             "neighboring_relation": "add or remove one",
             "sampling": "Poisson, truncated to max_batch_size",
             "released": "the sequence of noisy gradients, and so every model computed from it",
@@ -180,7 +190,11 @@ def statement_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     columns = [dict(table_rows(statement)) for statement in statements.values()]
     verdicts = ["private" if statement.is_private else "NOT private" for statement in statements.values()]
     quantities = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
-    rows = [["", *statements], ["one training example", *verdicts]]
+    units = {statement.unit_in_words for statement in statements.values()}
+    rows = [["", *statements]]
+    if len(units) > 1:
+        rows += [["unit", *(statement.unit_in_words for statement in statements.values())]]
+    rows += [["the unit" if len(units) > 1 else units.pop(), *verdicts]]
     rows += [[name, *(column.get(name, "–") for column in columns)] for name in quantities]
     return align(rows)
 
@@ -207,7 +221,8 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
         ("expected batch size", statement.expected_batch_size),
         ("largest batch size", statement.max_batch_size),
         ("updates done, at most" if statement.is_upper_bound else "updates done", statement.num_steps),
-        ("training examples", statement.num_examples),
+        (f"training {statement.unit}s", statement.num_examples),
+        *([("rows of a user in one step, at most", statement.rows_per_user)] if statement.rows_per_user else []),
         ("seeds", statement.seeds_from),
         ("evaluated on", ", ".join(statement.evaluation_data) or "nothing"),
     ]

@@ -15,6 +15,7 @@ from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.releases import Releases
+from dp_rmt.types import Unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,12 @@ class Guarantee:
             detection=_detection(mechanism, updates) if is_private else (),
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
+            unit=mechanism.unit,
+            rows_per_user=mechanism.rows_per_user,
             compares_raw_losses=self.about.compares_raw_losses,
-            evaluation_guarantee=None if scores is None else scores.guarantee,
+            evaluation_guarantee=None
+            if scores is None
+            else (scores.epsilon, scores.delta, scores.noise_multiplier, len(scores.planned)),
         )
 
     def entry(self, run: str, updates: int) -> Entry:
@@ -138,6 +143,7 @@ class Guarantee:
                 data_fingerprint=provenance.keyed_fingerprint(run, self.train_data),
             ),
             date=now(),
+            unit=mechanism.unit,
         )
 
     @property
@@ -169,21 +175,22 @@ def check_unspent(workdir: Path, *, seeds_given: bool) -> None:
         )
 
 
-def check_delta(delta: float, num_examples: int, key: str = "delta") -> None:
+def check_delta(delta: float, num_examples: int, key: str = "delta", unit: Unit = "example") -> None:
     """Raises ValueError unless the delta of a private run is in (0, 1) and at most 1 / sqrt(N).
 
     A larger delta guarantees nothing.
 
     Args:
       delta: of the guarantee.
-      num_examples: rows of the training data, N.
+      num_examples: N, rows of the training data, or its users where these are the unit.
       key: what the user calls delta, for the message.
+      unit: what N counts.
     """
     if not 0 < delta < 1:
         raise ValueError(f"{key} must be above 0 and below 1, got {delta}")
     if delta > num_examples**-0.5:
         raise ValueError(
-            f"{key}={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training examples: a "
+            f"{key}={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training {unit}s: a "
             f"mechanism that publishes {delta * num_examples:.0f} of them outright may have it, so it guarantees "
             f"nothing. Set {key} well below 1 / N = {1 / num_examples:.3g}, such as to N^-1.1 = "
             f"{num_examples**-1.1:.3g}"

@@ -69,11 +69,6 @@ class PrivateScores:
         """What all scores on one data set consist of, as the accountants see it."""
         return {Step(self.noise_multiplier, sampling_probability=1.0): len(self.planned)}
 
-    @property
-    def guarantee(self) -> tuple[float, float, float, int]:
-        """Epsilon, delta, std of the noise in a count, and number of scores, for the statement."""
-        return self.epsilon, self.delta, self.noise_multiplier, len(self.planned)
-
     def released(self, name: str, scores: Mapping[str, float], *, step: int, key: bytes) -> dict[str, float]:
         """What may be said of the scores.
 

@@ -24,15 +24,16 @@ def warn_of_unprepared_process() -> None:
 
 
 def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
-    """Warns of a delta of 1 / N or more, at which a mechanism may publish an example outright."""
+    """Warns of a delta of 1 / N or more, at which a mechanism may publish an example, or a user's rows, outright."""
     if delta * mechanism.num_examples >= 1:
         logging.warning(
-            "%s: delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the guarantee allows "
-            "publishing an example outright, and the statement will say so; set it well below, such as to N^-1.1",
+            "%s: delta=%g is at least 1 / N = %.3g of the %d training %ss. At such a delta the guarantee allows "
+            "publishing one outright, and the statement will say so; set it well below, such as to N^-1.1",
             name,
             delta,
             1 / mechanism.num_examples,
             mechanism.num_examples,
+            mechanism.unit,
         )
 
 
@@ -75,7 +76,7 @@ def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
 
 def trace_step(loop: TrainLoop, state: TrainState, execution: Execution) -> None:
     """Traces a step, so that what clipping refuses is refused here; the first step uses the same trace."""
-    nobody = np.full(loop.mechanism.truncation.max_batch_size, -1, np.int32)
+    nobody = np.full_like(loop.mechanism.sampling(0, loop.users).indices(0), -1)
     try:
         jax.eval_shape(loop.train_step, state, loop.groups(nobody))
     except ValueError as error:

@@ -36,9 +36,10 @@ def make_train_step(
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
     ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
-    before the noise. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
-    the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the noise,
-    which is the same on every device because key and step are.
+    before the noise. Where the mechanism's unit is a user, both have the rows of each user as their second axis, and
+    the metrics count users. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and
+    replicate the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the
+    noise, which is the same on every device because key and step are.
 
     Args:
       mechanism: clips and normalises; its noise_std must be the one in transforms.
@@ -73,6 +74,8 @@ def make_train_step(
             # Otherwise shard_map itself sums the gradients of replicated parameters over the devices, before clipping.
             params = jax.lax.pcast(params, axis_name, to="varying")
         parts = [clipped_grad(params, batch, is_padding_example=padding) for batch, padding in groups]
+        # What of each group is nobody: of a user, where all rows are padding.
+        absent = [padding if mechanism.unit == "example" else jnp.all(padding, axis=1) for _, padding in groups]
         grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
@@ -82,8 +85,7 @@ def make_train_step(
         if unit is not None:
             size = mechanism.expected_batch_size
             counts = [
-                centred_count(per_example, padding, size)
-                for (_, per_example), (_, padding) in zip(parts, groups, strict=True)
+                centred_count(per_example, nobody, size) for (_, per_example), nobody in zip(parts, absent, strict=True)
             ]
             count = jnp.sum(jnp.stack(counts))
             clean = Counted(grads, count if axis_name is None else jax.lax.psum(count, axis_name))
@@ -99,7 +101,7 @@ def make_train_step(
             metrics["clipping/l2_clip_norm"] = jnp.copy(unit)  # the state itself is donated
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
-            padding = jnp.concatenate([padding for _, padding in groups])
+            padding = jnp.concatenate(absent)
             if unit is not None:
                 per_example = jax.tree.map(lambda x: x * unit, per_example)
             norm = mechanism.l2_clip_norm if unit is None else unit

@@ -84,7 +84,8 @@ def _selection(runs: Sequence[SpentRun], steps: Mapping[Step, int], jobs: int, r
         delta,
         f"The number of jobs was drawn at random beforehand ({name_of(repetitions)}, mean {repetitions.mean:g}; it "
         f"came out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
-        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by Rényi divergences "
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training {runs[0].unit}, by Rényi "
+        "divergences "
         f"(Papernot & Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has "
         f"ε = {number(once, 'up')} by the same accountant, which is loose for truncated batches (docs/sharp_edges.md). "
         "This table, the number of jobs and the other models are not covered: keep them. All jobs have to be done, and "
@@ -111,7 +112,8 @@ def _composition(runs: Sequence[SpentRun], steps: Mapping[Step, int], no_selecti
         epsilon,
         delta,
         f"The choice has seen all {len(runs)} runs, and costs what publishing all of them costs: "
-        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by composition of their "
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training {runs[0].unit}, by composition of "
+        "their "
         f"privacy loss distributions; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the "
         "best of several runs (repeat and select, Papernot & Steinke 2022) does not apply: "
         f"{no_selection}.{_caveats(runs)}",

@@ -209,7 +209,8 @@ def _price_in_words(
         scores = f"Each row of the evaluation data has ε = {number(evaluation, 'up')}. "
     return (
         f"PRICE, before the first job: whoever publishes the best job alone has (ε = {number(epsilon, 'up')}, "
-        f"δ = {number(delta, 'up')}) for each training example, whatever the number of jobs comes out as "
+        f"δ = {number(delta, 'up')}) for each training example (or person, with config.data.user_column), whatever the "
+        "number of jobs comes out as "
         f"({name_of(repetitions)}, mean {repetitions.mean:g}; Papernot & Steinke 2022). One job has "
         f"ε = {number(once, 'up')} by the same accountant. {scores}Keep the number, the table and the other models: "
         f"only WORKDIR/{RELEASE}/ may leave."

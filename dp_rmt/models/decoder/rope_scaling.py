@@ -71,8 +71,8 @@ class RopeScaling:
             theta: the base of the wavelengths.
 
         Returns:
-            The scaled frequencies in texts of at most `original_max_position_embeddings` tokens and in longer ones, both
-            float32. They are the same array, but for "longrope".
+            The scaled frequencies, in float32: those in texts of at most `original_max_position_embeddings` tokens, and
+            those in longer texts. The two are one array, but for "longrope".
 
         Raises:
             ValueError: "longrope" has not one factor for each frequency.
@@ -146,8 +146,8 @@ class RopeScaling:
         absent = [key for key in needed if key not in values]
         if absent:
             raise ValueError(
-                f"rope_type {kind!r} needs {', '.join(absent)}, which the config lacks; take config.json from the model's "
-                "own folder"
+                f"rope_type {kind!r} needs {', '.join(absent)}, which the config lacks; take config.json from the "
+                "model's own folder"
             )
         return cls(**{"factor": 1.0, **values}, kind=kind)
 

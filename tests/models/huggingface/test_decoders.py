@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import runpy
@@ -137,3 +138,64 @@ def test_shards_of_bfloat16_load(name: str, folders: Any, tmp_path: Path) -> Non
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(FileNotFoundError, match=r"index\.json names the shard model-00002.*, which is not there"):
         models.load_pretrained(tmp_path, head="causal_lm")
+
+
+@pytest.mark.parametrize("length", [5, 12])
+def test_longrope_goes_by_the_length_of_the_row(length: int, tmp_path: Path) -> None:
+    """Short factors up to 8 tokens, long ones beyond; a row in a batch is what transformers computes of it alone."""
+    config = {**CONFIGS["phi3"], "original_max_position_embeddings": 8}
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config), attn_implementation="eager"
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    module, params = models.load_pretrained(tmp_path, head="causal_lm")
+    params = jax.tree.map(lambda leaf: 8 * leaf, params)  # far from uniform attention
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(8)
+    ids, _ = padded_batch()
+    lengths = np.array([length, 12, 3, 8])
+    mask = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
+    ours = np.asarray(apply(module)({"params": params}, ids, mask))[0, :length]
+    expected = torch_logits(theirs, ids[:1, :length], mask[:1, :length])[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    other = {**config, "rope_scaling": {**config["rope_scaling"], "long_factor": [1.1, 1.7]}}
+    differs = models.CausalLanguageModel(models.DecoderConfig.from_hf_config(other))
+    changed = np.asarray(apply(differs)({"params": params}, ids, mask))[0, :length]
+    assert (np.abs(changed - ours).max() > 1e-3) == (length > 8)
+
+
+def test_the_text_part_of_a_model_with_images(tmp_path: Path) -> None:
+    """A gemma3 folder in both layouts of its names: the same logits, and saved it is a gemma3_text."""
+    given = {key: value for key, value in CONFIGS["gemma3_text"].items() if key != "model_type"}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=given, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path / "new")
+    module, params = models.load_pretrained(tmp_path / "new", head="causal_lm")
+    assert module.config.is_text_part
+    ids, mask = padded_batch()
+    expected = torch_logits(theirs, ids[:1], mask[:1])
+    np.testing.assert_allclose(apply(module)({"params": params}, ids[:1], mask[:1]), expected, atol=1e-4, rtol=0)
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    assert any("vision_tower" in name for name in tensors)
+    old = {"module." + name.replace("model.language_model.", "language_model.model."): x for name, x in tensors.items()}
+    (tmp_path / "old").mkdir()
+    save_file(old, tmp_path / "old" / "model.safetensors")
+    (tmp_path / "old" / "config.json").write_text((tmp_path / "new" / "config.json").read_text())
+    jax.tree.map(np.testing.assert_array_equal, models.load_pretrained(tmp_path / "old", head="causal_lm")[1], params)
+    models.save_pretrained(tmp_path / "saved", module, params)
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="eager").eval()
+    assert type(reloaded).__name__ == "Gemma3ForCausalLM"
+    np.testing.assert_allclose(torch_logits(reloaded, ids[:1], mask[:1]), expected, atol=1e-5, rtol=0)
+
+
+def test_the_sizes_that_a_gemma3_config_leaves_out_are_those_of_transformers() -> None:
+    ours = models.DecoderConfig.from_hf_config({"model_type": "gemma3", "text_config": {}})
+    theirs = models.DecoderConfig.from_hf_config(json.loads(transformers.Gemma3TextConfig().to_json_string()))
+    ignored = {"is_text_part": False, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    assert dataclasses.replace(ours, **ignored, sliding_layers=theirs.sliding_layers) == theirs

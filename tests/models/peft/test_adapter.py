@@ -54,6 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "activation_function": "gelu_new",
     },
     "gpt_neox": {"layer_norm_eps": 1e-5, "hidden_act": "gelu"},
+    "phi3": {**{key: _LLAMA[key] for key in _LLAMA if key != "head_dim"}, "pad_token_id": 0},
     "bert": {"pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
 }
@@ -61,6 +62,7 @@ TARGETS = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), ("query", "value", "down")),
     "gpt2": ("query", "value", "output", "up"),
     "gpt_neox": ("query", "key", "value", "down"),
+    "phi3": ("query", "value", "up", "down"),
     "bert": ("query", "value", "output"),
     "roberta": ("key", "intermediate"),
 }
