@@ -25,6 +25,8 @@ FINETUNE = [
 # METEOR and the official tokenizer of ROUGE-L and CIDEr; needs Java, too.
 METEOR = ["pycocoevalcap>=1.2"]
 PRESIDIO = ["presidio-analyzer>=2.2"]  # data.sensitive="presidio"; needs a spaCy model, too
+TENSORBOARD = ["tensorboard>=2.18"]  # writers.to=("tensorboard",)
+WANDB = ["wandb>=0.19"]  # writers.to=("wandb",)
 SLURM = ["submitit>=1.5"]  # sweeps with --executor=submitit
 
 setup(
@@ -58,7 +60,9 @@ setup(
         "meteor": METEOR,
         "presidio": PRESIDIO,
         "slurm": SLURM,
-        "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM],
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM, *TENSORBOARD, *WANDB],
         "test": [
             *FINETUNE,
             "build>=1.2",
@@ -69,6 +73,17 @@ setup(
             "pytest-cov>=6.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+        ],
+        # The site: make -C docs html.
+        "docs": [
+            *FINETUNE,
+            "furo>=2025.7.19",
+            "jupytext>=1.17",
+            "latex2mathml>=3.78",
+            "myst-nb>=1.3",
+            "sphinx>=8.2",
+            "sphinx-copybutton>=0.5.2",
+            "sphinx-design>=0.6.1",
         ],
         # The reference that tests compare with. PyPI's torch for Linux brings CUDA libraries; the CPU build
         # is smaller: add --extra-index-url https://download.pytorch.org/whl/cpu

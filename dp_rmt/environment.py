@@ -12,6 +12,11 @@ everything that runs as ``python -m experiments.NAME``. In a notebook or a scrip
 - XLA runs the parts of a program in order. jaxlib 0.10.2 hangs for ever where LAPACK calls of one program overlap. The
   transforms of dp_rmt decompose one matrix group after the other and are safe without it; code beside them may not be
   (docs/sharp_edges.md).
+- JAX keeps what it has compiled in ``~/.cache/dp_rmt/xla``, so that a program which is run again compiles nothing. A
+  program can hold what a loss closes over; the folder is therefore open to its owner alone. Give
+  JAX_COMPILATION_CACHE_DIR for another folder, or an empty one for none.
+- XLA writes no errors of its own to the terminal, such as its "Very slow compile?" with stars around it; those that
+  matter are raised. TF_CPP_MIN_LOG_LEVEL=0 shows all.
 - transformers does not complain that there is no torch: its tokenizers and configs are all that dp_rmt uses.
 """
 
@@ -20,6 +25,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -38,6 +44,9 @@ def prepare() -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}=false".strip()
         late += [name for name in ("jax",) if name in sys.modules]
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := _private_cache()) is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     if late:
         warnings.warn(
             f"dp_rmt.environment.prepare() was called after {' and '.join(late)} had been imported, which may have "
@@ -45,6 +54,17 @@ def prepare() -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _private_cache() -> Path | None:
+    """A folder for compiled programs that only its owner can read; None where there is no place for it."""
+    try:
+        folder = Path("~/.cache/dp_rmt/xla").expanduser()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except (OSError, RuntimeError):  # a home that cannot be written, or none
+        return None
+    return folder
 
 
 def unprepared() -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -62,7 +64,13 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Writes a safetensors file with the usual permissions of a new file."""
     path.touch()
     mode = path.stat().st_mode
-    safetensors.numpy.save_file(tensors, path, metadata=_METADATA)  # makes it private to the user
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata=_METADATA)  # makes it private to the user
+    except safetensors.SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     os.chmod(path, mode)
 
 
@@ -84,6 +92,66 @@ def _may_replace(folder: Path, weights_file: str) -> bool:
     if not any(folder.iterdir()):
         return True
     return is_written_here(folder / weights_file)
+
+
+_ADVICE = {
+    errno.ENOSPC: "free space there, or give a folder on another disk; a run goes on from its last checkpoint",
+    errno.EDQUOT: "free some of your quota, or give a folder on another disk; a run goes on from its last checkpoint",
+    errno.ENOTDIR: "give a path whose parents are folders",
+    errno.EEXIST: "give a path whose parents are folders",
+    errno.EACCES: "give a folder in which you may write, or change the rights of this one",
+    errno.EPERM: "give a folder in which you may write, or change the rights of this one",
+    errno.EROFS: "give a folder on a file system that can be written",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
+
+
+def explained(error: OSError) -> str:
+    """What an error of the file system says to a user: path, reason and advice.
+
+    Args:
+      error: the error. One whose message was written by this library is left as it is.
+
+    >>> explained(OSError(errno.ENOSPC, "No space left on device", "runs/a"))
+    'runs/a: no space left on device: free space there, or give a folder on another disk; a run goes on from its last checkpoint'
+    """  # noqa: E501
+    if error.errno not in _ADVICE or error.strerror is None:
+        return str(error)
+    where = os.fspath(error.filename2 or error.filename or "a file")
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and (file := _file_on_the_way(Path(os.fsdecode(where)))):
+        reason = f"{file} is a file, not a folder"
+    return f"{os.fsdecode(where)}: {reason}: {_ADVICE[error.errno]}"
+
+
+@contextlib.contextmanager
+def explaining() -> Iterator[None]:
+    """Errors of the file system come out with the message that `explained` gives them."""
+    try:
+        yield
+    except OSError as error:
+        if (text := explained(error)) == str(error):
+            raise
+        clearer = type(error)(text)
+        clearer.errno = error.errno
+        raise clearer from error
+
+
+def check_can_be_written(folder: Path) -> None:
+    """Makes sure, without writing, that a folder is one or can be made, and that files can be made in it.
+
+    Raises:
+      NotADirectoryError, PermissionError: a file is in its way, or the user may not write there.
+    """
+    if (file := _file_on_the_way(folder)) is not None:
+        raise NotADirectoryError(errno.ENOTDIR, f"{file} is a file, not a folder", str(folder))
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"you may not write into {there}", str(folder))
+
+
+def _file_on_the_way(path: Path) -> Path | None:
+    return next((each for each in (path, *path.parents) if each.is_file()), None)
 
 
 DIGESTS = "sha256.json"

@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 import optax
 
 from dp_rmt import accounting
 from dp_rmt.arguments import integer, one_of, real
-from dp_rmt.batch_selection import PoissonSampling, max_batch_size_for
+from dp_rmt.batch_selection import PoissonSampling, UserSampling, max_batch_size_for, number_users
 from dp_rmt.clipping.auto import auto_clipped_grad
 from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
+from dp_rmt.clipping.quantile import LARGEST, SMALLEST, QuantileClipping, follow_quantile, in_units_of
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
-from dp_rmt.types import PerExampleLosses
+from dp_rmt.types import PerExampleLosses, Unit
 
 ClippingMethod = Literal["auto", "vmap", "bookkeeping", "ghost"]
 
@@ -35,7 +38,7 @@ class Execution:
       clipping_method: "vmap" computes each example's gradient, of any model. "bookkeeping" and "ghost" compute none, at
         little more than the cost of a plain gradient, for Flax models of stock layers (`ghost_clipped_grad`, which
         refuses others). "auto" takes the better of the last two where they fit the model, and "vmap" where they do not.
-      microbatch_size: examples differentiated at once: a number, which must divide the batch (give it to
+      microbatch_size: examples (or users) differentiated at once: a number, which must divide the batch (give it to
         `DPSGD.batch_multiple_of`); None for the whole batch; or "auto". A run that knows its data
         (`dp_rmt.training.run.prepare_run`) finds by compiling how many fit into the memory. `DPSGD.clipped_grad` by
         itself has nothing to compile: there "auto" is the whole batch.
@@ -68,8 +71,12 @@ class DPSGD:
     private with `epsilon(num_steps, delta)`, for neighbours that differ by one added or removed example, provided seed
     and key are secret, fresh and independent. What follows the noise (denoising, any optimizer) is post-processing.
 
+    With `rows_per_user` the neighbours differ by all rows of one added or removed user, however many these are, for a
+    run that takes the rows of `sampling(seed, users).indices(t)`. Then every number here counts users: N, B, and what
+    is clipped to C, the mean gradient of a user's sampled rows (Charles et al. 2024, arXiv 2407.07737; docs/math.md).
+
     Attributes:
-      num_examples: examples in the training set, N.
+      num_examples: examples in the training set, N; users where `rows_per_user` is given.
       expected_batch_size: B = q N; the gradient is the sum of clipped gradients over B, whatever the sample's size.
       num_steps: updates in the whole run.
       noise_multiplier: std of the noise in the SUM, over l2_clip_norm; 0 switches privacy off.
@@ -78,6 +85,11 @@ class DPSGD:
       max_batch_size: fixed shape of a batch; None for mean + 5 sd, rounded up so that batch_multiple_of divides it.
       batch_multiple_of: what the batch shape must be divisible by, such as the number of devices or a microbatch.
       accountant: "pld" or "rdp".
+      rows_per_user: None where the unit of privacy is an example. Where it is a user, the most rows of a user that one
+        step takes; the guarantee does not depend on it.
+      clip_quantile: lets the clip norm follow a quantile of the gradients' norms, from l2_clip_norm on; None keeps it.
+        Gradients, noise_std and updates are then in units of the clip norm (`dp_rmt.clipping.quantile`), and the noise
+        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together.
 
     Raises:
       ValueError: the numbers do not fit together.
@@ -92,15 +104,17 @@ class DPSGD:
     max_batch_size: int | None = None
     batch_multiple_of: int = 1
     accountant: accounting.Accountant = "pld"
+    rows_per_user: int | None = None
+    clip_quantile: QuantileClipping | None = None
 
     def __post_init__(self) -> None:
         settle = functools.partial(object.__setattr__, self)
         for name in ("num_examples", "num_steps", "batch_multiple_of"):
             settle(name, integer(name, getattr(self, name), "be at least 1 and an integer", lambda n: n >= 1))
-        if self.max_batch_size is not None:
-            wanted = "be at least 1 and an integer, or None"
-            settle("max_batch_size", integer("max_batch_size", self.max_batch_size, wanted, lambda n: n >= 1))
-        within = f"be above 0 and at most the {self.num_examples} training examples"
+        for name in ("max_batch_size", "rows_per_user"):
+            if (size := getattr(self, name)) is not None:
+                settle(name, integer(name, size, "be at least 1 and an integer, or None", lambda n: n >= 1))
+        within = f"be above 0 and at most the {self.num_examples} training {self.unit}s"
         size = real("expected_batch_size", self.expected_batch_size, within, lambda b: 0 < b <= self.num_examples)
         settle("expected_batch_size", size)
         multiplier = real(
@@ -112,6 +126,16 @@ class DPSGD:
         one_of("accountant", self.accountant, get_args(accounting.Accountant))
         check_arguments(self.l2_clip_norm, self.expected_batch_size, self.clip, microbatch_size=None)
         settle("max_batch_size", self._validated_batch_shape())
+        if self.clip_quantile is not None:
+            self._check_clip_quantile()
+
+    def _check_clip_quantile(self) -> None:
+        if self.noise_multiplier == 0 or self.clip != "flat" or not SMALLEST <= self.l2_clip_norm <= LARGEST:
+            raise ValueError(
+                f"clip_quantile needs noise, clip='flat' and an l2_clip_norm in [{SMALLEST:g}, {LARGEST:g}] to begin "
+                f"with, got noise_multiplier={self.noise_multiplier}, clip={self.clip!r}, "
+                f"l2_clip_norm={self.l2_clip_norm}: leave clip_quantile out, or change these"
+            )
 
     def _validated_clip_norm(self) -> float:
         if self.noise_multiplier == 0:
@@ -160,8 +184,13 @@ class DPSGD:
         return dataclasses.replace(draft, noise_multiplier=noise_multiplier)
 
     @property
+    def unit(self) -> Unit:
+        """What the numbers count, and whose privacy the guarantee is: an example's or a user's."""
+        return "example" if self.rows_per_user is None else "user"
+
+    @property
     def sampling_probability(self) -> float:
-        """q, the probability with which a step uses an example."""
+        """q, the probability with which a step uses an example, or a user."""
         return self.expected_batch_size / self.num_examples
 
     @property
@@ -178,6 +207,8 @@ class DPSGD:
         """
         if self.noise_multiplier == 0:
             return 0.0
+        if self.clip_quantile is not None:  # in units of the clip norm, whatever it is
+            return self.clip_quantile.noise_multipliers(self.noise_multiplier)[0] / self.expected_batch_size
         return self.noise_multiplier * l2_norm_bound(
             l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
         )
@@ -187,6 +218,7 @@ class DPSGD:
         per_example_losses: PerExampleLosses,
         execution: Execution = AUTO,
         coordinates: Coordinates | None = None,
+        clip_norm: jax.Array | None = None,
     ) -> ClippedGradient:
         """The clipped gradient, normalised by the expected batch size.
 
@@ -195,17 +227,30 @@ class DPSGD:
           execution: how it is computed; "auto" microbatches are the whole batch here.
           coordinates: public maps in whose coordinates it is clipped (`dp_rmt.clipping.coordinates`); the noise of the
             same std is then white in them. None for the parameters as they are.
+          clip_norm: with `clip_quantile`, the clip norm in the state of the noise; losses, norms and gradients are then
+            in its units. Else None.
 
         Returns:
           A `ClippedGradient`.
+
+        Raises:
+          ValueError: clip_norm is given without `clip_quantile`, or missing with it.
         """
+        if (clip_norm is None) != (self.clip_quantile is None):
+            raise ValueError(
+                "clip_norm belongs to clip_quantile: give the l2_clip_norm of the noise's QuantileClippingState with "
+                f"it, and None without it, got clip_norm={clip_norm!r}, clip_quantile={self.clip_quantile!r}"
+            )
+        if clip_norm is not None:
+            per_example_losses = in_units_of(per_example_losses, clip_norm)
         size = execution.microbatch_size
         arguments: dict[str, Any] = {
-            "l2_clip_norm": self.l2_clip_norm,
+            "l2_clip_norm": self.l2_clip_norm if clip_norm is None else 1.0,
             "normalize_by": self.expected_batch_size,
             "clip": self.clip,
             "microbatch_size": None if size == "auto" else size,
             "coordinates": coordinates,
+            "unit": self.unit,
         }
         if execution.clipping_method == "vmap":
             return clipped_grad(per_example_losses, **arguments)
@@ -214,7 +259,15 @@ class DPSGD:
         return ghost_clipped_grad(per_example_losses, method=execution.clipping_method, **arguments)
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
-        """The noise that makes the clipped gradient private."""
+        """The noise that makes the clipped gradient private; with `clip_quantile` that of a `Counted`."""
+        if self.clip_quantile is not None:
+            return follow_quantile(
+                self.clip_quantile,
+                noise_multiplier=self.noise_multiplier,
+                l2_clip_norm=self.l2_clip_norm,
+                normalize_by=self.expected_batch_size,
+                key=key,
+            )
         return add_gaussian_noise(self.noise_std, key)
 
     def denoiser(self, **options: Any) -> optax.GradientTransformation:
@@ -225,9 +278,38 @@ class DPSGD:
         """`scale_by_denoised_adam` at the noise level of this mechanism; options as there."""
         return scale_by_denoised_adam(self.noise_std, **options)
 
-    def sampling(self, seed: int) -> PoissonSampling:
-        """The sampler that the accounting assumes."""
-        return PoissonSampling(self.num_examples, self.sampling_probability, self.truncation.max_batch_size, seed)
+    def sampling(self, seed: int, users: Sequence[Any] | np.ndarray | None = None) -> PoissonSampling | UserSampling:
+        """The sampler that the accounting assumes.
+
+        Args:
+          seed: of the samples.
+          users: an id for each row of the data, where the unit is a user.
+
+        Raises:
+          ValueError: users are missing, are not as many as the mechanism accounts for, or the unit is an example.
+        """
+        self.check_users(users)
+        arguments = self.sampling_probability, self.truncation.max_batch_size
+        if users is None or self.rows_per_user is None:
+            return PoissonSampling(self.num_examples, *arguments, seed)
+        return UserSampling(users, *arguments, self.rows_per_user, seed)
+
+    def check_users(self, users: Sequence[Any] | np.ndarray | None) -> None:
+        """Raises ValueError unless users are given where they are the unit, and as many as are accounted for.
+
+        Args:
+          users: an id for each row of the data; None where the unit is an example.
+        """
+        if (users is None) != (self.unit == "example"):
+            raise ValueError(
+                "users: the ids of the rows' users and rows_per_user go together. Give users=ids with "
+                "DPSGD(rows_per_user=...), whose unit of privacy is a user, or neither of them"
+            )
+        if users is not None and (found := int(number_users(users).max()) + 1) != self.num_examples:
+            raise ValueError(
+                f"the mechanism accounts for {self.num_examples:,} users and the data has {found:,}: with "
+                f"rows_per_user, num_examples counts users, so give num_examples={found}"
+            )
 
     def epsilon(self, step: int, delta: float, accountant: accounting.Accountant | None = None) -> float:
         """The epsilon spent after `step` updates; infinite without noise, 0 before the first update."""

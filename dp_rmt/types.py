@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ Batch = Any
 
 PerExampleLosses = Callable[[Params, Batch], jax.Array]
 """``(params, batch) -> (batch,)``: one loss per example; no example may influence another's loss."""
+
+Unit = Literal["example", "user"]
+"""Whose gradient is clipped as one, and whose privacy that is: a row's, or that of a user with several rows."""
 
 
 def check_leaves_are_real(tree: Params, name: str) -> None:

@@ -3,7 +3,9 @@
     python -m experiments.learning_rates --config=configs/e2e_stories260k.py --config.data.path=DIR
         --config.model.path=DIR --workdir=runs/e2e_rates --record=experiments/studies/learning_rates/results/e2e.json
 
-Interrupted runs go on; `dp_rmt.finetuning.rate_search` says how a rate is chosen.
+It looks at raw losses, and says so in its output, its record and the statement of every run. On private data let a
+sweep repeat and select (docs/launch.md). Interrupted runs go on; `dp_rmt.finetuning.rate_search` says how a rate is
+chosen.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # none: a test compiles what it tests
 # Compiling takes most of the time of these tests: LLVM's optimisations, the splitting of small programs into parts, and
 # the newer of two ways to emit a fused loop. Without them the last bit of a float32 can differ, nothing else.
 _QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_parallel_codegen_split_count": "1"}

@@ -1,6 +1,8 @@
 """Privacy accounting of DP-SGD: the epsilon of a run, and the noise that a target epsilon needs.
 
-The unit of privacy is one example. Neighbours differ by adding or removing one. Batches are Poisson samples. All bounds
+The unit of privacy is one example, or one user (`dp_rmt.mechanism.DPSGD`): the mathematics is the same, and the numbers
+count the one or the other. Neighbours differ by adding or removing one; `epsilon_of_group` is for several. Batches are
+Poisson samples. All bounds
 come from Google's `dp_accounting`. This package adds Renyi accounting of truncated batches, calibration that never ends
 above its target, and errors that say what to change.
 
@@ -12,6 +14,7 @@ the mean costs next to nothing under "pld" (SST-2 at epsilon 3: noise multiplier
 
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
 from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve, epsilon_of_composition
+from dp_rmt.accounting.groups import epsilon_of_group
 from dp_rmt.accounting.noise_support import MAX_PARAMETERS, delta_of_truncation
 from dp_rmt.accounting.renyi import composed_divergences, epsilon_of_divergences, renyi_divergences
 from dp_rmt.accounting.repetition import Repetitions, divergences_of_best, epsilon_of_best
@@ -36,6 +39,7 @@ __all__ = [
     "epsilon_of_best",
     "epsilon_of_composition",
     "epsilon_of_divergences",
+    "epsilon_of_group",
     "largest_true_positive_rate",
     "renyi_divergences",
     "steps_on_shared_samples",

@@ -66,14 +66,23 @@ def delta_of_truncation(
     return min(1.0, float(num_steps * of_step / (1 - 2 * special.ndtr(-support))))
 
 
+def log_of_inverse_box(noise_support: float, num_parameters: int = MAX_PARAMETERS) -> float:
+    """``-log gamma(B)``: what a density gains that is a Gaussian's within S standard deviations in every coordinate.
+
+    >>> f"{log_of_inverse_box(9.155):.0e}"
+    '6e-08'
+    """
+    return float(-num_parameters * special.log1p(-2 * special.ndtr(-noise_support)))
+
+
 def _of_shift(shift: float, support: float, sampling_probability: float, num_parameters: int) -> float:
     """``q k b`` for gradients of this many standard deviations of the noise."""
     q = sampling_probability
     unsampled = 1.0 if q == 1 else 1 + q * math.expm1(-(shift**2) / 2)
-    return min(1.0, q * _largest_escape(shift, support, num_parameters) / unsampled)
+    return min(1.0, q * largest_escape(shift, support, num_parameters) / unsampled)
 
 
-def _largest_escape(shift: float, support: float, num_parameters: int) -> float:
+def largest_escape(shift: float, support: float, num_parameters: int) -> float:
     """b: the largest ``sum_i h(x_i)`` over vectors of norm `shift`.
 
     As a function of x^2, h is concave up to x (S - x) = 1 and convex from there to the other root. So in a maximum at

@@ -8,6 +8,7 @@ random, then a run), and the best alone is published. The bound grows like the l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -15,8 +16,9 @@ import numpy as np
 from dp_accounting.rdp import rdp_privacy_accountant
 from scipy import optimize
 
+from dp_rmt.accounting.noise_support import delta_of_truncation, log_of_inverse_box
 from dp_rmt.accounting.renyi import composed_divergences, epsilon_of_divergences
-from dp_rmt.accounting.step import Step
+from dp_rmt.accounting.step import Step, validated_delta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Repetitions:
         if not 1 < self.mean < math.inf or not self.shape >= 0:
             raise ValueError(f"{self}: the mean must be above 1 and finite, the shape at least 0 (inf: Poisson)")
 
-    @property
+    @functools.cached_property
     def gamma(self) -> float:
         """The parameter of the truncated negative binomial distribution, from its mean.
 
@@ -104,19 +106,43 @@ def divergences_of_best(
     return np.minimum.accumulate(bounds[::-1])[::-1]  # divergences grow with the order, so a higher one bounds lower
 
 
-def epsilon_of_best(steps: Mapping[Step, int], repetitions: Repetitions, *, delta: float) -> float:
+def epsilon_of_best(
+    steps: Mapping[Step, int], repetitions: Repetitions, *, delta: float, noise_support: float = math.inf
+) -> float:
     """The epsilon of whoever publishes the best of a random number of runs, by Rényi divergences; an upper bound.
+
+    Noise that ends at S standard deviations takes ``mean * T b`` of delta, and adds ``-T log gamma(B) / (a - 1)`` to
+    the divergence of order a of one run (docs/math.md, "The best of a random number of runs").
 
     Args:
       steps: what one run consists of: how many steps of each kind.
       repetitions: distribution of the number of runs.
       delta: of the guarantee.
+      noise_support: S; infinite for a Gaussian in exact arithmetic.
 
     Returns:
-      epsilon, in nats.
+      epsilon, in nats; infinite if the end of the noise takes all of delta.
+
+    Raises:
+      ValueError: an argument is out of its range.
 
     >>> runs = Repetitions(mean=6.0, shape=1.0)
     >>> round(epsilon_of_best({Step(2.0, sampling_probability=0.02): 4}, runs, delta=1e-5), 4)
     0.4429
     """
-    return epsilon_of_divergences(divergences_of_best(composed_divergences(steps.items()), repetitions), delta)
+    delta = validated_delta(delta) - repetitions.mean * math.fsum(
+        delta_of_truncation(
+            noise_support=noise_support,
+            noise_multiplier=step.noise_multiplier,
+            sampling_probability=step.sampling_probability,
+            num_steps=count,
+            truncation=step.truncation,
+        )
+        / step.sampling_probability  # whoever adds an example can leave the support whether it is sampled or not
+        for step, count in steps.items()
+    )
+    if delta <= 0:
+        return math.inf
+    orders = np.asarray(rdp_privacy_accountant.RdpAccountant().orders)
+    in_box = sum(steps.values()) * log_of_inverse_box(noise_support) / (orders - 1)
+    return epsilon_of_divergences(divergences_of_best(composed_divergences(steps.items()) + in_box, repetitions), delta)

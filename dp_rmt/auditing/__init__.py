@@ -1,4 +1,4 @@
-"""Privacy, measured: bounds on epsilon, canaries, membership, exposure, memorisation (docs/design/0007-*.md)."""
+"""Privacy, measured: bounds on epsilon, canaries, membership, exposure, memorisation (docs/design, page 0007)."""
 
 from dp_rmt.auditing import canaries, exposure, lower_bounds, membership, memorisation
 

@@ -22,6 +22,7 @@ import numpy as np
 from dp_rmt.auditing.canaries import coin_flips
 from dp_rmt.auditing.engines import OneRun, one_run_bound, repeated_bound
 from dp_rmt.auditing.problems import (
+    APART,
     CLIP_NORM,
     MUTATIONS,
     Audited,
@@ -34,22 +35,30 @@ from dp_rmt.auditing.problems import (
 from dp_rmt.files import write_atomically
 from dp_rmt.reporting import machine
 
-ONE_RUN_MUTATIONS = tuple(name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume"))
-"""The one run cannot show two mistakes. Padding that is counted concerns one canary among the many. In full batches the
-canary is in every step, so that it cancels together with noise that is used twice."""
+ONE_RUN_MUTATIONS = tuple(
+    name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume", APART)
+)
+"""The one run cannot show two mistakes, and one of users is not made there. Padding that is counted concerns one
+canary among the many. In full batches the canary is in every step, so that it cancels together with noise that is used
+twice."""
 
 EXAMPLES = 20
 """The number of examples in repeated runs."""
+DELTA_OF_USERS = 0.05
+"""Delta of the repeated runs of users. Two rows that are clipped apart double the shift, which some hundred runs can
+show only of a mechanism that is calibrated to a large delta."""
 MLP_EXAMPLES, MLP_WIDTH, MLP_HIDDEN = 500, 512, 8
 SHARE, MLP_SHARE = 0.45, 0.1
 """The share of the canaries that is guessed to be in, and again to be out. Nearly all worst cases can be guessed; among
 random examples only the extreme scores tell."""
 
 
-def repeated_mechanism(epsilon: float, delta: float, mutation: str = "none") -> Audited:
-    """A mechanism of twenty examples, each sampled with probability 1/2 in each of 8 steps."""
+def repeated_mechanism(
+    epsilon: float, delta: float, mutation: str = "none", rows_per_user: int | None = None
+) -> Audited:
+    """A mechanism of twenty examples (or users), each sampled with probability 1/2 in each of 8 steps."""
     settings: Any = {"num_examples": EXAMPLES, "expected_batch_size": EXAMPLES / 2, "num_steps": 8}
-    settings["max_batch_size"] = EXAMPLES
+    settings |= {"max_batch_size": EXAMPLES, "rows_per_user": rows_per_user}
     return _calibrated(epsilon, delta, mutation, settings)
 
 
@@ -62,13 +71,23 @@ def full_batch_mechanism(
     return _calibrated(epsilon, delta, mutation, settings)
 
 
-def audit_repeated(epsilon: float, *, delta: float, num_runs: int, seed: int, mutation: str = "none") -> dict[str, Any]:
-    """Audits many runs with one worst-case canary in or out; returns the row of a record."""
-    mechanism = repeated_mechanism(epsilon, delta, mutation)
+def audit_repeated(
+    epsilon: float,
+    *,
+    delta: float,
+    num_runs: int,
+    seed: int,
+    mutation: str = "none",
+    rows_per_user: int | None = None,
+) -> dict[str, Any]:
+    """Audits many runs with one worst-case canary in or out; returns the row of a record.
+
+    With `rows_per_user` the canary is a user with so many rows, all of which are in or out.
+    """
+    mechanism = repeated_mechanism(epsilon, delta, mutation, rows_per_user)
     claim = {"proven": epsilon, "delta": delta}
-    return _timed(
-        mechanism, "repeated runs", claim, lambda: repeated_bound(mechanism, num_runs=num_runs, delta=delta, seed=seed)
-    )
+    name = "repeated runs" if rows_per_user is None else "repeated runs, users"
+    return _timed(mechanism, name, claim, lambda: repeated_bound(mechanism, num_runs=num_runs, delta=delta, seed=seed))
 
 
 def audit_one_run(
@@ -112,7 +131,11 @@ def audit(
     names = tuple(MUTATIONS) if mutations else ("none",)
     rows = []
     for mutation in names:
-        rows.append(audit_repeated(epsilon, delta=delta, num_runs=num_runs, seed=seed, mutation=mutation))
+        if mutation in ("none", APART):
+            of_users: dict[str, Any] = {"delta": DELTA_OF_USERS, "rows_per_user": 2}
+            rows.append(audit_repeated(epsilon, num_runs=num_runs, seed=seed, mutation=mutation, **of_users))
+        if mutation != APART:
+            rows.append(audit_repeated(epsilon, delta=delta, num_runs=num_runs, seed=seed, mutation=mutation))
         if mutation in ONE_RUN_MUTATIONS:
             one_run_delta = min(delta, 0.01 / num_canaries)
             rows.append(

@@ -177,7 +177,8 @@ def _repeated_runs(mechanism: Audited) -> Any:
     train_step = make_train_step(mechanism, canary_losses, transforms, execution=execution, nonprivate_metrics=False)
     initial = TrainState.create(transforms, canary_params(mechanism.num_examples), {})
     canary = {"row": jnp.zeros(1, jnp.int32)}
-    right = dataclasses.replace(mechanism, mutation="none").clipped_grad(canary_losses, execution)
+    # The canary's rows are alike, so that their mean gradient is that of one.
+    right = dataclasses.replace(mechanism, mutation="none", rows_per_user=None).clipped_grad(canary_losses, execution)
 
     def step(state: TrainState, sample: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TrainState, jax.Array]:
         number, rows, is_padding = sample
@@ -186,6 +187,8 @@ def _repeated_runs(mechanism: Audited) -> Any:
             state = dataclasses.replace(state, noise=restarted)
         _, per_example = right(state.params, canary, is_padding_example=None)
         params = state.params
+        if mechanism.rows_per_user is not None:  # each user has so many rows, all alike
+            rows, is_padding = (jnp.stack([a] * mechanism.rows_per_user, axis=-1) for a in (rows, is_padding))
         state, _ = train_step(state, [({"row": rows}, is_padding)])
         released = optax.tree.get(state.optimizer, RELEASED)
         score = canaries.gradient_scores(

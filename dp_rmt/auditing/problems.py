@@ -24,6 +24,7 @@ CLIP_NORM = 1.0
 SMALL, LARGE = 0.1, 100.0
 """Norms of a canary's parts, over the clip norm. Without noise a part of either size is plain to see."""
 
+APART = "rows of a user clipped apart"
 MUTATIONS = {
     "none": "",
     "noise removed": "laws/test_private_step.py::"
@@ -35,6 +36,7 @@ MUTATIONS = {
     "padding counted": "laws/test_private_step.py::test_padding_reaches_nothing",
     "tied weight counted once": "clipping/test_layer_rules.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
+    APART: "laws/test_users.py::test_neighbours_differ_by_one_users_rows_and_by_at_most_the_sensitivity",
 }
 """The mistakes, each with the test under tests/ that guards against it."""
 
@@ -105,9 +107,10 @@ class Audited(DPSGD):
         per_example_losses: PerExampleLosses,
         execution: Execution = AUTO,
         coordinates: Coordinates | None = None,
+        clip_norm: jax.Array | None = None,
     ) -> ClippedGradient:
         """As of `DPSGD`, or with a mistake in it; the bound that it claims is the right one's."""
-        right = super().clipped_grad(per_example_losses, execution, coordinates)
+        right = super().clipped_grad(per_example_losses, execution, coordinates, clip_norm)
         function: Any = right.function
         if self.mutation == "clipping skipped":
             without = dataclasses.replace(
@@ -118,6 +121,8 @@ class Audited(DPSGD):
             function = lambda params, batch, is_padding: right.function(  # noqa: E731
                 params, batch, jnp.zeros_like(is_padding)
             )
+        elif self.mutation == APART:
+            function = self._with_rows_apart(per_example_losses, execution)
         elif self.mutation == "leaf left out of the norm":
             function = self._with_norms_of(
                 per_example_losses, lambda p, b: canary_losses(_frozen(p, "table"), b), execution
@@ -126,6 +131,16 @@ class Audited(DPSGD):
             head_apart: PerExampleLosses = lambda p, b: canary_losses(p, b, _frozen(p, "table")["table"])  # noqa: E731
             function = self._with_norms_of(per_example_losses, head_apart, execution)
         return dataclasses.replace(right, function=function)
+
+    def _with_rows_apart(self, losses: PerExampleLosses, execution: Execution) -> Any:
+        """Clips and sums the rows of all users as if each were a user."""
+        by_row = dataclasses.replace(self, rows_per_user=None, mutation="none").clipped_grad(losses, execution)
+
+        def function(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+            return by_row.function(params, rows, is_padding.reshape(-1))
+
+        return function
 
     def _with_norms_of(self, losses: PerExampleLosses, norm_losses: PerExampleLosses, execution: Execution) -> Any:
         """Sums the gradients of `losses`, but clips them by the norms of those of `norm_losses`."""

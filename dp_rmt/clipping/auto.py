@@ -12,7 +12,7 @@ from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.leaf_uses import LeafWithoutRule
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, PerExample, clipped_grad
-from dp_rmt.types import Batch, Params, PerExampleLosses
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit
 
 
 def auto_clipped_grad(
@@ -23,6 +23,7 @@ def auto_clipped_grad(
     clip: ClippingStyle = "flat",
     microbatch_size: int | None = None,
     coordinates: Coordinates | None = None,
+    unit: Unit = "example",
 ) -> ClippedGradient:
     """`ghost_clipped_grad` of losses whose layers all have rules, and `clipped_grad` of all others.
 
@@ -40,6 +41,7 @@ def auto_clipped_grad(
       clip: "flat" or "automatic".
       microbatch_size: examples differentiated at once; None for all. Must divide the batch.
       coordinates: as in `clipped_grad`.
+      unit: "example", or "user" for batches of users with several rows each.
 
     Returns:
       A `ClippedGradient`.
@@ -62,6 +64,7 @@ def auto_clipped_grad(
             clip=clip,
             microbatch_size=microbatch_size,
             coordinates=coordinates,
+            unit=unit,
         )
         for make in (ghost_clipped_grad, clipped_grad)
     )

@@ -57,15 +57,53 @@ def num_examples(batch: Batch) -> int:
     return size
 
 
-def padding_mask(is_padding_example: Any, batch_size: int) -> jax.Array:
+def users_and_rows(batch: Batch) -> tuple[int, int]:
+    """The two leading axes that all leaves of a batch of users share: users, and the rows of each.
+
+    Args:
+      batch: a pytree of arrays (users, rows, ...).
+
+    Returns:
+      The number of users in the batch and the rows that each has room for, padding included.
+
+    Raises:
+      ValueError: as in `num_examples`, for either axis.
+
+    >>> users_and_rows({"x": jnp.ones((8, 2, 3)), "y": jnp.ones((8, 2))})
+    (8, 2)
+    """
+    num_users = num_examples(batch)
+    rows = {
+        f"batch{jax.tree_util.keystr(path)} of shape {leaf.shape}": leaf.shape[1] if leaf.ndim > 1 else 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    }
+    if len(sizes := {*rows.values()}) > 1 or any(leaf.ndim < 2 for leaf in jax.tree.leaves(batch)):
+        raise ValueError(
+            f"{'; '.join(rows)}: every leaf of a batch of users has the users as its first axis and the rows of each "
+            "user as its second, of one length; gather the batch by the indices (users, rows) of UserSampling"
+        )
+    return num_users, sizes.pop()
+
+
+def row_weights(is_padding_row: jax.Array) -> jax.Array:
+    """What each row of a user counts in the user's mean: 1 over the user's rows, and 0 for padding.
+
+    >>> row_weights(jnp.array([[False, False, True], [True, True, True]])).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    """
+    count = jnp.sum(~is_padding_row, axis=1, keepdims=True)
+    return jnp.where(is_padding_row, 0.0, 1.0 / jnp.maximum(count, 1))
+
+
+def padding_mask(is_padding_example: Any, *shape: int) -> jax.Array:
     """Checks the mask of a batch's padding and returns it.
 
     Args:
       is_padding_example: boolean (batch,), True for padding; None if no row can be padding.
-      batch_size: the number of examples in the batch.
+      *shape: the number of examples in the batch; or of users, and of rows of each.
 
     Returns:
-      The mask, boolean (batch,).
+      The mask, boolean of that shape.
 
     Raises:
       ValueError: the mask is not boolean, or has another shape.
@@ -74,16 +112,16 @@ def padding_mask(is_padding_example: Any, batch_size: int) -> jax.Array:
     [False, False]
     """
     if is_padding_example is None:
-        return jnp.zeros(batch_size, bool)
+        return jnp.zeros(shape, bool)
     mask = jnp.asarray(is_padding_example)
     if mask.dtype != bool:
         raise ValueError(
             f"is_padding_example must be boolean, True for padding, got {mask.dtype} of shape {mask.shape}: give "
             "`indices < 0` for the indices of PoissonSampling, or None where no row can be padding"
         )
-    if mask.shape != (batch_size,):
+    if mask.shape != shape:
+        entries = f"{shape[0]} examples" if len(shape) == 1 else f"{shape[1]} rows of each of {shape[0]} users"
         raise ValueError(
-            f"is_padding_example must have one entry for each of the {batch_size} examples of the batch, got shape "
-            f"{mask.shape}"
+            f"is_padding_example must have one entry for each of the {entries} of the batch, got shape {mask.shape}"
         )
     return mask

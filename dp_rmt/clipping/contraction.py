@@ -22,6 +22,7 @@ from dp_rmt.clipping.products import (
     wide_dtype,
     with_range_of_float32,
     with_rounding,
+    with_row_axis,
 )
 from dp_rmt.clipping.token_scales import are_ordinary, times, token_scales
 
@@ -102,6 +103,12 @@ class Contraction:
         # This is opaque to differentiation in the weights, which would otherwise keep copies of what follows.
         total: jax.Array = linear_call(self._weighted_contraction, _not_transposable, residuals, weights_B)
         return total
+
+    def of_users(self) -> Contraction:
+        """See `LeafRule`."""
+        letters = self.x_axes + self.w_axes + self.y_axes
+        x_axes, y_axes = (with_row_axis(axes, letters) for axes in (self.x_axes, self.y_axes))
+        return Contraction(x_axes, self.w_axes, y_axes)
 
     def _weighted_contraction(self, residuals: tuple[Any, ...], weights_B: jax.Array) -> jax.Array:
         x, g, token_norms = residuals

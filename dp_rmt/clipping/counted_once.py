@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.coordinates import Coordinates
+from dp_rmt.clipping.example_copies import Steps, copied_leaves
 from dp_rmt.clipping.example_mixing import mixed_examples
 from dp_rmt.clipping.layer_rules import LAYER_RULES, FoundLayer, intercepted
 from dp_rmt.clipping.leaf_rules import LeafRule, Offset
@@ -34,6 +35,7 @@ class Layers(NamedTuple):
     tied: dict[str, str]  # the layers among them that share a table: lookup -> head
     ambiguous: set[str]  # heads whose name is also that of another call, of the lookup or of the head
     bytes_per_example: float  # the size of all their outputs
+    copied: dict[str, Steps]  # the leaves of which every example gets a copy, by path
 
 
 # No other axis is likely to have this size, so an axis that has it is the batch axis.
@@ -60,7 +62,14 @@ def layers_of(
     """
     traced = trace_layers(per_example_losses, params, batch)
     tied: dict[str, str] = {}
-    for (path, leaf), (_, uses) in zip(jax.tree_util.tree_leaves_with_path(params), traced.uses, strict=True):
+    copied: dict[str, Steps] = {}
+    found = copied_leaves(traced.jaxpr, len(traced.uses), _TRACED_BATCH_SIZE)
+    bytes_of_copies = 0
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for number, ((path, leaf), (name, uses)) in enumerate(zip(leaves, traced.uses, strict=True)):
+        if number in found:
+            uses, copied[name] = [], found[number]
+            bytes_of_copies += jnp.size(leaf) * jnp.result_type(leaf).itemsize
         _check_leaf(f"params{jax.tree_util.keystr(path)}", jnp.result_type(leaf), uses, traced.names, tied)
     if coordinates is not None:
         _check_coordinates(coordinates, traced.matrices())
@@ -77,7 +86,8 @@ def layers_of(
             "bounds nothing. Let every operation act on one example at a time (no batch norm, no in-batch negatives, "
             "no division by a count over the batch)"
         )
-    return Layers(traced.names, tied, ambiguous, bytes_of_marked_outputs(traced.jaxpr) / _TRACED_BATCH_SIZE)
+    of_outputs = bytes_of_marked_outputs(traced.jaxpr) / _TRACED_BATCH_SIZE
+    return Layers(traced.names, tied, ambiguous, of_outputs + bytes_of_copies, copied)
 
 
 class TracedLayers(NamedTuple):
@@ -169,9 +179,14 @@ def _check_leaf(path: str, dtype: Any, uses: list[Use], names: set[str], tied: d
     used_by = [use.by for use in uses]
     if not set(used_by) <= names:
         layers = ", ".join(dict.fromkeys(layer.__name__ for layer, _ in LAYER_RULES))
+        others = (
+            ". Rules are for flax.linen only: for a model of flax nnx, equinox or haiku, or in plain JAX, use "
+            'clipped_grad (config.train.clipping_method="vmap")'
+        )
         raise LeafWithoutRule(
             f"ghost clipping has no rule for {path}, which goes into: {'; '.join(used_by[:4])}. It has rules "
-            f"for {layers} (add yours to dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}",
+            f"for {layers}, for subclasses that add no method, and for what every example gets a copy of (add yours to "
+            f"dp_rmt.clipping.layer_rules.LAYER_RULES). Otherwise {remedy}{'' if names else others}",
             has_layers=bool(names),
         )
     if len(uses) == 2 and max(used_by) == f"{min(used_by)}.attend":

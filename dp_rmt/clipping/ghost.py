@@ -13,8 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.clipping.batch_leaves import row_weights
 from dp_rmt.clipping.coordinates import Coordinates, with_riders
 from dp_rmt.clipping.counted_once import Layers, layers_of
+from dp_rmt.clipping.example_copies import with_copies
 from dp_rmt.clipping.layer_rules import FoundLayer, intercepted
 from dp_rmt.clipping.microbatch_size import default_memory_budget
 from dp_rmt.clipping.per_example import (
@@ -26,7 +28,8 @@ from dp_rmt.clipping.per_example import (
     summed_over_microbatches,
 )
 from dp_rmt.clipping.taps import tap, tap_frozen, tap_tied_head, tap_tied_lookup
-from dp_rmt.types import Batch, Params, PerExampleLosses
+from dp_rmt.trees import leaves_by_path
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit
 
 Method = Literal["auto", "bookkeeping", "ghost"]
 
@@ -41,6 +44,7 @@ def ghost_clipped_grad(
     microbatch_size: int | None = None,
     memory_budget: int | None = None,
     coordinates: Coordinates | None = None,
+    unit: Unit = "example",
 ) -> ClippedGradient:
     """Computes what `dp_rmt.clipping.per_example.clipped_grad` computes, sooner, without per-example gradients.
 
@@ -64,12 +68,18 @@ def ghost_clipped_grad(
     backward passes of the same arithmetic, which a compiler may round differently. If a gradient is nothing but the
     rounding of the backward pass, its two lengths differ. Take "bookkeeping" where that can happen.
 
-    There are rules for flax.linen's Dense, DenseGeneral, Einsum, LayerNorm, RMSNorm and Embed (lookup, head, or both
-    with one table), alone or inside nn.scan over stacked parameters, nn.remat and jax.jit, in any real compute dtype of
-    16 bits or more. `LAYER_RULES` takes more rules. Every leaf of ``params`` is counted exactly once: for each new
-    shape of its arguments ``per_example_losses`` is traced, each leaf is followed to the layer that uses it, and no
-    operation may mix examples. A tied table is recognised as an object, so several modules may have one name. Its
-    lookup must come before its head, and not inside a jit or a remat of its own.
+    There are rules for flax.linen's Dense, DenseGeneral, Einsum, Conv, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and
+    Embed (lookup, head, or both with one table), and for subclasses that add nothing, alone or inside nn.scan over
+    stacked parameters, nn.remat and jax.jit, in any real compute dtype of 16 bits or more; also for parameters of which
+    every example gets a copy, such as learned positions (`dp_rmt.clipping.example_copies`). `LAYER_RULES` takes more
+    rules. Every leaf of ``params`` is counted exactly once: for each new shape of its arguments ``per_example_losses``
+    is traced, each leaf is followed to the layer that uses it, and no operation may mix examples. A tied table is
+    recognised as an object, so several modules may have one name. Its lookup must come before its head, and not inside
+    a jit or a remat of its own.
+
+    With ``unit="user"`` the mean gradient of a user's rows is that of an example with as many times the tokens, since
+    each row's loss gets the cotangent 1 / n_i: norms have the cross terms of all pairs of rows, and no gradient of a
+    row is formed. What stands in padding rows is replaced by the user's first row, with the cotangent 0.
 
     Dropout must be `dp_rmt.models.PerExampleDropout`, as in `clipped_grad`.
 
@@ -83,6 +93,7 @@ def ghost_clipped_grad(
       microbatch_size: how many examples are differentiated at once; None for all. It must divide the batch.
       memory_budget: the budget of "auto", in bytes; None for a quarter of what `default_memory_budget` says.
       coordinates: as in `clipped_grad`, of leaves that layers use as matrices (a `Contraction`).
+      unit: as in `clipped_grad`.
 
     Returns:
       A `ClippedGradient`.
@@ -108,14 +119,19 @@ def ghost_clipped_grad(
     check_arguments(l2_clip_norm, normalize_by, clip, microbatch_size)
 
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
-        layers = layers_of(per_example_losses, params, batch, coordinates)
-        chosen = method if method != "auto" else _choose(layers.bytes_per_example * len(is_padding), memory_budget)
+        weights = jnp.ones(is_padding.shape) if unit == "example" else row_weights(is_padding)
+        rows = batch if unit == "example" else _rows_of_users(batch, is_padding)
+        layers = layers_of(per_example_losses, params, rows, coordinates)
+        chosen = method if method != "auto" else _choose(layers.bytes_per_example * weights.size, memory_budget)
 
         maps = {} if coordinates is None else coordinates.by_path()
 
         def tapped(params: Params, weights_B: jax.Array) -> jax.Array:
-            return _tapped_losses(per_example_losses, layers, with_riders(params, maps), batch, weights_B)
+            params = with_riders(params, maps)
+            losses = _tapped_losses(per_example_losses, layers, params, rows, weights.size, weights_B)
+            return losses if unit == "example" else _mean_of_rows(losses, weights)
 
+        is_padding = is_padding if unit == "example" else jnp.all(is_padding, axis=1)
         ones = jnp.ones(is_padding.shape, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         losses, squared_norms, weighted_sum = _METHODS[chosen](tapped, params, ones)
         # The rounding of a cross term can be negative. A cross term that overflows to -inf must not
@@ -132,7 +148,29 @@ def ghost_clipped_grad(
         normalize_by=normalize_by,
         microbatch_size=microbatch_size,
         coordinates=coordinates,
+        unit=unit,
     )
+
+
+def _rows_of_users(batch: Batch, is_padding: jax.Array) -> Batch:
+    """The rows of all users, one after the other, where a user's first row stands in the place of padding.
+
+    The derivative of a padding row has the cotangent 0. It is then 0 unless it is infinite, as it could be of what
+    stands in padding; of the first row it would be so, too, and the user contributes nothing anyway.
+    """
+    places = jnp.where(is_padding, 0, jnp.arange(is_padding.shape[1]))
+
+    def chosen(of_user: jax.Array, places: jax.Array) -> jax.Array:
+        return of_user[places]
+
+    # Under vmap, so that users that are divided over devices stay where they are.
+    return jax.tree.map(lambda x: jax.vmap(chosen)(x, places).reshape(places.size, *x.shape[2:]), batch)
+
+
+def _mean_of_rows(losses: jax.Array, weights: jax.Array) -> jax.Array:
+    """Each user's mean loss; a weight of zero selects, since 0 * NaN would be NaN."""
+    of_users = losses.reshape(weights.shape)
+    return jnp.sum(jnp.where(weights > 0, of_users * weights.astype(losses.dtype), 0.0), axis=1)
 
 
 # ---- The methods: (tapped losses, params, ones) -> (losses, squared norms, weights -> weighted sum) -----------------
@@ -175,9 +213,17 @@ def _choose(bytes_kept: float, memory_budget: int | None) -> str:
 
 
 def _tapped_losses(
-    per_example_losses: PerExampleLosses, layers: Layers, params: Params, batch: Batch, weights_B: jax.Array
+    per_example_losses: PerExampleLosses,
+    layers: Layers,
+    params: Params,
+    batch: Batch,
+    num_rows: int,
+    weights_B: jax.Array,
 ) -> jax.Array:
-    """The losses with taps. Their derivative gives ``weights_B`` squared gradient norms (`dp_rmt.clipping.taps`)."""
+    """The losses with taps. Their derivative gives ``weights_B`` squared gradient norms (`dp_rmt.clipping.taps`).
+
+    There are `num_rows` losses, as many for each weight.
+    """
     missing = set(layers.names)
     # What a lookup hands to its head. The table is kept with it, so that the table's identity is not used again.
     tickets: dict[Hashable, tuple[Any, jax.Array, Any]] = {}
@@ -205,7 +251,16 @@ def _tapped_losses(
             return tap_tied_head(table, ids, ticket, layer.inputs, layer.output, weights_B)
         return tap(layer.rules, layer.leaves, layer.inputs, layer.output, weights_B, layer.riders)
 
-    losses = intercepted(per_example_losses, params, batch, len(weights_B), on_layer)
+    def with_taps(params: Params, batch: Batch) -> jax.Array:
+        return intercepted(per_example_losses, params, batch, num_rows, on_layer)
+
+    if not layers.copied:
+        losses = with_taps(params, batch)
+    else:
+        paths = [path for path, _ in leaves_by_path(params)]
+        copied = {paths.index(path): steps for path, steps in layers.copied.items()}
+        losses, seen = with_copies(with_taps, (params, batch), copied, num_rows, weights_B)
+        missing |= {f"params {paths[leaf]!r}" for leaf in copied.keys() - seen}
     if missing:
         raise ValueError(f"{sorted(missing)} are no longer used: {_NOT_PURE}")
     return losses

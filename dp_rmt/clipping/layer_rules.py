@@ -6,6 +6,8 @@ Beside ``dp_rmt.models``, only this file imports flax. Layers inside a loss func
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,8 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from flax.linen.linear import canonicalize_padding
 
 from dp_rmt.clipping.contraction import Contraction
+from dp_rmt.clipping.convolution import Convolution, windows_of
 from dp_rmt.clipping.coordinates import rider_of
 from dp_rmt.clipping.leaf_rules import LeafRule, Lookup, Offset, Scale
 from dp_rmt.clipping.products import is_wide_float
@@ -86,7 +90,32 @@ def _check_axes(x_axes: str, w_axes: str, y_axes: str) -> None:
         raise ValueError(f"with axes {x_axes},{w_axes}->{y_axes}, of which one is summed within one operand")
 
 
-def _normalisation(module: nn.LayerNorm | nn.RMSNorm, x: jax.Array) -> Mapping[str, LeafRule]:
+def _conv(module: nn.Conv, x: jax.Array) -> Mapping[str, LeafRule]:
+    sizes = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
+    if module.mask is not None:
+        raise ValueError("with a mask of its kernel")
+    if (more_axes := x.ndim - len(sizes) - 2) < 0:
+        raise ValueError(f"whose input has {x.ndim} axes, where it would slide along that of the examples")
+
+    def each(setting: Any) -> tuple[int, ...]:
+        return (setting or 1,) * len(sizes) if isinstance(setting, int | None) else tuple(setting)
+
+    padding = canonicalize_padding(module.padding, len(sizes))
+    windows = windows_of(
+        x.shape[1 + more_axes : -1],
+        sizes,
+        strides=each(module.strides),
+        dilations=each(module.kernel_dilation),
+        input_dilations=each(module.input_dilation),
+        padding=padding,
+    )
+    border: Any = "reflect" if padding == "REFLECT" else "wrap"
+    axes = string.ascii_letters[: x.ndim]
+    kernel = Convolution(windows, module.feature_group_count, more_axes, border)
+    return {"kernel": kernel, "bias": Offset(axes, axes[-1])}
+
+
+def _normalisation(module: Any, x: jax.Array) -> Mapping[str, LeafRule]:
     axes = string.ascii_letters[: x.ndim]
     return {"scale": Scale(), "bias": Offset(axes, axes[-1])}
 
@@ -110,6 +139,8 @@ def _head(module: nn.Embed, x: jax.Array) -> Mapping[str, LeafRule]:
 
 
 _PER_TOKEN = {"reduction_axes": -1, "feature_axes": -1, "axis_name": None}
+_PER_EXAMPLE = {"reduction_axes": None, "axis_name": None}
+_STOCK_CONV = {"conv_general_dilated": None, "conv_general_dilated_cls": None, "promote_dtype": promote_dtype}
 _STOCK_PRODUCT = {"dot_general": None, "dot_general_cls": None, "promote_dtype": promote_dtype}
 _STOCK_TYPES = {"promote_dtype": promote_dtype}
 
@@ -119,12 +150,53 @@ LAYER_RULES: dict[tuple[type[nn.Module], str], LayerRule] = {
     (nn.Einsum, "__call__"): LayerRule(_einsum, _STOCK_TYPES),
     (nn.LayerNorm, "__call__"): LayerRule(_normalisation, _PER_TOKEN, _normalised),
     (nn.RMSNorm, "__call__"): LayerRule(_normalisation, _PER_TOKEN, _normalised),
+    (nn.GroupNorm, "__call__"): LayerRule(_normalisation, _PER_EXAMPLE, _normalised),
+    (nn.InstanceNorm, "__call__"): LayerRule(_normalisation, {"feature_axes": -1, "axis_name": None}, _normalised),
+    (nn.Conv, "__call__"): LayerRule(_conv, _STOCK_CONV),
     (nn.Embed, "__call__"): LayerRule(
         lambda module, ids: {"embedding": Lookup(module.num_embeddings)}, _STOCK_TYPES, _rows
     ),
     (nn.Embed, "attend"): LayerRule(_head, _STOCK_TYPES),
 }
-"""Rules by module type and method; subclasses have none, as they may compute something else. Add your layers here."""
+"""Rules by module type and method, which hold for subclasses that add nothing, too. Add your layers here."""
+
+
+def rule_of(kind: type, method: str) -> LayerRule | None:
+    """The rule of a method of a module type: its own, or that of the type that it inherits all that it does from.
+
+    >>> class Projection(nn.Dense):
+    ...     features: int = 3
+    >>> class Doubled(nn.Dense):
+    ...     def __call__(self, x):
+    ...         return 2 * super().__call__(x)
+    >>> [rule_of(kind, "__call__") is not None for kind in (Projection, Doubled)]
+    [True, False]
+    """
+    for base in kind.__mro__:
+        if (rule := LAYER_RULES.get((base, method))) is not None:
+            return rule if kind is base or _adds_nothing(kind, base) else None
+    return None
+
+
+@functools.cache
+def _adds_nothing(kind: type, base: type) -> bool:
+    """Whether a subclass has no method and no property of its own; rules read its fields from the module."""
+    fields, of_base = ({field.name for field in dataclasses.fields(each)} for each in (kind, base))
+    generated = {*vars(type("Plain", (base,), {})), *_OF_EVERY_CLASS}
+    for own in kind.__mro__:
+        for name, value in vars(own).items() if own not in base.__mro__ else ():
+            is_field = name in fields and not hasattr(type(value), "__set__")
+            is_value = is_field or not (callable(value) or hasattr(value, "__get__"))
+            replaces = hasattr(base, name) and name not in of_base
+            if name not in generated and (not is_value or replaces):
+                return False
+    return True
+
+
+_OF_EVERY_CLASS = (
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__static_attributes__"),
+    *("__firstlineno__", "__orig_bases__", "__parameters__", "__dict__", "__weakref__", "__doc__"),
+)
 
 
 class FoundLayer(NamedTuple):
@@ -172,7 +244,7 @@ def intercepted(
     def intercept(next_method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         nonlocal inside_layer
         module: Any = context.module
-        rule = LAYER_RULES.get((type(module), context.method_name))
+        rule = rule_of(type(module), context.method_name)
         if inside_layer or rule is None or "params" not in module.variables:
             return next_method(*args, **kwargs)
         inside_layer = True  # the layer's own computation below is intercepted, too

@@ -25,6 +25,7 @@ from dp_rmt.clipping.products import (
     weighted_sum,
     wide,
     with_rounding,
+    with_row_axis,
 )
 from dp_rmt.clipping.token_scales import times, token_scales
 
@@ -43,6 +44,12 @@ class LeafRule(Protocol):
 
         An example of weight zero contributes exactly zero, whatever its ``x`` and ``g`` are. The sum is float32 or
         wider.
+        """
+
+    def of_users(self) -> LeafRule:
+        """Returns the rule for ``x`` and ``g`` with one more axis behind the first: the rows of each user.
+
+        A user is to it what an example is to this rule, with as many times the tokens.
         """
 
 
@@ -68,6 +75,10 @@ class Offset:
         """See `LeafRule`; ``x`` plays no part."""
         return weighted_sum(self._gradients(g), weights_B)
 
+    def of_users(self) -> Offset:
+        """See `LeafRule`."""
+        return Offset(with_row_axis(self.y_axes, self.y_axes), self.axes)
+
     def _gradients(self, g: jax.Array) -> jax.Array:
         return jnp.einsum(f"{self.y_axes}->{self.y_axes[0]}{self.axes}", wide(g))
 
@@ -84,6 +95,10 @@ class Scale:
     def weighted_sum(self, x: jax.Array, g: jax.Array, weights_B: jax.Array) -> jax.Array:
         """See `LeafRule`."""
         return weighted_sum(self._gradients(x, g), weights_B)
+
+    def of_users(self) -> Scale:
+        """See `LeafRule`; all axes but the first and the last are tokens."""
+        return self
 
     def _gradients(self, x: jax.Array, g: jax.Array) -> jax.Array:
         return jnp.sum(wide(x) * wide(g), axis=range(1, x.ndim - 1))
@@ -114,6 +129,10 @@ class Lookup:
         finite = jnp.where(jnp.isfinite(g), wide(g), 0.0)
         rows = finite * weights_B.reshape(-1, *[1] * (g.ndim - 1)).astype(finite.dtype)
         return jnp.zeros((self.num_rows, g.shape[-1]), rows.dtype).at[x].add(rows, mode="drop")
+
+    def of_users(self) -> Lookup:
+        """See `LeafRule`; all axes but the first and the last are tokens."""
+        return self
 
 
 def tied_product(rows_BxTxD: jax.Array, rounding_BxT: jax.Array, g: jax.Array) -> jax.Array:

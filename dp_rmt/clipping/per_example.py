@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from dp_accounting import NeighboringRelation
 
-from dp_rmt.clipping.batch_leaves import num_examples, padding_mask
+from dp_rmt.clipping.batch_leaves import num_examples, padding_mask, row_weights, users_and_rows
 from dp_rmt.clipping.coordinates import Coordinates
-from dp_rmt.types import Batch, Params, PerExampleLosses, check_leaves_are_real
+from dp_rmt.types import Batch, Params, PerExampleLosses, Unit, check_leaves_are_real
 
 ClippingStyle = Literal["flat", "automatic"]
 
@@ -32,8 +32,10 @@ LARGEST_AUTOMATIC_CLIP_NORM = 1e30
 class PerExample(NamedTuple):
     """Raw values of each example, shape (batch,). They are NOT private: report them as ``nonprivate/`` or not at all.
 
+    With ``unit="user"`` there is one entry for each user.
+
     Attributes:
-      loss: the loss; zero for padding.
+      loss: the loss, or the mean loss of a user's rows; zero for padding.
       grad_norm: the l2 norm before clipping; zero for padding. It is NaN or infinite where the gradient or the loss
         was; such an example contributed zero.
     """
@@ -48,11 +50,14 @@ class ClippedGradient:
 
     Attributes:
       function: computes ``(gradient, PerExample)`` of parameters, batch and mask, which `__call__` has checked.
-      l2_norm_bound: the largest l2 norm that one example can add to the gradient (see the function of this name).
+      l2_norm_bound: the largest l2 norm that one example (or user) can add to the gradient (see the function of this
+        name).
+      unit: what a line of the batch is. With "user" each leaf of a batch is (users, rows, ...).
     """
 
     function: Callable[[Params, Batch, jax.Array], tuple[Params, PerExample]]
     l2_norm_bound: float
+    unit: Unit = "example"
 
     def __call__(
         self, params: Params, batch: Batch, *, is_padding_example: jax.Array | None
@@ -64,7 +69,8 @@ class ClippedGradient:
           batch: a pytree of arrays, each with the examples as its first axis.
           is_padding_example: boolean (batch,), True for rows that are not examples. For the indices of
             `PoissonSampling` it is ``indices < 0``: there -1 is padding, and would otherwise count the last example of
-            the data set once for every free row. None says that no row can be padding.
+            the data set once for every free row. None says that no row can be padding. With ``unit="user"`` it is
+            (users, rows), as for the indices of `UserSampling`.
 
         Returns:
           The sum of clipped gradients over ``normalize_by``, in the structure of ``params``, which is zero for a batch
@@ -74,19 +80,19 @@ class ClippedGradient:
           ValueError: a leaf of the batch has another leading axis or none, or the mask is not boolean or does not fit.
             It is raised before the loss is traced.
         """
-        batch_size = num_examples(batch)
-        is_padding = padding_mask(is_padding_example, batch_size)
-        if batch_size == 0:
+        shape = (num_examples(batch),) if self.unit == "example" else users_and_rows(batch)
+        is_padding = padding_mask(is_padding_example, *shape)
+        if 0 in shape:
             zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)), params)
-            return zeros, PerExample(jnp.zeros(0), jnp.zeros(0))
+            return zeros, PerExample(jnp.zeros(shape[0]), jnp.zeros(shape[0]))
         return self.function(params, batch, is_padding)
 
     def sensitivity(self, neighboring_relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE) -> float:
         """The largest l2 distance between the gradients of two neighbouring batches.
 
         Args:
-          neighboring_relation: what neighbouring means. Adding, removing or zeroing out one example moves the sum by
-            one clipped gradient; replacing one example moves it by two.
+          neighboring_relation: what neighbouring means. Adding, removing or zeroing out one example (or all rows of one
+            user) moves the sum by one clipped gradient; replacing one moves it by two.
 
         Returns:
           ``l2_norm_bound``, or twice that for ``REPLACE_ONE``.
@@ -102,6 +108,7 @@ def clipped_grad(
     clip: ClippingStyle = "flat",
     microbatch_size: int | None = None,
     coordinates: Coordinates | None = None,
+    unit: Unit = "example",
 ) -> ClippedGradient:
     """Makes a function for the sum of clipped per-example gradients, divided by a constant.
 
@@ -114,13 +121,19 @@ def clipped_grad(
     from a norm, which takes less than a thousandth of `SMALLEST_CLIP_NORM` from it; squares above 3e38 make it
     infinite.
 
-    | an example that ...               | contributes                                     |
-    |-----------------------------------|-------------------------------------------------|
-    | is padding                        | exactly zero                                    |
-    | has a NaN or infinite gradient    | exactly zero; its ``grad_norm`` is not finite   |
-    | has a NaN or infinite loss        | exactly zero; its ``grad_norm`` is not finite   |
-    | has a norm above 1.8e19           | exactly zero; its ``grad_norm`` is not finite   |
-    | has a zero gradient               | zero                                            |
+    ================================  ==============================================
+    an example that ...               contributes
+    ================================  ==============================================
+    is padding                        exactly zero
+    has a NaN or infinite gradient    exactly zero; its ``grad_norm`` is not finite
+    has a NaN or infinite loss        exactly zero; its ``grad_norm`` is not finite
+    has a norm above 1.8e19           exactly zero; its ``grad_norm`` is not finite
+    has a zero gradient               zero
+    ================================  ==============================================
+
+    With ``unit="user"``, g_i is the mean of the gradients of user i's rows, ``(1 / n_i) sum_j g_ij`` over the n_i rows
+    that are not padding, and everything above holds of users (Charles et al. 2024). A user of whose rows one has a
+    gradient or a loss that is not finite contributes exactly zero.
 
     Random numbers of the loss must be each example's own. For dropout, give each example a key as a leaf of the batch
     and use `dp_rmt.models.PerExampleDropout`. With one key for all and `flax.linen.Dropout`, all examples have the same
@@ -140,6 +153,7 @@ def clipped_grad(
       coordinates: public maps of some leaves; None for the parameters as they are. Each example's gradient is mapped
         before its norm is taken, and the sum is that of mapped gradients (`dp_rmt.clipping.coordinates`). The
         coordinates must not depend on private data.
+      unit: "user" for batches of users with several rows each.
 
     Returns:
       A `ClippedGradient`; its gradient has the structure of ``params``. The loss is compiled with it, once for each
@@ -162,9 +176,30 @@ def clipped_grad(
         batch_of_one = jax.tree.map(lambda x: x[None], example)
         return jax.value_and_grad(lambda p: _one_loss(per_example_losses(p, batch_of_one)))(params)
 
+    def one_user(params: Params, rows: Batch, weights: jax.Array) -> tuple[jax.Array, Params]:
+        """The mean loss and gradient of a user's rows, one row at a time; a row of weight zero is not looked at."""
+
+        def add(total: Any, row: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            example, weight = row
+            of_row = _wide(one_example(params, example))
+            return jax.tree.map(
+                lambda t, x: jnp.where(weight > 0, t + weight.astype(x.dtype) * x, t), total, of_row
+            ), None
+
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(lambda: _wide(one_example(params, jax.tree.map(lambda x: x[0], rows)))),
+        )
+        mean: tuple[jax.Array, Params] = jax.lax.scan(add, nothing, (rows, weights))[0]
+        return mean
+
     def clipped_sum(params: Params, batch: Batch, is_padding: jax.Array) -> tuple[Params, PerExample]:
-        losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
-        grads = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+        if unit == "example":
+            losses, grads = jax.vmap(one_example, in_axes=(None, 0))(params, batch)
+            grads = _wide(grads)
+        else:
+            losses, grads = jax.vmap(one_user, in_axes=(None, 0, 0))(params, batch, row_weights(is_padding))
+            is_padding = jnp.all(is_padding, axis=1)
         mapped = grads if coordinates is None else jax.vmap(coordinates)(grads)
         norms = jnp.sqrt(sum(jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(mapped)))
         norms = jnp.where(jnp.isfinite(losses), norms, jnp.nan)
@@ -179,6 +214,7 @@ def clipped_grad(
         normalize_by=normalize_by,
         microbatch_size=microbatch_size,
         coordinates=coordinates,
+        unit=unit,
     )
 
 
@@ -189,6 +225,7 @@ def summed_over_microbatches(
     normalize_by: float,
     microbatch_size: int | None,
     coordinates: Coordinates | None,
+    unit: Unit = "example",
 ) -> ClippedGradient:
     """Makes a `ClippedGradient` of a function that clips and sums one microbatch.
 
@@ -202,6 +239,7 @@ def summed_over_microbatches(
       normalize_by: the number that divides the sum.
       microbatch_size: None for the whole batch at once.
       coordinates: map the sum, once it is complete; its clip factors are of mapped gradients.
+      unit: what a line of a batch is; a microbatch has so many of them.
 
     Returns:
       The `ClippedGradient`.
@@ -213,7 +251,8 @@ def summed_over_microbatches(
         if microbatch_size is not None:
             _check_divides(microbatch_size, len(is_padding))
             kind = optax.microbatching.AccumulationType
-            has_examples = jnp.any(~is_padding.reshape((-1, microbatch_size), order="F"), axis=1)
+            is_empty = is_padding if unit == "example" else jnp.all(is_padding, axis=1)
+            has_examples = jnp.any(~is_empty.reshape((-1, microbatch_size), order="F"), axis=1)
             sum_ = optax.microbatching.microbatch(
                 clipped_sum,
                 argnums=(1, 2),
@@ -227,7 +266,7 @@ def summed_over_microbatches(
 
     # The function is jitted: op by op, loops and the layers of ghost clipping would be compiled at every call and kept.
     return ClippedGradient(
-        jax.jit(function, inline=True), l2_norm_bound(l2_clip_norm=l2_clip_norm, normalize_by=normalize_by)
+        jax.jit(function, inline=True), l2_norm_bound(l2_clip_norm=l2_clip_norm, normalize_by=normalize_by), unit
     )
 
 
@@ -253,6 +292,10 @@ def _weighted_sum(grads: jax.Array, factors: jax.Array, contributes: jax.Array) 
     # A factor of zero does not remove a NaN (0 * NaN = NaN), hence the selection before the product.
     mask = contributes.reshape((-1,) + (1,) * (grads.ndim - 1))
     return jnp.einsum("b,b...->...", factors.astype(grads.dtype), jnp.where(mask, grads, 0.0), precision="highest")
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def _one_loss(losses: jax.Array) -> jax.Array:

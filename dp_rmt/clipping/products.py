@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,16 @@ def sum_but_first(a: jax.Array) -> jax.Array:
 def count(letters: str, axes: str, a: jax.Array) -> int:
     """Counts the indices of some of an array's axes: the product of their sizes."""
     return math.prod(size for letter, size in zip(axes, a.shape, strict=True) if letter in letters)
+
+
+def with_row_axis(axes: str, taken: str) -> str:
+    """The axes with one more behind the first, named by the last letter whose upper and lower case are not taken.
+
+    >>> with_row_axis("bti", "btiy")
+    'bzti'
+    """
+    free = next(a for a in reversed(string.ascii_lowercase) if not {a, a.upper()} & {*taken})
+    return f"{axes[0]}{free}{axes[1:]}"
 
 
 def wide_dtype(a: jax.Array) -> jnp.dtype:

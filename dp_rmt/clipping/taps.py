@@ -6,6 +6,9 @@ an embedding and a head. All of them take ``weights_B`` and give it the squared 
 up.
 
 In each tap the output ``y`` must have been computed with the parameters held constant, by `jax.lax.stop_gradient`.
+
+There may be k times as many rows in ``x`` and ``y`` as there are weights. Then each k rows that follow each other are
+those of one user, and "example" here means the user: an example with one more axis of tokens.
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ def tap(
     Args:
       rules: one rule for each leaf.
       leaves: the parameters of the layer.
-      x: what the rules take as ``x``, (batch, ...).
-      y: the output of the layer, (batch, ...).
+      x: what the rules take as ``x``, (batch, ...), or (batch * rows, ...).
+      y: the output of the layer, as long.
       weights_B: (batch,), float32 or wider.
       maps: by leaf, the coordinates in which the norms of some gradients are taken, by `Contraction`. Where
         one has the bias in it, the bias has no norm of its own. The sums are not mapped.
@@ -92,14 +95,23 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
     g = jax.lax.optimization_barrier(g)
     sums: dict[str, Any] = dict.fromkeys(marks)
     squared_norms = jnp.zeros_like(weights_B)
-    for name, rule in static:
+    by_user = len(g) != len(weights_B)
+    x_B, g_B = (_grouped(a, weights_B) for a in (x, g))
+    for name, of_rows in static:
         if marks[name] is not None:
-            sums[name] = rule.weighted_sum(x, g, weights_B).astype(weights_B.dtype)
+            rule = of_rows.of_users() if by_user else of_rows
+            sums[name] = rule.weighted_sum(x_B, g_B, weights_B).astype(weights_B.dtype)
             if name in maps:
-                squared_norms += squared_norm_of_mapped(rule, x, g, maps[name]).astype(weights_B.dtype)
+                squared_norms += squared_norm_of_mapped(rule, x_B, g_B, maps[name]).astype(weights_B.dtype)
             elif not (name == BIAS and any(of_matrix.has_bias for of_matrix in maps.values())):
-                squared_norms += rule.squared_norm(x, g).astype(weights_B.dtype)
+                squared_norms += rule.squared_norm(x_B, g_B).astype(weights_B.dtype)
     return sums, None, g, squared_norms, None
+
+
+def _grouped(a: jax.Array, weights_B: jax.Array) -> jax.Array:
+    """The array as it is, or (users, rows, ...) where it has several rows for each weight."""
+    rows = len(a) // len(weights_B)
+    return a if rows == 1 else a.reshape(len(weights_B), rows, *a.shape[1:])
 
 
 _tap.defvjp(_tap_forward, _tap_backward, symbolic_zeros=True)
@@ -162,7 +174,7 @@ def tap_tied_lookup(
     Returns:
       ``y`` and the ticket for `tap_tied_head`.
     """
-    tokens = ids.reshape(len(ids), -1).shape
+    tokens = ids.reshape(len(weights_B), -1).shape
     ticket = tuple(jnp.zeros(shape, weights_B.dtype) for shape in ((*tokens, y.shape[-1]), tokens, tokens[:1]))
     tapped: tuple[jax.Array, tuple[jax.Array, ...]] = _tied_lookup(table, ids, y, weights_B, ticket)
     return tapped
@@ -185,11 +197,12 @@ def _tied_lookup_backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
         return None, None, None if isinstance(g, SymbolicZero) else g, None, None
     rule = Lookup(len(rows_of_table))
     g = jax.lax.optimization_barrier(g)
-    squared_norms = rule.squared_norm(ids, g)
+    ids_B, g_B = _grouped(ids, weights_B), _grouped(g, weights_B)
+    squared_norms = rule.squared_norm(ids_B, g_B)
     if not isinstance(rows_BxTxD, SymbolicZero):  # otherwise no head has taken the ticket
         # What rounding adds to the head's part of the sum may point along the lookup's.
-        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
-    total = rule.weighted_sum(ids, g, weights_B).astype(weights_B.dtype)
+        squared_norms += tied_product(rows_BxTxD, rounding_BxT, g_B) + 2 * jnp.sqrt(squared_norms) * rounding_of_head_B
+    total = rule.weighted_sum(ids_B, g_B, weights_B).astype(weights_B.dtype)
     return total, None, g, squared_norms.astype(weights_B.dtype), None
 
 
@@ -212,7 +225,7 @@ def tap_tied_head(
     Returns:
       ``y``.
     """
-    tapped: jax.Array = _tied_head(table, ids.reshape(len(ids), -1), ticket, x, y, weights_B)
+    tapped: jax.Array = _tied_head(table, ids.reshape(len(weights_B), -1), ticket, x, y, weights_B)
     return tapped
 
 
@@ -230,7 +243,7 @@ def _tied_head_backward(residuals: Any, g: Any) -> tuple[Any, ...]:
         return None, None, None, None, None if isinstance(g, SymbolicZero) else g, None
     ids_BxT, x, weights_B = residuals
     g = jax.lax.optimization_barrier(g)
-    x_BxSxD = with_range_of_float32(x.reshape(len(x), -1, x.shape[-1]))
+    x_BxSxD = with_range_of_float32(x.reshape(len(weights_B), -1, x.shape[-1]))
     # Logits are wider than what they are computed from. Their gradient is taken as narrow as that, here and in the sum.
     g_BxSxV = g.reshape(*x_BxSxD.shape[:2], -1).astype(x_BxSxD.dtype)
     total = HEAD.weighted_sum(x_BxSxD, g_BxSxV, weights_B).astype(weights_B.dtype)

@@ -15,13 +15,14 @@ def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple
 
     Args:
         arrays: the data set, name -> (N, ...).
-        indices: (B,) integers in [-1, N).
+        indices: (B,) integers in [-1, N); or (users, rows of each) from `UserSampling`.
 
     Returns:
-        The batch, name -> (B, ...) with the same dtypes, and `is_padding_example`, (B,) bool.
+        The batch, name -> (B, ...) with the same dtypes, and `is_padding_example`, (B,) bool; (users, rows, ...) and
+        (users, rows) where the indices are so.
 
     Raises:
-        ValueError: `arrays` is empty or its arrays differ in N, or `indices` is not a vector of integers.
+        ValueError: `arrays` is empty or its arrays differ in N, or `indices` are not integers of one or two axes.
         IndexError: an index is outside [-1, N).
 
     >>> batch, is_padding_example = gather_batch({"label": np.array([5, 6, 7])}, np.array([2, -1]))
@@ -30,8 +31,10 @@ def gather_batch(arrays: Mapping[str, np.ndarray], indices: np.ndarray) -> tuple
     """
     num_examples = _num_examples(arrays)
     indices = np.asarray(indices)
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"indices must be a vector of integers, got {indices.dtype} of shape {indices.shape}.")
+    if indices.ndim not in (1, 2) or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"indices must be integers, (examples,) or (users, rows), got {indices.dtype} of shape {indices.shape}."
+        )
     if indices.size and not -1 <= indices.min() <= indices.max() < num_examples:
         raise IndexError(
             f"indices run from {indices.min()} to {indices.max()}, but the data set has {num_examples}"

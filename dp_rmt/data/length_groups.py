@@ -24,7 +24,8 @@ def group_by_length(
 
     Args:
       arrays: the data set with ``attention_mask`` (N, L). Every array with L columns is cut to the group's length.
-      indices: the examples (B,) of the batch, -1 for padding, from `PoissonSampling.indices`.
+      indices: the examples (B,) of the batch, -1 for padding, from `PoissonSampling.indices`; or users with their rows
+        (B, rows) from `UserSampling.indices`. A user goes with all of its rows where the longest of them belongs.
       lengths: ascending lengths of the groups in tokens; the last must be L. If it is empty, data of any kind is one
         group, and needs no mask.
       microbatch_size: None puts everything into the last group.
@@ -51,7 +52,7 @@ def rows_of_groups(
 
     Returns:
       For each length the data set, with its arrays cut to that length (as views), and the examples (B,) of the group,
-      -1 for padding.
+      or its users with their rows (B, rows), -1 for padding.
     """
     if microbatch_size is None:
         return [(arrays, indices)]
@@ -59,10 +60,13 @@ def rows_of_groups(
         return [(arrays, indices[microbatch_order(len(indices), microbatch_size)])]
     full_length = arrays["attention_mask"].shape[1]
     check_lengths(lengths, full_length)
-    real = indices[indices >= 0]
+    real = indices[indices >= 0] if indices.ndim == 1 else indices[(indices >= 0).any(axis=1)]
+    masks = arrays["attention_mask"][real]
+    if indices.ndim == 2:  # what any of a user's rows has, and none where the user has fewer rows
+        masks = np.max(np.where((real >= 0)[..., None], masks, 0), axis=1)
     groups: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []
-    for length, rows in zip(lengths, rows_by_length(arrays["attention_mask"][real], lengths), strict=True):
-        members = np.full(len(indices), -1, indices.dtype)
+    for length, rows in zip(lengths, rows_by_length(masks, lengths), strict=True):
+        members = np.full(indices.shape, -1, indices.dtype)
         members[: len(rows)] = real[rows]
         cut = {name: x[:, :length] if x.shape[1:] == (full_length,) else x for name, x in arrays.items()}
         groups.append((cut, members[microbatch_order(len(members), microbatch_size)]))

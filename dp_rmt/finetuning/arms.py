@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import time
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
-from dp_rmt.files import write_atomically
+from dp_rmt.files import explained, write_atomically
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.plan import build_mechanism, print_plans
@@ -22,7 +25,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.finetuning.texts import samples, write_texts
-from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir
+from dp_rmt.finetuning.workdir import CONFIG_FILE, as_json, check_workdir, claim_workdir, flatten, is_secret
 from dp_rmt.models import save_pretrained
 from dp_rmt.models.peft.adapter import save_adapter
 from dp_rmt.models.tuning import without_lora
@@ -38,6 +41,7 @@ from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
 from dp_rmt.training.run import CHECKPOINTS, Run, Seeds
 from dp_rmt.training.train_state import TrainState
+from dp_rmt.training.writers import Writers, check_writers, open_writers
 from dp_rmt.types import Params
 
 SAMPLES = 8
@@ -54,6 +58,7 @@ class Arm:
       workdir: the arm's own folder.
       task: data and model.
       run: the run, ready to train.
+      experiment: the folder of all arms, which has their common report; None for an arm that stands alone.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Arm:
     workdir: Path
     task: Task
     run: Run
+    experiment: Path | None = None
 
 
 def prepare(settings: Settings, workdir: Path, rows: Any = None, *, shows_plan: bool = True) -> list[Arm]:
@@ -79,6 +85,8 @@ def prepare(settings: Settings, workdir: Path, rows: Any = None, *, shows_plan: 
       ValueError, FileNotFoundError, FileExistsError: the message says what is wrong, where, and what to do.
     """
     each = arm_settings(settings)
+    for own in each.values():
+        check_writers(own.writers.to)
     folders = _folders(each, workdir)
     with processes.first_alone("workdir"):
         located = _locate(settings, each, folders, workdir)
@@ -92,7 +100,7 @@ def prepare(settings: Settings, workdir: Path, rows: Any = None, *, shows_plan: 
             tasks[key] = assemble.load_task(with_paths, rows, planned)
         run = assemble.build_run(with_paths, tasks[key], name=name)
         run.check(folders[name])
-        arms.append(Arm(name, each[name], folders[name], tasks[key], run))
+        arms.append(Arm(name, each[name], folders[name], tasks[key], run, workdir))
     processes.wait_for_all("arms are ready")
     if processes.is_first():
         claim_workdir(workdir, settings)
@@ -119,7 +127,46 @@ def train(arm: Arm, *, until: int | None = None) -> None:
         arm.workdir,
         until=until,
         write_results=lambda step, params, metrics: _write_results(arm, step, params, metrics),
+        after_evaluation=None if arm.experiment is None else ReportWhileRunning(arm.experiment),
+        writers=_writers(arm) if processes.is_first() else None,
     )
+
+
+def _writers(arm: Arm) -> Writers:
+    chosen = arm.settings.writers
+    record = {key: value for key, value in flatten(as_json(arm.settings)).items() if not is_secret(key)}
+    return open_writers(
+        chosen.to,
+        arm.workdir,
+        name=f"{arm.settings.name}/{arm.name}",
+        config=record,
+        nonprivate=chosen.nonprivate,
+        project=chosen.wandb_project,
+        online=chosen.wandb_online,
+    )
+
+
+class ReportWhileRunning:
+    """Writes the report after an evaluation, unless that would take more than a tenth of the time.
+
+    Args:
+      workdir: the folder of the experiment.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._workdir, self._next = workdir, -math.inf
+
+    def __call__(self, step: int) -> None:
+        """Writes the report; the run goes on if that fails, as it can be written again from the folder."""
+        begun = time.monotonic()
+        if begun < self._next:
+            return
+        try:
+            report(self._workdir)
+        except OSError as error:
+            logging.warning("the report could not be written after update %d: %s", step, explained(error))
+        ended = time.monotonic()
+        self._next = ended + 9 * (ended - begun)
 
 
 def trained_state(arm: Arm) -> TrainState:

@@ -27,6 +27,7 @@ from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.run import Run, Seeds, prepare_run
 from dp_rmt.training.sharding_rules import SHARDING_RULES
 from dp_rmt.training.task import Task as TrainedTask
@@ -75,7 +76,7 @@ def load_task(settings: Settings, rows: Any = None, planned: Planned | None = No
 
 
 def _check_delta(settings: Settings, num_examples: int, notes: Sequence[str]) -> None:
-    delta_for(settings.privacy, num_examples)
+    delta_for(settings.privacy, num_examples, "example" if settings.data.user_column is None else "user")
 
 
 def task_key(settings: Settings) -> Hashable:
@@ -114,7 +115,7 @@ def build_run(
     mesh, trained = make_mesh(**settings.mesh.as_dict()), _trained_task(settings, task)
     settings = _with_microbatch_size(settings, trained, mesh)
     privacy, train = settings.privacy, settings.train
-    mechanism, delta = build_mechanism(settings, task.num_examples)
+    mechanism, delta = build_mechanism(settings, trained.num_units)
     geometry = geometry_of(settings, task)
     _warn_of_nothing_to_truncate(name, settings, split_params(task.params, task.trainable)[0])
 
@@ -157,7 +158,25 @@ def build_run(
             texts_of=task.prompts.split if task.prompts else None,
             coordinates_from=None if geometry is None else geometry.rows,
         ),
+        private_scores=private_scores(settings, mechanism.num_steps, delta, task),
     )
+
+
+def private_scores(settings: Settings, num_steps: int, delta: float, task: Task | None = None) -> PrivateScores | None:
+    """The noise of the scores of a run; None where its evaluation data is public.
+
+    Args:
+      settings: of the run.
+      num_steps: its updates.
+      delta: of its guarantee, and of that of the evaluation data.
+      task: has the evaluation data; None where the scores are to be priced and not released.
+    """
+    epsilon = settings.privacy.evaluation_epsilon
+    if epsilon is None:
+        return None
+    found = {} if task is None else task.evaluations
+    rows = {name: len(next(iter(arrays.values()))) for name, arrays in found.items()}
+    return PrivateScores(epsilon, delta, num_steps, settings.train.eval_every, rows)
 
 
 def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:
@@ -174,7 +193,10 @@ def evaluators(settings: Settings, task: Task) -> dict[str, Evaluator]:
 
 def _trained_task(settings: Settings, task: Task) -> TrainedTask:
     """The part of the task that training needs."""
-    return TrainedTask(task.train, task.losses, task.params, task.trainable, task.lengths, evaluators(settings, task))
+    scores = evaluators(settings, task)
+    return TrainedTask(
+        task.train, task.losses, task.params, task.trainable, task.lengths, scores, users=task.users or None
+    )
 
 
 def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> Settings:
@@ -186,12 +208,13 @@ def _with_microbatch_size(settings: Settings, task: TrainedTask, mesh: Mesh) -> 
     if settings.train.microbatch_size != "auto":
         return settings
     mechanism = DPSGD(
-        num_examples=task.num_examples,
-        expected_batch_size=defaults.expected_batch_size(settings.privacy.expected_batch_size, task.num_examples),
+        num_examples=task.num_units,
+        expected_batch_size=defaults.expected_batch_size(settings.privacy.expected_batch_size, task.num_units),
         num_steps=1,
         l2_clip_norm=settings.privacy.l2_clip_norm,
         noise_multiplier=0.0,
         clip=settings.privacy.clip,
+        rows_per_user=None if task.users is None else settings.privacy.rows_per_user,
     )
     size = fitting_microbatch_size(task, mechanism, settings.train.clipping_method, mesh)
     return settings.changed({"train.microbatch_size": size})

@@ -53,6 +53,11 @@ def _complaints(settings: Settings) -> Iterator[str]:
             "config.data.task='auto' is what --train=DATA means without a task; in a file of settings, name one of "
             f"{', '.join(OWN_TASKS)}"
         )
+    if privacy.evaluation_epsilon is not None and (model.head == "causal_lm" or math.isinf(privacy.evaluation_epsilon)):
+        yield (
+            f"config.privacy.evaluation_epsilon={privacy.evaluation_epsilon} gives accuracies noise, and has to be "
+            "finite; a decoder has none, and shows rows of its evaluation data: leave it out"
+        )
     if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
     unused = [name for name in OF_OWN_TASKS if getattr(data, name) != getattr(Data(), name)]

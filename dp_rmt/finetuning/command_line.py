@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging as python_logging
+import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -71,8 +73,10 @@ def run_with_settings(
 
 def stop(error: Exception) -> NoReturn:
     """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose."""
+    from dp_rmt.files import explained  # here, because `environment.prepare` must come before NumPy
+
     logging.debug("stopped", exc_info=error)
-    sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+    sys.exit(f"{Path(sys.argv[0]).stem}: {explained(error) if isinstance(error, OSError) else error}")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Assignment]]:
@@ -248,7 +252,14 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         if not flags.FLAGS["verbosity"].present:  # only here, because absl sets INFO after the flags are parsed
             logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(is_of_interest)
-        main(argv)
+        try:
+            main(argv)
+        except KeyboardInterrupt:
+            program = Path(sys.argv[0]).stem
+            print(f"\n{program}: stopped by Ctrl-C; the same command begins again, or goes on", file=sys.stderr)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(128 + signal.SIGINT)  # at an ordinary end, what XLA still computes can end in a segmentation fault
 
     return quiet
 

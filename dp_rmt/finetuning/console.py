@@ -126,6 +126,7 @@ def sweep(argv: list[str], program: Sequence[str] = INSTALLED) -> None:
         options = launch.options_from(values.launch)
         loaded = jobs.load_sweep(values.sweep, workdir, settings)
         launch.check_jobs(loaded, workdir)
+        launch.announce(loaded, workdir, prefix="# " if values.executor == "print" else "")
         if values.executor == "print":
             launch.print_missing(loaded, workdir, ("python", *program), target=values.target, options=options)
             return None
@@ -182,6 +183,21 @@ def spent(argv: list[str]) -> None:
     _run(run, argv)
 
 
+def doctor(argv: list[str]) -> None:
+    """Prints versions, devices and memory, and tests noise, clipping and accounting in ten seconds."""
+
+    def run() -> str:
+        from dp_rmt.finetuning.doctor import examine
+
+        text, passed = examine()
+        if not passed:
+            print(text)
+            sys.exit(1)
+        return text
+
+    _run(run, argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "finetune": finetune,
     "sweep": sweep,
@@ -192,6 +208,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "push": push,
     "spent": spent,
+    "doctor": doctor,
 }
 
 
@@ -285,10 +302,10 @@ def _finetune(settings: Settings, rest: list[str]) -> None:
         try:
             for arm in prepared:
                 arms.train(arm)
+            if processes.is_first():
+                print(arms.report(workdir))
         except OSError as error:  # a full disk: no mistake in the program, and the run can go on
             command_line.stop(error)
-        if processes.is_first():
-            print(arms.report(workdir))
 
 
 def _refuse(rest: list[str]) -> None:

@@ -22,6 +22,8 @@ OF_OWN_TASKS = ("dev_path", "test_path", "dev_share", "regression", "source_colu
 """The options that published data has no use for."""
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
+HUB = "hub:"
+"""What stands before the name of a data set on the hub."""
 SHARE = Check("be above 0 and below 1", lambda x: 0 < x < 1)
 LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
 PACKING = (
@@ -73,6 +75,11 @@ class Data(Group):
         "auto",
         "How prompt and answer are put together: by the tokenizer's chat template, or with a separator between. auto: "
         "the template for text_pairs, if there is one.",
+    )
+    user_column: str | None = option(
+        None,
+        "The column that says whose a training row is: the unit of privacy is then a person with all rows. source in "
+        "e2e and dart; in customersim a column of its database, such as name. None: the unit is a row.",
     )
     train_split: Literal["train", "dev"] = option(
         "train", "The split trained on; dev where DART's train file is not to be had. For e2e and dart alone."

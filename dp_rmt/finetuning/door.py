@@ -15,6 +15,7 @@ from absl import logging
 
 from dp_rmt.data import Source, read_prompt, tokenize_prompts
 from dp_rmt.data.readers.documents import tokenize_beginnings
+from dp_rmt.files import explaining
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.shorthand import changed_by_name, is_in_memory, settings_from
@@ -26,6 +27,7 @@ from dp_rmt.generation import generate_texts
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.training import processes
+from dp_rmt.training.metrics import read_metrics
 from dp_rmt.types import Params
 
 
@@ -49,7 +51,14 @@ class Finetuned:
 
     @functools.cached_property
     def scores(self) -> Mapping[str, float]:
-        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for."""
+        """Scores on the evaluation data, such as ``{"dev/accuracy": 0.8}``; computed when they are first asked for.
+
+        Where the evaluation data is private (`privacy.evaluation_epsilon`) they are those that the run released last.
+        """
+        if self.settings.privacy.evaluation_epsilon is not None:
+            lines = read_metrics(self.workdir / "metrics.jsonl")
+            last = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
+            return {name.removeprefix("eval/"): value for name, value in last.items()}
         evaluators = assemble.evaluators(self.settings, self.task)
         return {
             f"{name}/{metric}": value
@@ -211,9 +220,10 @@ def finetune_with(settings: Settings, workdir: Path, rows: Any = None) -> Finetu
     if len(settings.arms) > 1:
         raise ValueError("config.arms: a call fine-tunes one model; call once for each arm, or use `dp-rmt finetune`")
     logging.get_absl_logger().addFilter(command_line.is_of_interest)
-    (arm,) = arms.prepare(settings, workdir, rows)
-    arms.train(arm)
-    arms.report(workdir)
+    with explaining():
+        (arm,) = arms.prepare(settings, workdir, rows)
+        arms.train(arm)
+        arms.report(workdir)
     return _finetuned(arm)
 
 

@@ -8,26 +8,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.finetuning import defaults
 from dp_rmt.finetuning.settings import Privacy, Settings
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting.numbers import number
 from dp_rmt.training import processes
 from dp_rmt.training.guarantee import check_delta
+from dp_rmt.types import Unit
 
 Planned = Callable[[int, Sequence[str]], None]
-"""Told the number of training examples, and what was found in the data, before a model is loaded."""
+"""Told the number of training examples (or users), and what was found in the data, before a model is loaded."""
 
 
-def delta_for(privacy: Privacy, num_examples: int) -> float:
-    """The delta of a run on this many training examples: the one that is set, or N^-1.1.
+def delta_for(privacy: Privacy, num_examples: int, unit: Unit = "example") -> float:
+    """The delta of a run on this many training examples (or users): the one that is set, or N^-1.1.
 
     Raises:
       ValueError: a run that is to be private has a delta above 1 / sqrt(N).
     """
     delta = privacy.delta if privacy.delta is not None else num_examples**-1.1
     if math.isfinite(privacy.epsilon):
-        check_delta(delta, num_examples, "config.privacy.delta")
+        check_delta(delta, num_examples, "config.privacy.delta", unit)
     return delta
 
 
@@ -36,7 +38,7 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
 
     Args:
       settings: privacy and train are read.
-      num_examples: rows of the training data.
+      num_examples: rows of the training data, or its users where `data.user_column` is set.
 
     Returns:
       ``(mechanism, delta)``.
@@ -45,7 +47,8 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
       ValueError: the batch does not fit the data, or epsilon cannot be reached.
     """
     privacy, train = settings.privacy, settings.train
-    delta = delta_for(privacy, num_examples)
+    unit: Unit = "example" if settings.data.user_column is None else "user"
+    delta = delta_for(privacy, num_examples, unit)
     batch_size = defaults.expected_batch_size(privacy.expected_batch_size, num_examples)
     options: dict[str, Any] = {
         "num_examples": num_examples,
@@ -55,6 +58,7 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         "max_batch_size": privacy.max_batch_size,
         "batch_multiple_of": 1 if train.microbatch_size == "auto" else train.microbatch_size,
         "accountant": privacy.accountant,
+        "rows_per_user": privacy.rows_per_user if unit == "user" else None,
     }
     try:
         if batch_size > num_examples:
@@ -65,9 +69,13 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         if math.isinf(privacy.epsilon):
             return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
         options["l2_clip_norm"] = privacy.l2_clip_norm
+        if privacy.clip_quantile is not None:
+            options["clip_quantile"] = QuantileClipping(
+                privacy.clip_quantile, privacy.clip_quantile_share, privacy.clip_quantile_rate
+            )
         return _calibrated(privacy.epsilon, delta, tuple(options.items())), delta
     except ValueError as error:
-        raise ValueError(f"config.privacy and config.train on {num_examples} training examples: {error}") from error
+        raise ValueError(f"config.privacy and config.train on {num_examples} training {unit}s: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,7 +91,12 @@ def plan(settings: Settings, num_examples: int) -> str:
       ValueError: as `build_mechanism`.
     """
     mechanism, delta = build_mechanism(settings, num_examples)
-    parts = [f"{num_examples:,} rows", f"batch {mechanism.expected_batch_size:g}", f"{mechanism.num_steps:,} steps"]
+    counted = "rows" if mechanism.unit == "example" else "users"
+    parts = [
+        f"{num_examples:,} {counted}",
+        f"batch {mechanism.expected_batch_size:g}",
+        f"{mechanism.num_steps:,} steps",
+    ]
     if mechanism.noise_multiplier == 0:
         return ", ".join([*parts, "no noise, and no privacy"])
     noise = f"noise {mechanism.noise_multiplier:.3g}"

@@ -22,6 +22,11 @@ from dp_rmt.finetuning.workdir import claim_workdir
 from dp_rmt.reporting.records import five_digits, write_record
 from dp_rmt.training.metrics import read_metrics
 
+FOR_PUBLIC_DATA = (
+    "for public data: compares raw training losses, which no noise hides; on private data let a sweep repeat and select"
+)
+"""What the output, the record and the statement of every run say."""
+
 LAST_STEPS = 3
 """The number of last steps whose losses are averaged."""
 
@@ -88,6 +93,7 @@ def choose_rates(
             "config.privacy.nonprivate_metrics=False, but rates are chosen by the loss of the training batches, "
             "which is private; on public data leave the key at True"
         )
+    print(f"This is {FOR_PUBLIC_DATA}", flush=True)
     load_task = assemble.TaskLoader()
     for name in names or every:
         found = json.loads(record.read_text("utf-8")) if record.exists() else {}
@@ -101,7 +107,7 @@ def choose_rates(
 
         best, scores = best_rate(score, every[name].train.learning_rate, factors)
         losses = {f"{rate:g}": five_digits([-scores[rate]])[0] for rate in sorted(scores)}
-        found[name] = {"best": float(f"{best:g}"), "nonprivate/loss": losses, "steps": steps}
+        found[name] = {"best": float(f"{best:g}"), "nonprivate/loss": losses, "steps": steps, "is": FOR_PUBLIC_DATA}
         write_record(record, found)
 
 
@@ -112,6 +118,8 @@ def _loss(settings: Settings, rate: float, task: assemble.Task, workdir: Path, s
     claim_workdir(workdir, settings)
     task = dataclasses.replace(task, evaluations={})
     run = assemble.build_run(settings, task, name=workdir.name)
+    about = dataclasses.replace(run.guarantee.about, compares_raw_losses=True)
+    run = dataclasses.replace(run, guarantee=dataclasses.replace(run.guarantee, about=about))
     arms.train(arms.Arm(workdir.name, settings, workdir, task, run), until=steps)
     lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "nonprivate/loss" in line]
     last = [line["nonprivate/loss"] for line in lines if line["step"] <= steps][-LAST_STEPS:]

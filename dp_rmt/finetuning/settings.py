@@ -66,6 +66,18 @@ class Privacy(Group):
     clip: Literal["flat", "automatic"] = option(
         "flat", "Whether long gradients are shortened (flat), or all are normalised (automatic)."
     )
+    clip_quantile: float | None = option(
+        None,
+        "Lets the clip norm, from l2_clip_norm on, follow this quantile of the gradients' norms, privately; None keeps "
+        "it. Updates are then in units of the clip norm.",
+        Check("be above 0 and below 1", lambda q: 0 < q < 1, "; None for a fixed clip norm"),
+    )
+    clip_quantile_share: float = option(
+        0.01,
+        "The share of the budget that following a quantile takes.",
+        Check("be above 0 and below 1", lambda s: 0 < s < 1),
+    )
+    clip_quantile_rate: float = option(0.2, "How fast the clip norm follows, as the exponent of a step.", POSITIVE)
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
     expected_batch_size: int | None = option(
         None,
@@ -74,6 +86,15 @@ class Privacy(Group):
     )
     max_batch_size: int | None = option(
         None, "Rows of a batch; larger samples are cut, which is accounted for. None: mean + 5 sd.", POSITIVE
+    )
+    rows_per_user: int = option(
+        4, "With data.user_column: the most rows of a person in one step, whose mean gradient is clipped.", POSITIVE
+    )
+    evaluation_epsilon: float | None = option(
+        None,
+        "Privacy budget of each row of the evaluation data, for all scores of the run together: accuracies then have "
+        "noise, and nothing else is reported. None: the evaluation data is public.",
+        POSITIVE,
     )
     sampling_seed: int | None = option(
         None, "Of the samples; None takes the operating system's entropy, as private data needs.", SECRET_SEED
@@ -167,6 +188,19 @@ class Checkpoints(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Writers(Group):
+    """Who gets the metrics beside metrics.jsonl. A run can go on with others."""
+
+    WHERE: ClassVar[str] = "config.writers"
+    to: tuple[Literal["csv", "tensorboard", "wandb"], ...] = option(
+        (), "metrics.csv, the folder tensorboard, Weights & Biases; the last two need the extra of their name."
+    )
+    nonprivate: bool = option(False, "Whether they get nonprivate/..., too, which are raw values.")
+    wandb_project: str = option("dp_rmt", "Project of Weights & Biases.")
+    wandb_online: bool = option(True, "False: only writes the folder wandb, which `wandb sync` sends later.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Generation(Group):
     """How a trained decoder writes a text for each row of a split, which is then scored."""
 
@@ -251,6 +285,7 @@ class Settings(Group):
     whitening: Whitening = group(Whitening, "The coordinates of gradients and updates.")
     mesh: Mesh = group(Mesh, "How devices share the work.")
     checkpoints: Checkpoints = group(Checkpoints, "Which checkpoints are kept.")
+    writers: Writers = group(Writers, "Who gets the metrics beside metrics.jsonl.")
     generation: Generation = group(Generation, "How a trained decoder writes.")
     release: Release = group(Release, "What the model's card says.")
     synthetic: Synthetic | None = dataclasses.field(

@@ -1,6 +1,6 @@
 """A model, data and an epsilon in a few words, as `dp_rmt.finetune` and ``dp-rmt finetune`` take them.
 
-Nothing here imports JAX.
+Nothing here imports JAX, nor NumPy before there is data to look at: a mistyped word is answered at once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.data.readers.tables import HUB, described, read_tables
-from dp_rmt.data.readers.text_shapes import KNOWN, recognised
-from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, Data, GlueTaskName
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, HUB, Data, GlueTaskName
 from dp_rmt.finetuning.options import kinds, walk
 from dp_rmt.finetuning.settings import Settings
 
@@ -105,6 +103,9 @@ def own_task(data: Data, source: Any) -> str:
         return "text_pairs"
     if isinstance(source, str) and next(Path(source).glob("**/*.txt"), None) is not None:
         return "documents"
+    from dp_rmt.data.readers.tables import described, read_tables
+    from dp_rmt.data.readers.text_shapes import KNOWN, recognised
+
     columns = {name for row in read_tables(source)["train"].rows for name in row.fields}
     if {"text", "label"} <= columns:
         return "labelled_table"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.geometry import geometry_of
@@ -120,6 +121,7 @@ def _of_checkpoint(settings: Settings, folder: Path, task: Task) -> Params:
         noise_multiplier=statement.noise_multiplier,
         l2_clip_norm=statement.l2_clip_norm,
         max_batch_size=statement.max_batch_size,
+        clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
     )
     mesh, geometry = make_mesh(**settings.mesh.as_dict()), geometry_of(settings, task)
     coordinates = None if geometry is None else geometry.coordinates

@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.files import close_to_others, write_atomically, write_private
+from dp_rmt.files import check_can_be_written, close_to_others, write_atomically, write_private
 from dp_rmt.finetuning.settings import Settings
 
 CONFIG_FILE = "config.json"
 NOT_THE_EXPERIMENT = (
-    *("mesh.", "checkpoints.", "generation.", "release."),
+    *("mesh.", "checkpoints.", "generation.", "release.", "writers."),
     *("train.eval_every", "train.eval_batch_size", "train.checkpoint_every", "data.max_eval_documents"),
     *("data.path", "data.dev_path", "data.test_path", "data.cache_dir", "model.path", "whitening.text"),
 )
 """Settings that may differ between a run and its continuation: where it runs, which checkpoints it keeps, how often it
-is evaluated and saved, how it writes and is released, and where its files lie. A checkpoint knows the rows and the
-pre-trained model by their content, and refuses to go on with others (`dp_rmt.training.checkpoint`)."""
+is evaluated and saved, how it writes and is released, who else gets its metrics, and where its files lie. A checkpoint
+knows the rows and the pre-trained model by their content, and refuses to go on with others
+(`dp_rmt.training.checkpoint`)."""
 LAST_OF_THE_OLD_LAYOUT = "227de1b"
 """The last commit whose settings had groups `denoise` and `optimizer`."""
 
@@ -64,6 +65,7 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
                 f"{workdir} is not empty and holds no {CONFIG_FILE} (found {', '.join(foreign[:5]) or 'a file'}): "
                 "give a new --workdir"
             )
+        check_can_be_written(workdir)  # before the model is loaded
         return
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

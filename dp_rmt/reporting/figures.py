@@ -10,7 +10,7 @@ import numpy as np
 
 from dp_rmt.reporting.advice import OVERSHOT
 from dp_rmt.reporting.numbers import number
-from dp_rmt.reporting.plots import SMALL, WIDE, Heat, Line, Plot, heat_maps, heat_ranges, line_plot
+from dp_rmt.reporting.plots import Heat, Line, Plot, heat_maps, heat_ranges, line_plot
 from dp_rmt.reporting.series import Run, Series, is_loss, labels, main_scores, metric_names, score_label
 
 
@@ -66,7 +66,6 @@ def _scores(arms: Mapping[str, Run]) -> list[Plot]:
         lines = _lines(arms, partial(Run.series, name=name))
         starts = {line.series.values[0] for line in lines if line.series.steps[0] == 0}
         levels = {"before training": float(next(iter(starts)))} if len(starts) == 1 else None
-        is_main = name in main
         plots.append(
             line_plot(
                 lines,
@@ -75,7 +74,6 @@ def _scores(arms: Mapping[str, Run]) -> list[Plot]:
                 caption=f"{score_label(name).capitalize()} during training"
                 + ("; lower is better." if is_loss(name) else "; higher is better."),
                 percent=name.endswith("/accuracy"),
-                size=WIDE if is_main else SMALL,
             )
         )
     return plots
@@ -90,7 +88,7 @@ def _advice(arms: Mapping[str, Run]) -> list[Plot]:
         "there; below the dotted line the step went too far, or was one of the 2.3% that look so by chance."
     )
     levels = {"overshot below": OVERSHOT}
-    return [line_plot(slopes, ylabel="z of the last step", levels=levels, caption=caption, size=WIDE)]
+    return [line_plot(slopes, ylabel="z of the last step", levels=levels, caption=caption)]
 
 
 def _epsilon(arms: Mapping[str, Run]) -> Plot | None:

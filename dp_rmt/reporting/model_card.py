@@ -110,7 +110,7 @@ def _summary(card: ModelCard) -> str:
     data = f" of {card.data_name}" if card.data_name else ""
     what = "Low-rank updates (a PEFT adapter) of" if card.library == "peft" else "A fine-tuned copy of"
     statement = card.statement
-    about = f"{what} {base}, trained (`{card.tuning}`) on {statement.num_examples:,} examples{data}"
+    about = f"{what} {base}, trained (`{card.tuning}`) on {statement.num_examples:,} {statement.unit}s{data}"
     by = f"by dp_rmt {version() or ''}".rstrip()
     if not statement.is_private:
         return f"{about} {by}, **without any privacy guarantee**."
@@ -119,7 +119,7 @@ def _summary(card: ModelCard) -> str:
     bound = "at most " if statement.is_upper_bound else ""
     return (
         f"{about} with differential privacy {by}: {bound}**ε = {number(epsilon, 'up')} at δ = {number(delta, 'up')}**. "
-        f"The unit is one training example (add or remove one), the sampler Poisson, the accountant {accountant}."
+        f"The unit is {statement.unit_in_words} (add or remove one), the sampler Poisson, the accountant {accountant}."
     )
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dp_rmt.files import write_atomically
 from dp_rmt.reporting.advice import FALSE_ALARMS, advice_by_run
 from dp_rmt.reporting.figures import figures_of
+from dp_rmt.reporting.markup import escape, figure, grid, inline, section, table
 from dp_rmt.reporting.numbers import align, number
 from dp_rmt.reporting.plots import Plot
-from dp_rmt.reporting.privacy_statement import PrivacyStatement, table_rows
-from dp_rmt.reporting.privacy_text import sections
 from dp_rmt.reporting.series import Run, findings, headline, labels
+from dp_rmt.reporting.statement_section import statement_section
 from dp_rmt.reporting.style import CSS
 
 __all__ = ["Run", "results_table", "write_report"]
@@ -59,22 +57,23 @@ def _page(runs: Mapping[str, Run]) -> str:
     figures = figures_of(runs)
     title = _title(runs)
     body = [
-        f"<header><p class='kicker'>private fine-tuning</p><h1>{_escape(title)}</h1></header>",
+        f"<header><p class='kicker'>private fine-tuning</p><h1>{escape(title)}</h1>{_subject(runs)}</header>",
         _banner(runs),
-        _section("Results", _headline(runs), *map(_figure, figures.scores)),
-        _section("What limits the run", *_advice(runs), *map(_figure, figures.advice)),
-        _section("What the models write", _texts(runs)),
-        _section("Privacy", *map(_figure, figures.epsilon), *_statements(runs)),
-        _section("Denoising", _grid(figures.denoising), *map(_figure, figures.heat_maps)),
-        _section("Seen from the raw data", _nonprivate(runs, figures.nonprivate), css="nonprivate"),
-        _section("Optimisation", _grid(figures.optimisation)),
-        _section("Configuration", *_configs(runs)),
+        section("Results", _headline(runs), grid(figures.scores)),
+        section("What limits the run", *_advice(runs), grid(figures.advice)),
+        section("What the models write", _texts(runs)),
+        section("Privacy", grid(figures.epsilon), *statement_section(runs)),
+        section("Denoising", grid(figures.denoising), *map(figure, figures.heat_maps)),
+        section("Seen from the raw data", _nonprivate(runs, figures.nonprivate), css="nonprivate"),
+        section("Optimisation", grid(figures.optimisation)),
+        section("Configuration", *_configs(runs)),
     ]
     return (
         "<!DOCTYPE html>\n<html lang='en'><head>"
         f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\"><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{_escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
+        "<meta name='color-scheme' content='light dark'>"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )
@@ -87,6 +86,48 @@ def _title(runs: Mapping[str, Run]) -> str:
     title = ", ".join(names) or ", ".join(labels(runs))
     epsilon = epsilons.pop() if len(epsilons) == 1 else None
     return title if epsilon is None else f"{title} at ε = {number(epsilon, 'up')}"
+
+
+def _subject(runs: Mapping[str, Run]) -> str:
+    """Model, data, version and date, and how far the runs have come."""
+    records = [run.privacy for run in runs.values()]
+    abouts = [record.get("about") or {} for record in records]
+    rows = {
+        "Model": _each(_model(about) for about in abouts),
+        "Data": _each(_data(record, about) for record, about in zip(records, abouts, strict=True)),
+        "Progress": _each(map(_progress, runs.values())),
+        "Version": _each(_version(about) for about in abouts),
+        "Date": max((str(record["date"]) for record in records if record.get("date")), default=""),
+    }
+    terms = "".join(f"<dt>{name}</dt><dd>{inline(text)}</dd>" for name, text in rows.items() if text)
+    return f"<dl>{terms}</dl>" if terms else ""
+
+
+def _each(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _model(about: Mapping[str, Any]) -> str:
+    tuning = f", trained: {about['tuning']}" if about.get("tuning") else ""
+    return f"{about['base_model']}{tuning}" if about.get("base_model") else ""
+
+
+def _data(record: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    rows = f"{record['num_examples']:,} training {record.get('unit', 'example')}s" if record.get("num_examples") else ""
+    return ", ".join(part for part in (str(about.get("task") or ""), rows) if part)
+
+
+def _progress(run: Run) -> str:
+    train = run.config.get("train")
+    planned = train.get("num_steps") if isinstance(train, Mapping) else None
+    done = f"{run.last_step:,}" + (f" of {planned:,}" if planned else "") + " updates"
+    ended = planned is not None and run.last_step >= planned
+    return done if ended or not run.privacy.get("is_upper_bound") else f"{done}, not finished"
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    return f"dp_rmt {about['version']}{commit}" if about.get("version") else ""
 
 
 def _banner(runs: Mapping[str, Run]) -> str:
@@ -106,7 +147,7 @@ def _banner(runs: Mapping[str, Run]) -> str:
             f"**This page shows rows of {', '.join(data)} word for word.** The privacy guarantee does not cover them: "
             "keep this page and `texts.jsonl` as private as that data."
         )
-    return "".join(f"<p class='banner' role='note'>{_inline(note)}</p>" for note in notes)
+    return "".join(f"<p class='banner' role='note'>{inline(note)}</p>" for note in notes)
 
 
 def _headline(runs: Mapping[str, Run]) -> str:
@@ -116,8 +157,8 @@ def _headline(runs: Mapping[str, Run]) -> str:
     if sentences:
         caveats.append("One run per arm: small differences can be chance.")
     return (
-        "".join(f"<p class='finding'>{_inline(sentence)}</p>" for sentence in sentences)
-        + _table(header, rows)
+        "".join(f"<p class='finding'>{inline(sentence)}</p>" for sentence in sentences)
+        + table(header, rows)
         + f"<p class='note'>{' '.join(caveats)} Training time leaves out evaluation.</p>"
     )
 
@@ -125,7 +166,7 @@ def _headline(runs: Mapping[str, Run]) -> str:
 def _advice(runs: Mapping[str, Run]) -> list[str]:
     """A sentence for every run that was measured, and what it rests on."""
     sentences = [
-        f"<p class='finding'>{_inline(f'**{label}**: ' if len(runs) > 1 else '')}{_inline(sentence)}</p>"
+        f"<p class='finding'>{inline(f'**{label}**: ' if len(runs) > 1 else '')}{inline(sentence)}</p>"
         for label, sentence in advice_by_run(runs).items()
     ]
     note = (
@@ -141,47 +182,7 @@ def _texts(runs: Mapping[str, Run]) -> str:
     if not writers:
         return ""
     rows = [[texts[0]["source"], *(text["text"] for text in texts)] for texts in zip(*writers.values())]
-    return _table(["source", *writers], rows)
-
-
-def _statements(runs: Mapping[str, Run]) -> list[str]:
-    """The privacy statement of every run; runs with equal statements share one."""
-    parts = [_joint_release(runs)]
-    groups: dict[str, list[str]] = {}
-    for label, run in zip(labels(runs), runs.values()):
-        groups.setdefault(json.dumps(dict(run.privacy), sort_keys=True), []).append(label)
-    for record, names in groups.items():
-        heading = f"<h3>{_escape(', '.join(names))}</h3>" if len(runs) > 1 else ""
-        if not json.loads(record):
-            parts.append(f"{heading}<p>No privacy statement was written: assume no privacy.</p>")
-            continue
-        statement = PrivacyStatement.from_json(json.loads(record))
-        text = "".join(
-            f"<h4>{_escape(title)}</h4><ul>{''.join(f'<li>{_inline(line)}</li>' for line in paragraphs)}</ul>"
-            for title, paragraphs in sections(statement)
-        )
-        numbers = _table(["quantity", "value"], [list(row) for row in table_rows(statement)])
-        parts.append(f"{heading}<div class='statement'><div>{text}</div>{numbers}</div>")
-    return parts
-
-
-def _joint_release(runs: Mapping[str, Run]) -> str:
-    """What releasing all private arms together would cost."""
-    private = [run.privacy for run in runs.values() if run.privacy.get("epsilon") is not None]
-    if len(private) < 2:
-        return ""
-    if any(record.get("seeds_from") != "os entropy" for record in private):
-        text = (
-            "Seeds were given, not drawn: runs that share them share noise, which cancels in their "
-            "difference. **Release one of the models at most.**"
-        )
-    else:
-        epsilon, delta = (sum(record[name] for record in private) for name in ("epsilon", "delta"))
-        text = (
-            f"Releasing the models of all {len(private)} private runs together costs ε = {number(epsilon, 'up')}, "
-            f"δ = {number(delta, 'up')} (basic composition)."
-        )
-    return f"<p>{_inline(text)}</p>"
+    return table(["source", *writers], rows)
 
 
 def _nonprivate(runs: Mapping[str, Run], plots: Sequence[Plot]) -> str:
@@ -191,7 +192,7 @@ def _nonprivate(runs: Mapping[str, Run], plots: Sequence[Plot]) -> str:
     note = "**Not private.** Computed from raw training examples, for diagnosis; do not publish."
     if skipped:
         note += f" {skipped:,.0f} examples had a gradient that is not finite; they contributed nothing."
-    return f"<p>{_inline(note)}</p>{_grid(plots)}"
+    return f"<p>{inline(note)}</p>{grid(plots)}"
 
 
 def _configs(runs: Mapping[str, Run]) -> list[str]:
@@ -200,10 +201,10 @@ def _configs(runs: Mapping[str, Run]) -> list[str]:
     keys = dict.fromkeys(key for config in flat.values() for key in config)
     rows = [[key, *(str(config.get(key, "–")) for config in flat.values())] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    parts = [f"<h3>What differs between the runs</h3>{_table(['key', *flat], rows)}"] if rows else []
+    parts = [f"<h3>What differs between the runs</h3>{table(['key', *flat], rows)}"] if rows else []
     for label, config in configs.items():
-        text = _escape(json.dumps(config, indent=2, default=str, ensure_ascii=False))
-        parts.append(f"<details><summary>config of {_escape(label)}</summary><pre>{text}</pre></details>")
+        text = escape(json.dumps(config, indent=2, default=str, ensure_ascii=False))
+        parts.append(f"<details><summary>config of {escape(label)}</summary><pre>{text}</pre></details>")
     return parts
 
 
@@ -227,48 +228,3 @@ def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
         else ("(given; not shown)" if key.endswith("_seed") and value is not None else value)
         for key, value in config.items()
     }
-
-
-def _section(title: str, *parts: str, css: str = "") -> str:
-    content = "\n".join(part for part in parts if part)
-    return f"<section class='{css}'><h2>{_escape(title)}</h2>\n{content}</section>" if content else ""
-
-
-def _grid(plots: Sequence[Plot]) -> str:
-    return f"<div class='grid'>{''.join(map(_figure, plots))}</div>" if plots else ""
-
-
-def _figure(plot: Plot) -> str:
-    source = base64.b64encode(plot.svg).decode("ascii")
-    return (
-        f"<figure><img alt='{_escape(plot.alt)}' src='data:image/svg+xml;base64,{source}'>"
-        f"<figcaption>{_inline(plot.caption)}</figcaption></figure>"
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th scope='col'>{_escape(cell)}</th>" for cell in header)
-    body = ""
-    for first, *rest in rows:
-        cells = "".join(f"<td>{_escape(cell)}</td>" for cell in rest)
-        body += f"<tr><th scope='row'>{_escape(first)}</th>{cells}</tr>"
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _inline(text: str) -> str:
-    """Escaped text with `code` and **bold**."""
-    return _marked_up(_escape(text))
-
-
-def _marked_up(text: str) -> str:
-    """Every element is closed inside the one that it began in, whatever marks a name has of its own."""
-
-    def element(found: re.Match[str]) -> str:
-        code, bold = found.groups()
-        return f"<strong>{_marked_up(bold)}</strong>" if code is None else f"<code>{code}</code>"
-
-    return re.sub(r"`([^`]+)`|\*\*(.+?)\*\*", element, text)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=True)

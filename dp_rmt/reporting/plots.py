@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,11 @@ with extra("report"):
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _GRID = "#24292f", "#e4e7eb"
 STYLE: Any = {
-    "font.size": 11,
+    "font.size": 12,  # which is 16 pixels, as the page's own text: all plots are shown in their natural size
+    "axes.labelsize": 12,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": "#9aa3ad",
@@ -33,7 +38,7 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.titlelocation": "left",
-    "axes.titlesize": 11,
+    "axes.titlesize": 12,
     "grid.color": _GRID,
     "xtick.color": _INK,
     "ytick.color": _INK,
@@ -41,8 +46,9 @@ STYLE: Any = {
     "text.parse_math": False,  # names of arms and data sets may hold a $
     "svg.hashsalt": "dp_rmt",  # equal runs give equal files
 }
-WIDE, SMALL = (9.6, 3.9), (5.6, 3.3)
+WIDE, SMALL = (10.0, 3.9), (4.9, 3.4)
 _MOST_POINTS, _MOST_COLUMNS = 400, 240
+_SHORT_LABEL, _LONGEST_LINE = 24, 44
 _RATIOS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
@@ -54,11 +60,13 @@ class Plot:
       svg: the file.
       alt: what it shows, in words.
       caption: how to read it.
+      keeps_colors: whether its colours mean something, so that a dark page shows it as it is.
     """
 
     svg: bytes
     alt: str
     caption: str
+    keeps_colors: bool = False
 
 
 class Line(NamedTuple):
@@ -116,7 +124,7 @@ def line_plot(
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if needs_legend:
-            axes.legend(*axes.get_legend_handles_labels())
+            _legend(figure, axes)
 
     text = "; ".join(_line_in_words(line) for line in lines)
     text += "".join(f"; {label}: {value:.4g}" for label, value in (levels or {}).items())
@@ -152,20 +160,20 @@ def heat_maps(heat: Heat, ranges: tuple[CenteredNorm, Normalize], *, label: str)
       The plot; its description gives medians per kernel.
     """
     names = short_names(list(heat.top_over_edge))
-    heights = [0.3 + 0.075 * max(len(series.values), 3) for series in heat.top_over_edge.values()]
+    heights = [0.42 + 0.075 * max(len(series.values), 4) for series in heat.top_over_edge.values()]
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(names), 2, squeeze=False, sharex=True, height_ratios=heights)
         for row, (path, name) in zip(grid, names.items()):
             ratio, rank = heat.top_over_edge[path], heat.kept_rank.get(path)
             ratio_mesh = _mesh(row[0], Series(ratio.steps, _log_ratio(ratio.values)), ranges[0], "RdBu_r")
-            row[0].set_title(name, fontsize=9.5, pad=3)
+            row[0].set_title(name, pad=3)
             if rank is not None:
                 rank_mesh = _mesh(row[1], rank, ranges[1], "YlGnBu")
                 rank_mesh.set_array(np.ma.masked_equal(rank_mesh.get_array(), 0))  # nothing kept stays white
         for axes in grid[-1]:
             axes.set_xlabel("updates")
-        figure.supylabel("layer", fontsize=11)
+        figure.supylabel("layer", fontsize=12)
         bar: dict[str, Any] = {"location": "top", "aspect": 40, "shrink": 0.9, "pad": 0.01}
         ratio_bar = figure.colorbar(ratio_mesh, ax=grid[:, 0], **bar)
         _ratio_ticks(ratio_bar, heat)
@@ -182,7 +190,8 @@ def heat_maps(heat: Heat, ranges: tuple[CenteredNorm, Normalize], *, label: str)
     ]
     return _render(
         draw,
-        size=(9.6, 1.2 + sum(heights)),
+        size=(10.0, 1.3 + sum(heights)),
+        keeps_colors=True,
         alt=f"Heat maps of {label}, layers by updates, for each kind of kernel. {'; '.join(parts)}.",
         caption=f"{label}. Left: white is the edge of the noise, red stands above it. Right: white means "
         "that nothing was kept, so the matrix passed through as it was.",
@@ -224,7 +233,6 @@ def _mesh(axes: Axes, series: Series, norm: Normalize, colormap: str):
     axes.grid(False)
     axes.yaxis.set_major_locator(FixedLocator([1, layers] if layers > 1 else [1]))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=9)
     return mesh
 
 
@@ -252,6 +260,17 @@ def _log_ratio(values: np.ndarray) -> np.ndarray:
     return np.log2(np.where(values > 0, values, np.nan))
 
 
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Inside the axes where it is short, else above them, in lines that a phone has room for."""
+    handles, names = axes.get_legend_handles_labels()
+    close: Any = {"handlelength": 1.2, "labelspacing": 0.25}
+    if max(map(len, names), default=0) <= _SHORT_LABEL:
+        axes.legend(handles, names, **close)
+    else:
+        wrapped = [textwrap.fill(name, _LONGEST_LINE) for name in names]
+        figure.legend(handles, wrapped, loc="outside upper left", **close)
+
+
 def _merge_equal(lines: Sequence[Line]) -> list[Line]:
     """Lines that lie on each other become one with both labels, for only one of them could be seen."""
     merged: list[Line] = []
@@ -270,10 +289,17 @@ def _line_in_words(line: Line) -> str:
     return f"{line.label}: {values[0]:.4g} at update {first}, {values[-1]:.4g} at update {last}"
 
 
-def _render(draw: Callable[[Figure], None], *, size: tuple[float, float], alt: str, caption: str) -> Plot:
+def _render(
+    draw: Callable[[Figure], None],
+    *,
+    size: tuple[float, float],
+    alt: str,
+    caption: str,
+    keeps_colors: bool = False,
+) -> Plot:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02))
         draw(figure)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, dpi=150)
-    return Plot(buffer.getvalue(), alt, caption)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, dpi=150, transparent=True)
+    return Plot(buffer.getvalue(), alt, caption, keeps_colors)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dp_rmt.reporting.audit_bound import AuditBound
 from dp_rmt.reporting.numbers import Rounding, align, number
 from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.types import Unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,17 @@ class PrivacyStatement:
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
       coordinates_from: the rows from which the coordinates of clipping and updates were computed, and which must be
         public; None if there are no such coordinates.
+      selected_among: distribution of the secret number of runs of which this one was chosen as the best, in words; None
+        if it was not chosen, so that the numbers are those of one run.
+      clip_quantile: the quantile of the gradients' norms that the clip norm follows from l2_clip_norm on, and the share
+        of the budget that this takes; None for a fixed clip norm. noise_std is then in units of the clip norm.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared, to choose by them.
+      evaluation_guarantee: (epsilon, delta, std of the noise in a count, number of scores) of each row of each
+        evaluation data, whose accuracies have noise; None if scores have none.
       about: model, task, data and code; None if not known.
       date: when the last of these updates was announced or done; None if not known.
+      unit: what every number counts, and whose guarantee it is: an example's, or a user's with all rows.
+      rows_per_user: the most rows of a user that a step takes; None where the unit is an example.
     """
 
     epsilon: float | None
@@ -72,8 +82,14 @@ class PrivacyStatement:
     delta_of_truncation: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    selected_among: str | None = None
+    clip_quantile: tuple[float, float] | None = None
+    compares_raw_losses: bool = False
+    evaluation_guarantee: tuple[float, float, float, int] | None = None
     about: Provenance | None = None
     date: str | None = None
+    unit: Unit = "example"
+    rows_per_user: int | None = None
 
     def __post_init__(self) -> None:
         if self.seeds_from not in ("os entropy", "given in the config"):
@@ -93,6 +109,11 @@ class PrivacyStatement:
     def is_private(self) -> bool:
         """Whether there is any guarantee at all."""
         return self.epsilon is not None and math.isfinite(self.epsilon)
+
+    @property
+    def unit_in_words(self) -> str:
+        """Whose guarantee it is. A person's it is only where users are the unit."""
+        return "one training example" if self.unit == "example" else "one person, with all rows of the person"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PrivacyStatement:
@@ -124,7 +145,7 @@ class PrivacyStatement:
         }
         return {
             "is_private": self.is_private,
-            "unit_of_privacy": "one training example",
+            "unit_of_privacy": self.unit_in_words,
             "neighboring_relation": "add or remove one",
             "sampling": "Poisson, truncated to max_batch_size",
             "released": "the sequence of noisy gradients, and so every model computed from it",
@@ -169,7 +190,11 @@ def statement_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     columns = [dict(table_rows(statement)) for statement in statements.values()]
     verdicts = ["private" if statement.is_private else "NOT private" for statement in statements.values()]
     quantities = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
-    rows = [["", *statements], ["one training example", *verdicts]]
+    units = {statement.unit_in_words for statement in statements.values()}
+    rows = [["", *statements]]
+    if len(units) > 1:
+        rows += [["unit", *(statement.unit_in_words for statement in statements.values())]]
+    rows += [["the unit" if len(units) > 1 else units.pop(), *verdicts]]
     rows += [[name, *(column.get(name, "–") for column in columns)] for name in quantities]
     return align(rows)
 
@@ -190,16 +215,23 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
     ]
     common: list[tuple[str, Any]] = [
         ("noise multiplier", statement.noise_multiplier),
-        ("clip norm", f"{number(statement.l2_clip_norm)} ({statement.clip})"),
+        ("clip norm", _clip_norm(statement)),
         ("noise std of one gradient entry", statement.noise_std),
         ("sampling probability", statement.sampling_probability),
         ("expected batch size", statement.expected_batch_size),
         ("largest batch size", statement.max_batch_size),
         ("updates done, at most" if statement.is_upper_bound else "updates done", statement.num_steps),
-        ("training examples", statement.num_examples),
+        (f"training {statement.unit}s", statement.num_examples),
+        *([("rows of a user in one step, at most", statement.rows_per_user)] if statement.rows_per_user else []),
         ("seeds", statement.seeds_from),
         ("evaluated on", ", ".join(statement.evaluation_data) or "nothing"),
     ]
     rows = [(name, number(value, rounding)) for name, value, rounding in bounds if value is not None]
     given = [(name, value if isinstance(value, str) else number(value)) for name, value in common]
     return (rows if statement.is_private else []) + given
+
+
+def _clip_norm(statement: PrivacyStatement) -> str:
+    if statement.clip_quantile is None:
+        return f"{number(statement.l2_clip_norm)} ({statement.clip})"
+    return f"from {number(statement.l2_clip_norm)} on, by the {number(statement.clip_quantile[0])}-quantile"

@@ -40,7 +40,7 @@ def _not_private(statement: PrivacyStatement) -> list[str]:
     reason = "no noise was added" if statement.noise_multiplier == 0 else "no finite ε holds"
     return _paragraphs(f"""
         **There is no privacy guarantee: {reason}.** The model, the checkpoints, `metrics.jsonl` and
-        `report.html` may reveal any of the {statement.num_examples:,} training examples. Treat them all as
+        `report.html` may reveal any of the {statement.num_examples:,} training {statement.unit}s. Treat them all as
         you treat the data.
 
         {_verbatim(statement)}
@@ -52,9 +52,12 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
     steps, bound = f"{statement.num_steps:,}", statement.is_upper_bound
     after = f"**This run has done at most {steps} updates.** After so many it"
     after = after if bound else f"After {steps} updates this run"
+    one, others, away = ("one example", "examples", "an example")
+    if statement.unit == "user":
+        one, others, away = ("one person", "people", "a person's rows")
     text = f"""
         {after} is **(ε, δ)-differentially private with ε = {number(epsilon, "up")} and δ = {number(delta, "up")}**. The
-        unit is **one training example**; neighbouring data sets differ by adding or removing one.
+        unit is **{statement.unit_in_words}**; neighbouring data sets differ by adding or removing one.
     """
     if bound:
         text += """
@@ -63,12 +66,18 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         checkpoint.
         """
     text += f"""
-        In words: take anyone who sees everything that was released, knows all other examples, and wants to tell whether
-        one example was in the training data. {_detection(statement)}
+        In words: take anyone who sees everything that was released, knows all other {others}, and wants to tell whether
+        {one} was in the training data. {_detection(statement)}
 
-        ε bounds how much likelier any result becomes by the presence or the absence of one example (by a factor of at
-        most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving an example away.
+        ε bounds how much likelier any result becomes by the presence or the absence of {one} (by a factor of at
+        most e^ε), and δ bounds the probability by which this may fail, in the worst case by giving {away} away.
     """
+    if statement.selected_among is not None:
+        text += f"""
+        **This model was chosen as the best of a secret random number of runs** ({statement.selected_among}), and ε is
+        that of the choice: the winner alone is published, by Rényi divergences (Papernot & Steinke 2022). It holds as
+        long as the number of runs, their table and all other models stay secret.
+        """
     if statement.epsilon_pld is not None and statement.epsilon_rdp is not None:
         text += f"""
         Two accountants bound the same run. ε = {number(statement.epsilon_pld, "up")} by privacy loss distributions
@@ -89,8 +98,8 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         """
     if delta * statement.num_examples >= 1:
         text += f"""
-        **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing an example
-        outright; choose δ well below one over the number of examples.
+        **δ is too large.** At δ ≥ 1/{statement.num_examples:,} the guarantee allows publishing {away}
+        outright; choose δ well below one over the number of {statement.unit}s.
         """
     return _paragraphs(text)
 
@@ -103,7 +112,8 @@ def _detection(statement: PrivacyStatement) -> str:
         attack_power(epsilon=epsilon, delta=delta, false_positive_rate=rate) for rate in rates
     ]
     first, *others = (_percent(power) for power in powers)
-    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent examples detects at most {first} "
+    units = "examples" if statement.unit == "example" else "people"
+    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent {units} detects at most {first} "
     text += "of present ones"
     for rate, power in zip(rates[1:], others, strict=True):
         text += f"; at {_percent(rate)} it detects at most {power}"
@@ -116,8 +126,9 @@ def _subject(about: Provenance, statement: PrivacyStatement) -> list[str]:
     model = f" `{about.base_model}`" if about.base_model else ""
     tuning = f" (trained: `{about.tuning}`)" if about.tuning else ""
     task = f" of the task `{about.task}`" if about.task else ""
+    rows = ", each with all rows of one person," if statement.unit == "user" else ""
     text = f"""
-        The pre-trained model{model}{tuning} was fine-tuned on {statement.num_examples:,} examples{task}.
+        The pre-trained model{model}{tuning} was fine-tuned on {statement.num_examples:,} {statement.unit}s{rows}{task}.
     """
     if about.data_fingerprint is not None:
         text += f"""
@@ -178,21 +189,42 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         Gradients or updates are taken in coordinates that were computed from {statement.coordinates_from}
         before training. **These rows must be public**: nothing accounts for what the coordinates say of them.
         """
+    sampled = ""
+    if statement.unit == "user":
+        sampled = f"""
+        Of a user that is drawn, a step takes all rows, or {statement.rows_per_user} at random of more.
+        **Who is a person is what the data's user column says**: two ids of one person are two users here.
+        """
     return _paragraphs(f"""
-        Each step draws every example independently with probability {number(statement.sampling_probability)}
+        Each step draws every {statement.unit} independently with probability {number(statement.sampling_probability)}
         (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
         which ε accounts for.
 
-        Each example's gradient is clipped to norm {number(statement.l2_clip_norm)}; the sum gets Gaussian
-        noise of {number(statement.noise_multiplier)} times that norm, once per step. What follows
-        (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+        {sampled}
+
+        {_clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no privacy.
 
         {coordinates}
 
         The seeds of sampling and noise stay secret and are used for this run only. {seeds}
 
-        The number of training examples, {statement.num_examples:,}, is taken as public.
+        The number of training {statement.unit}s, {statement.num_examples:,}, is taken as public.
     """)
+
+
+def _clipping(statement: PrivacyStatement) -> str:
+    """What is clipped and what gets noise."""
+    norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
+    whose = "example's gradient" if statement.unit == "example" else "user's gradient, the mean over the rows taken,"
+    if statement.clip_quantile is None:
+        return f"""Each {whose} is clipped to norm {norm}; the sum gets Gaussian noise of
+        {number(multiplier)} times that norm, once per step."""
+    quantile, share = statement.clip_quantile
+    return f"""Each {whose} is clipped to a norm that begins at {norm} and follows the
+        {number(quantile)}-quantile of the gradients' norms (Andrew et al. 2021). Once per step the sum gets Gaussian
+        noise of {number(multiplier / math.sqrt(1 - share))} times that norm, and the number of gradients below the
+        norm gets noise of its own, for which {_percent(share)} of the budget is set apart: together they are one
+        Gaussian mechanism of noise multiplier {number(multiplier)}, which ε accounts for."""
 
 
 def _release(statement: PrivacyStatement) -> list[str]:
@@ -227,19 +259,43 @@ def _verbatim(statement: PrivacyStatement) -> str:
 
 def _not_covered(statement: PrivacyStatement) -> list[str]:
     names = ", ".join(f"`{name}`" for name in statement.evaluation_data)
+    several = """
+        **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
+        larger δ). Name the people (`data.user_column`), and the unit is a person.
+    """
+    if statement.unit == "user":
+        several = """
+        **What others say of a person.** The guarantee hides the rows that stand under a person's id, and not what
+        stands in the rows of others, nor what is true of many people together.
+        """
+    choices = """**Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
+        may depend on the data."""
+    evaluation = f"""**The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
+        these data are private, so are the scores."""
+    if statement.evaluation_guarantee is not None:
+        epsilon, delta, std, count = statement.evaluation_guarantee
+        evaluation = f"""**Rows that are in several data sets.** The evaluation data (here {names}) has a
+        guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
+        all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
+        number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is
+        in two of these data sets, or in the training data, too, has the sum of their ε."""
+    if statement.compares_raw_losses:
+        choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
+        compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data
+        only**."""
+    if statement.selected_among is not None:
+        choices = """**Other choices made by looking at results.** The choice of this run among its own sweep is
+        covered; how that sweep was set up may depend on the data."""
     return _paragraphs(f"""
         **Other runs on the same data.** Every further run (an arm, a sweep, a repetition) spends its own ε,
         and they add up. Runs that share seeds share noise, which cancels in their difference: of such runs
         release at most one.
 
-        **Choices made by looking at results.** Hyper-parameters, and the choice of a model among several,
-        may depend on the data.
+        {choices}
 
-        **The evaluation data**{f" (here {names})" if names else ""}. Scores are computed without noise; if
-        these data are private, so are the scores.
+        {evaluation}
 
-        **People with several examples.** With k of them, or k near-duplicates, a person has k ε (and a
-        larger δ).
+        {several}
 
         **The pre-trained model and the tokenizer**, which were made from other data.
 

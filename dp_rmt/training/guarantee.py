@@ -13,7 +13,9 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 from dp_rmt.reporting.privacy_text import FALSE_ALARMS
 from dp_rmt.training.ledger import Entry, Ledger, now, ways_on
 from dp_rmt.training.metrics import read_metrics
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.releases import Releases
+from dp_rmt.types import Unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class About:
       texts_of: name of the evaluation data whose rows will stand word for word in what the run writes.
       coordinates_from: the public rows from which the coordinates of clipping and updates were computed, in words; None
         if there are no such coordinates.
+      compares_raw_losses: whether the run is one of those whose raw training losses are compared.
     """
 
     base_model: str | None = None
@@ -36,6 +39,7 @@ class About:
     target_epsilon: float | None = None
     texts_of: str | None = None
     coordinates_from: str | None = None
+    compares_raw_losses: bool = False
 
 
 NOTHING_MORE = About()
@@ -53,6 +57,7 @@ class Guarantee:
       nonprivate_metrics: whether raw values are written to the metrics.
       evaluation_data: names of the data that the run is evaluated on.
       about: what else is known.
+      private_scores: what the evaluation data's own guarantee is; None where it is public.
     """
 
     mechanism: DPSGD
@@ -62,6 +67,7 @@ class Guarantee:
     nonprivate_metrics: bool
     evaluation_data: tuple[str, ...] = ()
     about: About = NOTHING_MORE
+    private_scores: PrivateScores | None = None
 
     def releases(self, workdir: Path, *, run: str, steps_done: int) -> Releases:
         """The record to which the training loop announces its updates, for the one process that writes in the folder.
@@ -79,7 +85,8 @@ class Guarantee:
     def statement(self, workdir: Path, updates: int) -> PrivacyStatement:
         """The statement after so many updates, without what only the ledger knows (see `Releases`)."""
         mechanism, delta, texts_of = self.mechanism, self.delta, self.about.texts_of
-        is_private = mechanism.noise_multiplier > 0
+        is_private, quantile = mechanism.noise_multiplier > 0, mechanism.clip_quantile
+        scores = self.private_scores
         by_accountant = mechanism.epsilon_by_accountant(updates, delta) if is_private else {}
         return PrivacyStatement(
             epsilon=mechanism.epsilon(updates, delta) if is_private else None,
@@ -91,6 +98,7 @@ class Guarantee:
             noise_multiplier=mechanism.noise_multiplier,
             l2_clip_norm=mechanism.l2_clip_norm,
             clip=mechanism.clip,
+            clip_quantile=None if quantile is None else (quantile.quantile, quantile.share),
             sampling_probability=mechanism.sampling_probability,
             expected_batch_size=mechanism.expected_batch_size,
             max_batch_size=mechanism.truncation.max_batch_size,
@@ -104,6 +112,12 @@ class Guarantee:
             detection=_detection(mechanism, updates) if is_private else (),
             texts_of=texts_of,
             coordinates_from=self.about.coordinates_from,
+            unit=mechanism.unit,
+            rows_per_user=mechanism.rows_per_user,
+            compares_raw_losses=self.about.compares_raw_losses,
+            evaluation_guarantee=None
+            if scores is None
+            else (scores.epsilon, scores.delta, scores.noise_multiplier, len(scores.planned)),
         )
 
     def entry(self, run: str, updates: int) -> Entry:
@@ -129,6 +143,7 @@ class Guarantee:
                 data_fingerprint=provenance.keyed_fingerprint(run, self.train_data),
             ),
             date=now(),
+            unit=mechanism.unit,
         )
 
     @property
@@ -160,21 +175,22 @@ def check_unspent(workdir: Path, *, seeds_given: bool) -> None:
         )
 
 
-def check_delta(delta: float, num_examples: int, key: str = "delta") -> None:
+def check_delta(delta: float, num_examples: int, key: str = "delta", unit: Unit = "example") -> None:
     """Raises ValueError unless the delta of a private run is in (0, 1) and at most 1 / sqrt(N).
 
     A larger delta guarantees nothing.
 
     Args:
       delta: of the guarantee.
-      num_examples: rows of the training data, N.
+      num_examples: N, rows of the training data, or its users where these are the unit.
       key: what the user calls delta, for the message.
+      unit: what N counts.
     """
     if not 0 < delta < 1:
         raise ValueError(f"{key} must be above 0 and below 1, got {delta}")
     if delta > num_examples**-0.5:
         raise ValueError(
-            f"{key}={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training examples: a "
+            f"{key}={delta} is above 1 / sqrt(N) = {num_examples**-0.5:.3g} of the {num_examples} training {unit}s: a "
             f"mechanism that publishes {delta * num_examples:.0f} of them outright may have it, so it guarantees "
             f"nothing. Set {key} well below 1 / N = {1 / num_examples:.3g}, such as to N^-1.1 = "
             f"{num_examples**-1.1:.3g}"

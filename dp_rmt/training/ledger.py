@@ -26,6 +26,7 @@ from dp_rmt import accounting
 from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.provenance import Provenance
+from dp_rmt.types import Unit
 
 FILE = "ledger.jsonl"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -51,6 +52,7 @@ class Entry:
       train_data: fingerprint of the training data.
       about: what else was known.
       date: when it was written, in UTC.
+      unit: what N, the batch and the guarantee count: examples, or users.
     """
 
     run: str
@@ -67,10 +69,13 @@ class Entry:
     train_data: str
     about: Provenance
     date: str
+    unit: Unit = "example"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Entry:
         """The entry in a line of the file.
+
+        The unit may be missing: lines of earlier versions lack it, where it was always an example.
 
         Raises:
           ValueError: the line is no object, or a field is missing.
@@ -78,9 +83,9 @@ class Entry:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, Mapping):
             raise ValueError("not an object")
-        if missing := names - record.keys():
+        if missing := names - {"unit"} - record.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")
-        values = {name: record[name] for name in names}
+        values = {name: record[name] for name in names if name in record}
         return cls(**(values | {"about": Provenance.from_json(record["about"])}))
 
     def epsilon(self) -> float:
@@ -217,7 +222,7 @@ def now() -> str:
 
 def _spent(entry: Entry) -> str:
     most = "" if entry.is_exact else "up to "
-    text = f"{most}{entry.updates:,} updates on {entry.num_examples:,} training examples were released"
+    text = f"{most}{entry.updates:,} updates on {entry.num_examples:,} training {entry.unit}s were released"
     if entry.noise_multiplier == 0:
         return f"{text}, without any privacy"
     return f"{text}, for epsilon = {number(entry.epsilon(), 'up')} at delta = {number(entry.delta, 'up')}"

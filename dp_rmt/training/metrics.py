@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dp_rmt.files import write_atomically
+from dp_rmt.training.writers import Writers
 
 _LARGEST_ARRAY = 10_000
 
@@ -30,13 +31,15 @@ class MetricsWriter:
 
     Args:
       path: the file; it and its folder are made if missing.
+      others: get the numbers of each line, too.
 
     Raises:
       ValueError: an existing file has a broken line that is not its last.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], others: Writers | None = None) -> None:
         self.path = Path(path)
+        self._others = others or Writers()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         self.truncate_after(math.inf)
@@ -58,6 +61,15 @@ class MetricsWriter:
         line = {"step": int(step)} | {name: _to_json(name, value) for name, value in metrics.items()}
         with self.path.open("a", encoding="ascii") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._others.append(line)
+
+    def flush(self) -> None:
+        """Makes what other writers have taken visible; the file itself lags behind nothing."""
+        self._others.flush()
+
+    def close(self) -> None:
+        """Ends the other writers."""
+        self._others.close()
 
     def truncate_after(self, step: float) -> None:
         """Removes, atomically, all lines with a step greater than `step`, and a broken last line.
@@ -72,6 +84,7 @@ class MetricsWriter:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         if text.encode() != self.path.read_bytes():
             write_atomically(self.path, text)
+        self._others.begin(kept)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

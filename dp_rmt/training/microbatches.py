@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from dp_rmt.types import Batch, Params
 def fitting_microbatch_size(
     task: Task, mechanism: DPSGD, clipping_method: ClippingMethod = "auto", mesh: Mesh | None = None
 ) -> int:
-    """The largest power of two of examples whose clipped gradient fits into the memory of each device.
+    """The largest power of two of examples (or users) whose clipped gradient fits into the memory of each device.
 
     It is also small enough to leave little padding. Each length group is padded to whole microbatches, by half of one
     on average, and this padding may be at most an eighth of the batch.
@@ -43,10 +44,15 @@ def fitting_microbatch_size(
         def losses(params: Params, batch: Batch) -> jax.Array:
             return task.losses(merge_params(params, frozen), batch)
 
-        return mechanism.clipped_grad(losses, execution)(trained, batch, is_padding_example=None)
+        norm = None if mechanism.clip_quantile is None else jnp.float32(mechanism.l2_clip_norm)
+        gradient = mechanism.clipped_grad(losses, execution, clip_norm=norm)
+        return gradient(trained, batch, is_padding_example=None)
+
+    rows_of_unit = mechanism.sampling(0, task.users).indices(0).shape[1:]
 
     def compile_step(size: int) -> jax.stages.Compiled:
-        batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in task.train.items()}
+        shape = (size, *rows_of_unit)
+        batch = {name: jax.ShapeDtypeStruct((*shape, *a.shape[1:]), a.dtype) for name, a in task.train.items()}
         return jax.jit(clipped_sum).lower(trained, frozen, batch).compile()
 
     # Beside the clipped gradient, the optimizer and the noise need about four more copies of what is trained.
@@ -54,7 +60,7 @@ def fitting_microbatch_size(
     share = int(mechanism.expected_batch_size) // (4 * max(1, len(task.lengths)) * num_devices)
     largest = 1 << (max(share, 1).bit_length() - 1)
     size = of_first(largest_microbatch_size(compile_step, batch_size=largest, memory_budget=budget))
-    logging.info("microbatches of %d examples for each device", size)
+    logging.info("microbatches of %d %ss for each device", size, mechanism.unit)
     return size * num_devices
 
 

@@ -107,8 +107,8 @@ def to_devices(
     """A batch as global arrays, of which each process reads the rows of its own devices and no others.
 
     Args:
-      groups: for each length group the data set and the examples (B,) in it, -1 for padding
-        (`dp_rmt.data.length_groups.rows_of_groups`); the same in every process.
+      groups: for each length group the data set and the examples (B,) in it, or its users with their rows (B, rows),
+        -1 for padding (`dp_rmt.data.length_groups.rows_of_groups`); the same in every process.
       mesh: the devices; its `batch_parts` must divide B.
 
     Returns:
@@ -121,7 +121,7 @@ def to_devices(
             def rows(index: Any) -> np.ndarray:
                 return gather_batch({name: arrays[name]}, examples[index[0]])[0][name]
 
-            return jax.make_array_from_callback((len(examples), *arrays[name].shape[1:]), sharding, rows)
+            return jax.make_array_from_callback((*examples.shape, *arrays[name].shape[1:]), sharding, rows)
 
         is_padding = jax.make_array_from_callback(examples.shape, sharding, lambda index: examples[index] < 0)
         return {name: array_of(name) for name in arrays}, is_padding

@@ -18,7 +18,6 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from dp_rmt.batch_selection import fresh_seed
-from dp_rmt.data import fingerprint
 from dp_rmt.mechanism import AUTO, DPSGD, Execution
 from dp_rmt.training import processes
 from dp_rmt.training import run_checks as checks
@@ -28,11 +27,13 @@ from dp_rmt.training.ledger import Ledger, only_writer
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.microbatches import microbatch_size_on
 from dp_rmt.training.partitioning import data_mesh, init_state, jit_train_step
+from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.sharding_rules import Rules
 from dp_rmt.training.task import Task
-from dp_rmt.training.train import TrainLoop
+from dp_rmt.training.train import AfterEvaluation, TrainLoop
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
+from dp_rmt.training.writers import Writers
 from dp_rmt.trees import split_params
 from dp_rmt.types import Params
 
@@ -128,6 +129,8 @@ class Run:
         *,
         until: int | None = None,
         write_results: WriteResults | None = None,
+        after_evaluation: AfterEvaluation | None = None,
+        writers: Writers | None = None,
     ) -> TrainState:
         """Trains to the end, from the last checkpoint in the folder if there is one, and writes what was released.
 
@@ -139,6 +142,8 @@ class Run:
           workdir: the run's folder; made if it is missing.
           until: stop after so many updates; a later call goes on.
           write_results: called at the end by the first process, while no other process may touch the folder.
+          after_evaluation: called by the first process once an evaluation, or a stop, is written down.
+          writers: get the numbers of the metrics, too; closed at the end.
 
         Returns:
           The state after the last update; `published_params` has what may be released.
@@ -152,7 +157,7 @@ class Run:
         if writes:
             workdir.mkdir(parents=True, exist_ok=True)
         with only_writer(workdir) if writes else contextlib.nullcontext():
-            state = self._train(workdir, writes, until, write_results)
+            state = self._train(workdir, writes, until, write_results, after_evaluation, writers)
         processes.wait_for_all("results are written")
         return state
 
@@ -171,7 +176,15 @@ class Run:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train the run first")
         return restored[0]
 
-    def _train(self, workdir: Path, writes: bool, until: int | None, write_results: WriteResults | None) -> TrainState:
+    def _train(
+        self,
+        workdir: Path,
+        writes: bool,
+        until: int | None,
+        write_results: WriteResults | None,
+        after_evaluation: AfterEvaluation | None,
+        writers: Writers | None,
+    ) -> TrainState:
         """The part of `train`, reading the checkpoint included, during which no other process may touch the folder."""
         mechanism = self.loop.mechanism
         state, seed = self._initial(), self.sampling_seed
@@ -185,13 +198,22 @@ class Run:
         releases = metrics = None
         if writes:
             releases = self.guarantee.releases(workdir, run=checkpoints.run, steps_done=int(state.step))
-            metrics = MetricsWriter(workdir / "metrics.jsonl")
-        state = self.loop.run(state, mechanism.sampling(seed), checkpoints, metrics, releases, until=until)
-        checkpoints.close()
-        if write_results is not None:
-            params = processes.to_host(self.published_params(state))
-            if metrics is not None:
-                write_results(int(state.step), params, metrics)
+            metrics = MetricsWriter(workdir / "metrics.jsonl", writers)
+        with contextlib.nullcontext() if metrics is None else contextlib.closing(metrics):
+            state = self.loop.run(
+                state,
+                mechanism.sampling(seed, self.loop.users),
+                checkpoints,
+                metrics,
+                releases,
+                until=until,
+                after_evaluation=after_evaluation,
+            )
+            checkpoints.close()
+            if write_results is not None:
+                params = processes.to_host(self.published_params(state))
+                if metrics is not None:
+                    write_results(int(state.step), params, metrics)
         return state
 
     def _initial(self) -> TrainState:
@@ -218,13 +240,15 @@ def prepare_run(
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     about: About = NOTHING_MORE,
+    private_scores: PrivateScores | None = None,
 ) -> Run:
     """Puts a private run together from data, a loss, a mechanism and what follows the clipped gradient.
 
     Formal guarantee: the parameters that `Run.train` publishes are (epsilon, delta)-differentially private, as `DPSGD`
-    says, for neighbours that differ by one row of `task.train`. Epsilon is at every moment what the statement in the
-    run's folder says. This holds if the run draws its seeds itself, if its checkpoints, its ledger and the metrics
-    named ``nonprivate/...`` stay secret, and if the private data has no other way into parameters, loss and transforms.
+    says, for neighbours that differ by one row of `task.train`, or by all rows of one of `task.users`. Epsilon is at
+    every moment what the statement in the run's folder says. This holds if the run draws its seeds itself, if its
+    checkpoints, its ledger and the metrics named ``nonprivate/...`` stay secret, and if the private data has no other
+    way into parameters, loss and transforms.
 
     A run is resumed with the noise that it has already released. If it went on with other data or another loss, that
     noise would cancel out. A checkpoint whose identity differs is therefore refused. The identity holds all numbers of
@@ -232,8 +256,8 @@ def prepare_run(
     functions: say in `identity` what they depend on, such as the name of the model and the learning rate.
 
     Args:
-      task: data, loss and parameters.
-      mechanism: the mechanism, for as many examples as the task has.
+      task: data, loss and parameters; with `users` where the unit of privacy is a user.
+      mechanism: the mechanism, for as many examples as the task has, or users.
       transforms: ``(mechanism, noise_seed, mesh) -> Transforms``. Its noise must be
         ``mechanism.noise(noise_key(noise_seed))``, because the seed is the run's, and a secret.
       delta: of the guarantee; well below 1 / N.
@@ -250,6 +274,8 @@ def prepare_run(
       identity: facts that a checkpoint must agree on beside those named above; compared as strings.
       facts: what is known before the first step, for the metrics' first line; not from private data.
       about: what the statement says of model and task.
+      private_scores: gives the scores of all evaluators their noise; its numbers are those of the run. None where the
+        evaluation data is public.
 
     Returns:
       A `Run`.
@@ -273,14 +299,17 @@ def prepare_run(
     ...     int(state.step), sorted(os.listdir(workdir))
     (3, ['checkpoints', 'ledger.jsonl', 'metrics.jsonl', 'privacy.json', 'privacy.md'])
     """
-    if mechanism.num_examples != task.num_examples:
+    mechanism.check_users(task.users)
+    if mechanism.num_examples != task.num_units:
         raise ValueError(
             f"the mechanism accounts for {mechanism.num_examples:,} examples and the task has {task.num_examples:,}: "
             "give num_examples=task.num_examples"
         )
     if mechanism.noise_multiplier > 0:
-        check_delta(delta, mechanism.num_examples)
+        check_delta(delta, mechanism.num_examples, unit=mechanism.unit)
         checks.warn_of_large_delta(name, mechanism, delta)
+    if private_scores is not None:
+        checks.check_private_scores(private_scores, mechanism.num_steps, eval_every, task)
     checks.warn_of_unprepared_process()
     mesh = data_mesh() if mesh is None else mesh
     microbatch_size = microbatch_size_on(mesh, execution, task, mechanism)
@@ -309,6 +338,7 @@ def prepare_run(
         mechanism=mechanism,
         delta=delta,
         arrays=task.train,
+        users=task.users,
         lengths=task.lengths,
         evaluators=task.evaluators,
         learning_rate=learning_rate,
@@ -318,20 +348,27 @@ def prepare_run(
         microbatch_size=microbatch_size,
         name=name,
         mesh=mesh,
+        private_scores=private_scores,
         facts=facts or {},
     )
     checks.trace_step(loop, state, execution)
     guarantee = Guarantee(
         mechanism=mechanism,
         delta=delta,
-        train_data=fingerprint(task.train),
+        train_data=task.fingerprint,
         seeds_given=seeds.are_given,
         nonprivate_metrics=nonprivate_metrics,
         evaluation_data=tuple(task.evaluators),
         about=about,
+        private_scores=private_scores,
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
+    for option in ("clip_quantile", "rows_per_user"):
+        if facts[option] is None:  # so that what was begun before there was this option can go on
+            del facts[option]
+    if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel
+        facts |= {"private_scores": dataclasses.astuple(private_scores), "mesh": dict(mesh.shape)}
     facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
     names = {key: str(value) for key, value in facts.items()}
     return Run(loop, state, fresh_state, guarantee, names, sampling_seed, dict(checkpoints or {}))

@@ -11,6 +11,8 @@ from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.noise_addition import GaussianNoiseState, noise_key
 from dp_rmt.training import processes
+from dp_rmt.training.private_scores import PrivateScores
+from dp_rmt.training.task import Task
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
 
@@ -22,15 +24,16 @@ def warn_of_unprepared_process() -> None:
 
 
 def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
-    """Warns of a delta of 1 / N or more, at which a mechanism may publish an example outright."""
+    """Warns of a delta of 1 / N or more, at which a mechanism may publish an example, or a user's rows, outright."""
     if delta * mechanism.num_examples >= 1:
         logging.warning(
-            "%s: delta=%g is at least 1 / N = %.3g of the %d training examples. At such a delta the guarantee allows "
-            "publishing an example outright, and the statement will say so; set it well below, such as to N^-1.1",
+            "%s: delta=%g is at least 1 / N = %.3g of the %d training %ss. At such a delta the guarantee allows "
+            "publishing one outright, and the statement will say so; set it well below, such as to N^-1.1",
             name,
             delta,
             1 / mechanism.num_examples,
             mechanism.num_examples,
+            mechanism.unit,
         )
 
 
@@ -44,6 +47,17 @@ def check_noise(state: TrainState, noise_seed: int) -> None:
             "the transforms' noise is not that of the run's seed: let the function return "
             "Transforms(noise=mechanism.noise(noise_key(noise_seed)), ...) of the mechanism and the noise_seed that it "
             "is called with (dp_rmt.noise_addition.noise_key)"
+        )
+
+
+def check_private_scores(private_scores: PrivateScores, num_steps: int, eval_every: int, task: Task) -> None:
+    """Raises ValueError unless the scores were accounted for as the run computes them."""
+    given = private_scores.num_steps, private_scores.eval_every, set(private_scores.rows)
+    wanted = num_steps, eval_every, set(task.evaluators)
+    if given != wanted:
+        raise ValueError(
+            f"private_scores accounts for (num_steps, eval_every, data) = {given}, and the run has {wanted}: give it "
+            "the numbers of the run, and the rows of each of its evaluation data"
         )
 
 
@@ -62,7 +76,7 @@ def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:
 
 def trace_step(loop: TrainLoop, state: TrainState, execution: Execution) -> None:
     """Traces a step, so that what clipping refuses is refused here; the first step uses the same trace."""
-    nobody = np.full(loop.mechanism.truncation.max_batch_size, -1, np.int32)
+    nobody = np.full_like(loop.mechanism.sampling(0, loop.users).indices(0), -1)
     try:
         jax.eval_shape(loop.train_step, state, loop.groups(nobody))
     except ValueError as error:

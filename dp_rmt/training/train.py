@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.batch_selection import PoissonSampling, UserSampling
 from dp_rmt.data.batches import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.extras import extra
@@ -21,6 +22,7 @@ from dp_rmt.reporting.numbers import number
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.preemption import Preempted, Preemption
+from dp_rmt.training.private_scores import PrivateScores, secret_of
 from dp_rmt.training.processes import to_devices
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState
@@ -30,6 +32,8 @@ from dp_rmt.types import Params
 with extra("finetune"):
     import tqdm
 
+AfterEvaluation = Callable[[int], None]
+"""``(updates done)``"""
 EPSILON_POINTS = 20
 """The number of steps at which a run computes epsilon, about: a computation takes up to a second. Updates are announced
 in as many stretches (`dp_rmt.training.releases`), each up to the next of these steps."""
@@ -44,6 +48,7 @@ class TrainLoop:
       mechanism: gives epsilon and the number of steps.
       delta: the delta of the privacy guarantee.
       arrays: tokenised training data.
+      users: the number of each row's user, where the unit of privacy is a user.
       lengths: sequence lengths of the groups that a batch is split into; empty for data that is not split.
       evaluators: name -> function of all parameters that gives scores.
       learning_rate: the schedule, for the metrics; None leaves it out.
@@ -52,6 +57,7 @@ class TrainLoop:
       published_params: gives all parameters of a state as they are evaluated (`Transforms.published_params`).
       microbatch_size: of the step. Batches are filled up to whole microbatches; None for the whole batch.
       name: shown at the progress bar.
+      private_scores: gives the scores their noise; None where the evaluation data is public.
       facts: what is known before the first step, for the metrics.
       mesh: the mesh of the step; it is used where there are several processes, each of which reads its own rows.
     """
@@ -69,17 +75,20 @@ class TrainLoop:
     microbatch_size: int | None = None
     name: str = "train"
     mesh: Mesh | None = None
+    users: np.ndarray | Sequence[Any] | None = None
+    private_scores: PrivateScores | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(
         self,
         state: TrainState,
-        sampling: PoissonSampling,
+        sampling: PoissonSampling | UserSampling,
         checkpoints: Checkpoints,
         metrics: MetricsWriter | None,
         releases: Releases | None,
         *,
         until: int | None = None,
+        after_evaluation: AfterEvaluation | None = None,
     ) -> TrainState:
         """Trains from the state's step to the last, or to an earlier one.
 
@@ -88,19 +97,21 @@ class TrainLoop:
 
         Args:
           state: fresh or restored.
-          sampling: the Poisson sampler, made of the run's own seed.
+          sampling: the Poisson sampler of examples or users, made of the run's own seed.
           checkpoints: where to save.
           metrics: where to write. With None, as in all processes but the first, nothing is written or shown.
           releases: told of every update before it is computed. It is None in all processes but the first; they cannot
             go on without the first.
           until: stop after so many updates, evaluated and saved as the last one would be; schedules and noise stay
             those of the whole run, which a later call continues.
+          after_evaluation: called where `metrics` are written, once an evaluation is, or a stop is saved.
 
         Returns:
           The state after the last step taken.
 
         Raises:
-          Preempted: SIGTERM came; the step under way was finished and saved. It ends the program if nobody catches it.
+          Preempted: SIGTERM or Ctrl-C came; the step under way was finished and saved. It ends the program if nobody
+            catches it.
           OSError: something could not be written, such as a checkpoint on a full disk.
         """
         num_steps, first = self.mechanism.num_steps, int(state.step)
@@ -112,7 +123,7 @@ class TrainLoop:
         if first == 0:
             checkpoints.begin(state, sampling_seed=sampling.seed)
         with tqdm.tqdm(**shown) as bar, Preemption() as preemption:
-            reporter = _Reporter(self, metrics, bar)
+            reporter = _Reporter(self, metrics, bar, after_evaluation)
             if first == 0:
                 reporter.facts(self.facts)
                 reporter.evaluation(0, self._evaluate(state))
@@ -141,7 +152,8 @@ class TrainLoop:
                     checkpoints.wait()
                     if releases is not None:
                         releases.stopped(step + 1)
-                    raise Preempted(self.name, step + 1, num_steps)
+                    reporter.stopped(step + 1)
+                    raise Preempted(self.name, step + 1, num_steps, preemption.by)
         if releases is not None:
             releases.stopped(max(first, last))
         return state
@@ -152,13 +164,14 @@ class TrainLoop:
         return max(1, math.ceil(self.mechanism.num_steps / EPSILON_POINTS))
 
     def groups(self, indices: np.ndarray) -> Any:
-        """The batch of these examples, as `train_step` takes it; -1 stands for padding.
+        """The batch of these examples, or of users with their rows, as `train_step` takes it; -1 stands for padding.
 
         A single process gets NumPy arrays, which the compiled step puts on the devices. Several processes get global
         arrays.
         """
         size = self.microbatch_size
-        filled = np.append(indices, np.full(-len(indices) % (size or 1), -1, indices.dtype))
+        missing = -len(indices) % (size or 1)
+        filled = np.append(indices, np.full((missing, *indices.shape[1:]), -1, indices.dtype), axis=0)
         rows = rows_of_groups(self.arrays, filled, lengths=self.lengths, microbatch_size=size)
         if self.mesh is not None and jax.process_count() > 1:
             return to_devices(rows, self.mesh)
@@ -169,16 +182,30 @@ class TrainLoop:
         return {
             f"eval/{name}/{metric}": value
             for name, evaluate in self.evaluators.items()
-            for metric, value in evaluate(params).items()
+            for metric, value in self._released(name, evaluate(params), state).items()
         }
+
+    def _released(self, name: str, scores: Mapping[str, float], state: TrainState) -> Mapping[str, float]:
+        if self.private_scores is None:
+            return scores
+        return self.private_scores.released(name, scores, step=int(state.step), key=secret_of(state.noise))
 
 
 class _Reporter:
     """Writes metrics.jsonl and moves the progress bar."""
 
-    def __init__(self, loop: TrainLoop, metrics: MetricsWriter | None, bar: tqdm.tqdm):
+    def __init__(
+        self,
+        loop: TrainLoop,
+        metrics: MetricsWriter | None,
+        bar: tqdm.tqdm,
+        after_evaluation: AfterEvaluation | None,
+    ):
         self._loop, self._metrics, self._bar = loop, metrics, bar
+        self._after_evaluation = after_evaluation
         self._shown: dict[str, str] = {}
+        self._seconds: collections.deque[float] = collections.deque(maxlen=20)  # of the last steps
+        self._compiles = True  # the first step does
         self._since = time.monotonic()
 
     def facts(self, facts: Mapping[str, Any]) -> None:
@@ -194,6 +221,7 @@ class _Reporter:
         line: dict[str, Any] = {} if schedule is None else {"learning_rate": float(schedule(step - 1))}
         line["seconds"] = now - self._since
         self._since = now
+        self._show_progress(line["seconds"], values)
         if step % self._loop.epsilon_every == 0 or step == self._loop.mechanism.num_steps:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)
             line["epsilon"] = epsilon if math.isfinite(epsilon) else None
@@ -202,12 +230,34 @@ class _Reporter:
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(self._shown)
 
+    def _show_progress(self, seconds: float, values: Mapping[str, Any]) -> None:
+        """The training loss, and the speed in examples of the EXPECTED batch. The loss and the size are raw values."""
+        if "nonprivate/loss" in values:
+            self._shown["nonprivate/loss"] = f"{float(values['nonprivate/loss']):.4f}"
+        if not self._compiles:
+            self._seconds.append(seconds)
+            rate = self._loop.mechanism.expected_batch_size * len(self._seconds) / max(sum(self._seconds), 1e-9)
+            self._shown["examples/s"] = number(rate)
+        self._compiles = False
+
+    def stopped(self, step: int) -> None:
+        """The run ends before its time, and all is saved."""
+        if self._metrics is not None:
+            self._metrics.flush()
+            self._tell(step)
+
+    def _tell(self, step: int) -> None:
+        if self._after_evaluation is not None:
+            self._after_evaluation(step)
+
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         if self._metrics is None:
             return
         self._append(step, scores)
         self._shown |= {name.removeprefix("eval/"): f"{value:.4f}" for name, value in scores.items()}
         self._bar.set_postfix(self._shown)
+        self._metrics.flush()
+        self._tell(step)
         self._since = time.monotonic()  # evaluation is not a part of a step's time
 
     def _append(self, step: int, values: Mapping[str, Any]) -> None:

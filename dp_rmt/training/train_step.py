@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt.clipping.per_example import PerExample
+from dp_rmt.clipping.quantile import Counted, centred_count
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import AUTO, DPSGD, Execution
@@ -35,9 +36,10 @@ def make_train_step(
     """Builds ``train_step(state, groups) -> (state, metrics)``.
 
     ``groups`` is the Poisson sample of one step, as one or more ``(batch, is_padding_example)``; their sums are added
-    before the noise. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and replicate
-    the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the noise,
-    which is the same on every device because key and step are.
+    before the noise. Where the mechanism's unit is a user, both have the rows of each user as their second axis, and
+    the metrics count users. The step can be data-parallel. Under `jax.jit`, shard the leading axis of the groups and
+    replicate the state. Under `jax.pmap` (or `shard_map`), give axis_name: the gradients are summed over it before the
+    noise, which is the same on every device because key and step are.
 
     Args:
       mechanism: clips and normalises; its noise_std must be the one in transforms.
@@ -50,7 +52,8 @@ def make_train_step(
         Without it the compiler may follow the denoiser and hold both whole on every device.
 
     Returns:
-      The step. Metrics: ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, ``advice/...`` where
+      The step. Metrics: ``clipping/l2_clip_norm`` where it follows a quantile,
+      ``denoise/kept_rank`` and ``denoise/top_over_edge`` by leaf, ``advice/...`` where
       `dp_rmt.training.advice.measure_steps` stands around the optimizer, and with nonprivate_metrics the
       mean loss and gradient norm, the clipped fraction, the number of non-finite examples, the size of the sample, and
       the mean cosine of the matrices to the clean (clipped) gradient before and after denoising, and that of the step
@@ -59,20 +62,34 @@ def make_train_step(
 
     def train_step(state: TrainState, groups: Sequence[tuple[Batch, jax.Array]]) -> tuple[TrainState, dict[str, Any]]:
         coordinates = None if transforms.coordinates is None else transforms.coordinates(state.optimizer)
+        unit = None if mechanism.clip_quantile is None else state.noise.l2_clip_norm
         clipped_grad = mechanism.clipped_grad(
-            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch), execution, coordinates
+            lambda params, batch: per_example_losses(merge_params(params, state.frozen), batch),
+            execution,
+            coordinates,
+            unit,
         )
         params = state.params
         if axis_name is not None:
             # Otherwise shard_map itself sums the gradients of replicated parameters over the devices, before clipping.
             params = jax.lax.pcast(params, axis_name, to="varying")
         parts = [clipped_grad(params, batch, is_padding_example=padding) for batch, padding in groups]
+        # What of each group is nobody: of a user, where all rows are padding.
+        absent = [padding if mechanism.unit == "example" else jnp.all(padding, axis=1) for _, padding in groups]
         grads = jax.tree.map(lambda *g: sum(g), *[gradient for gradient, _ in parts])
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
 
         grads = _placed(grads, layout)
-        noisy, noise = transforms.noise.update(grads, state.noise)
+        clean: Any = grads
+        if unit is not None:
+            size = mechanism.expected_batch_size
+            counts = [
+                centred_count(per_example, nobody, size) for (_, per_example), nobody in zip(parts, absent, strict=True)
+            ]
+            count = jnp.sum(jnp.stack(counts))
+            clean = Counted(grads, count if axis_name is None else jax.lax.psum(count, axis_name))
+        noisy, noise = transforms.noise.update(clean, state.noise)
         noisy = _placed(noisy, layout)
         denoised, denoise = transforms.denoise.update(noisy, state.denoise)
         optimize = optax.with_extra_args_support(transforms.optimizer).update
@@ -80,10 +97,15 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         metrics: dict[str, Any] = _denoiser_metrics((denoise, optimizer)) | advice_metrics(optimizer)
+        if unit is not None:
+            metrics["clipping/l2_clip_norm"] = jnp.copy(unit)  # the state itself is donated
         if nonprivate_metrics:
             per_example = jax.tree.map(lambda *x: jnp.concatenate(x), *[p for _, p in parts])
-            padding = jnp.concatenate([padding for _, padding in groups])
-            metrics |= _raw_metrics(per_example, ~padding, mechanism.l2_clip_norm, axis_name)
+            padding = jnp.concatenate(absent)
+            if unit is not None:
+                per_example = jax.tree.map(lambda x: x * unit, per_example)
+            norm = mechanism.l2_clip_norm if unit is None else unit
+            metrics |= _raw_metrics(per_example, ~padding, norm, axis_name)
             metrics["nonprivate/cosine_noisy"] = mean_matrix_cosine(noisy, grads)
             metrics["nonprivate/cosine_denoised"] = mean_matrix_cosine(denoised, grads)
             step = grads if coordinates is None else coordinates(grads)
@@ -131,7 +153,7 @@ def _denoiser_metrics(states: Any) -> dict[str, Any]:
 
 
 def _raw_metrics(
-    per_example: PerExample, is_example: jax.Array, l2_clip_norm: float, axis_name: str | None
+    per_example: PerExample, is_example: jax.Array, l2_clip_norm: float | jax.Array, axis_name: str | None
 ) -> dict[str, jax.Array]:
     finite = jnp.isfinite(per_example.grad_norm) & is_example
     sums = {

@@ -12,7 +12,7 @@ from scipy import stats
 
 from dp_rmt import accounting
 from dp_rmt.accounting import Truncation, calibrate_noise_multiplier, delta_of_truncation, epsilon
-from dp_rmt.accounting.noise_support import _escape, _largest_escape
+from dp_rmt.accounting.noise_support import _escape, largest_escape
 from dp_rmt.batch_selection import max_batch_size_for
 
 # jax.random.normal in float32 ends at 5.2201 standard deviations above (and at 5.42 below).
@@ -75,7 +75,7 @@ def test_covers_what_truncated_noise_adds_in_one_dimension(q, sigma):
 )
 def test_no_direction_is_pushed_out_more_often(shift, support, count, seed):
     rng = np.random.default_rng(seed)
-    bound = _largest_escape(shift, support, count)
+    bound = largest_escape(shift, support, count)
     for concentration in (0.05, 0.3, 1.0, 10.0):
         shares = rng.gamma(concentration, size=(200, count)) + 1e-300
         directions = shift * np.sqrt(shares / shares.sum(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ import pytest
 
 from dp_rmt.auditing import audits, canaries
 from dp_rmt.auditing.engines import OneRun
-from dp_rmt.auditing.problems import MUTATIONS, Audited, canary_losses, canary_params
+from dp_rmt.auditing.problems import APART, MUTATIONS, Audited, canary_losses, canary_params
 from dp_rmt.auditing.run_folder import audit_workdir
 from dp_rmt.reporting.audit_bound import read_audit
 from dp_rmt.reporting.privacy_files import write_privacy
@@ -20,7 +20,17 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", ["none", APART])
+def test_repeated_runs_of_users(mutation):
+    """A user with two rows: clipped as one it stays below the proven value, and its rows clipped apart end above."""
+    row = audits.audit_repeated(
+        PROVEN, delta=audits.DELTA_OF_USERS, num_runs=RUNS, seed=1, mutation=mutation, rows_per_user=2
+    )
+    assert (row["epsilon"] > PROVEN) == (mutation == APART)
+    assert audits.failures([row]) == []
+
+
+@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if name != APART])
 def test_repeated_runs(mutation):
     """A right mechanism may exceed 3 in 5% of all seeds at most; really far less often: it is not that leaky."""
     row = audits.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1, mutation=mutation)

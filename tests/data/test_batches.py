@@ -61,9 +61,9 @@ def test_indices_out_of_range(indices):
         gather_batch(example_arrays(), np.array(indices))
 
 
-@pytest.mark.parametrize("indices", [np.array([0.0]), np.array([[0]]), np.array([True])])
+@pytest.mark.parametrize("indices", [np.array([0.0]), np.array([[[0]]]), np.array([True])])
 def test_indices_that_are_no_indices(indices):
-    with pytest.raises(ValueError, match="must be a vector of integers"):
+    with pytest.raises(ValueError, match="indices must be integers"):
         gather_batch(example_arrays(), indices)
 
 

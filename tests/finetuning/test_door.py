@@ -80,6 +80,9 @@ def test_it_predicts_what_it_was_scored_by(finetuned: dp_rmt.Finetuned, reviews:
     texts, labels = [text.strip('"') for text, _ in rows], [label for _, label in rows]
     predicted = finetuned.predict(texts)
     assert np.mean([a == b for a, b in zip(predicted, labels, strict=True)]) == finetuned.scores["dev/accuracy"]
+    assert finetuned.predict_rows([[text] for text in texts]) == predicted
+    with pytest.raises(ValueError, match="row 2 has 2 texts and not 1"):
+        finetuned.predict_rows([["a"], ["b", "c"]])
     logits = finetuned.logits(texts)
     assert logits.shape == (30, 2)
     assert predicted == [("bad", "good")[number] for number in logits.argmax(axis=1)]
@@ -98,6 +101,11 @@ def test_what_is_saved_is_the_model_and_its_statement_and_no_secret(
     names = {path.name for path in (tmp_path / "released").iterdir()}
     assert {"config.json", "model.safetensors", "privacy.json", "privacy.md"} <= names
     assert not names & {"checkpoints", "ledger.jsonl", "metrics.jsonl"}
+    assert finetuned.privacy["about"]["command"]
+    for path in (tmp_path / "released").iterdir():
+        for trace in (finetuned.workdir, finetuned.settings.model.path, finetuned.settings.data.path):
+            assert str(trace).encode() not in path.read_bytes(), path
+    assert '"command": null' in (tmp_path / "released" / "privacy.json").read_text()
     _, params = load_pretrained(tmp_path / "released", head="classification", num_labels=2, key=jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params, dict(finetuned.params))
     with pytest.raises(FileExistsError):

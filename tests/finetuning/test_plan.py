@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from own_data import CELLS, FORMATS
 
-from dp_rmt.finetuning import arms, assemble, defaults
+from dp_rmt.data.readers import tables
+from dp_rmt.finetuning import arms, assemble, defaults, shorthand
 from dp_rmt.finetuning.command_line import read, split
 from dp_rmt.finetuning.plan import build_mechanism, plan
 from dp_rmt.finetuning.settings import Settings
@@ -17,6 +18,11 @@ from dp_rmt.finetuning.shorthand import settings_from
 from dp_rmt.finetuning.tasks import classification
 
 QUICK = {"privacy.accountant": "rdp", "privacy.epsilon": 4.0}
+
+
+def test_the_hubs_names_begin_alike_where_they_are_told_and_where_they_are_read() -> None:
+    """They stand twice, because the readers load NumPy, and a mistyped word is to be answered at once."""
+    assert shorthand.HUB == tables.HUB
 
 
 def test_the_plan_has_the_numbers_of_the_run() -> None:

@@ -32,7 +32,7 @@ def choose(config: Settings, tmp_path: Path, names: list[str] | None = None) -> 
 
 @pytest.mark.thorough
 def test_a_rate_is_as_good_as_its_own_short_run(
-    config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All meet the same samples and noise. Two rates, since how others are found is tested below."""
 
@@ -43,6 +43,10 @@ def test_a_rate_is_as_good_as_its_own_short_run(
     monkeypatch.setattr(rate_search, "best_rate", two_rates)
     found = choose(config, tmp_path, ["noisy"])
     assert found.keys() == {"noisy"}
+    assert "for public data: compares raw training losses" in capsys.readouterr().out
+    assert "for public data" in found["noisy"]["is"]
+    for folder in (tmp_path / "runs").iterdir():
+        assert "it is for public data only" in (folder / "privacy.md").read_text()
     losses = found["noisy"]["nonprivate/loss"]
     assert list(losses) == ["0.001", "0.1"]
     assert losses[f"{found['noisy']['best']:g}"] == min(losses.values()) < max(losses.values())

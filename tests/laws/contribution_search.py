@@ -26,6 +26,11 @@ from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.trees import leaves_by_path
 
 ROWS = 6  # of every table
+NAMES = (
+    *("dense", "bias", "flat", "heads", "einsum", "layer_norm", "rms_norm", "group_norm", "conv", "grouped_conv"),
+    *("copied", "embed", "lookup", "head"),
+)
+"""The layers of `Layers`."""
 
 
 class Setting(NamedTuple):
@@ -60,6 +65,12 @@ class Layers(nn.Module):
             "einsum": nn.Einsum((2, self.width // 2, 3), "btnh,nhk->btnk", **own)(x["einsum"].reshape(heads)),
             "layer_norm": nn.LayerNorm(**own)(x["layer_norm"]),
             "rms_norm": nn.RMSNorm(**own)(x["rms_norm"]),
+            "group_norm": nn.GroupNorm(2, **own)(x["group_norm"]),
+            "conv": nn.Conv(4, (2,), use_bias=False, **own)(x["conv"]),
+            "grouped_conv": nn.Conv(self.width, (3,), feature_group_count=2, **own)(x["grouped_conv"]),
+            "copied": jnp.broadcast_to(
+                self.param("copied", nn.initializers.zeros, x["copied"].shape[1:]), x["copied"].shape
+            ),
             "embed": nn.Embed(ROWS, self.width, name="embed", **own)(example["ids"]),
             "lookup": table(example["ids"]),
             "head": table.attend(x["head"].astype(self.dtype)),
@@ -178,10 +189,9 @@ def _case(module: nn.Module, setting: Setting, rng: np.random.Generator) -> tupl
     shape = (setting.tokens, setting.width)
     example: dict[str, Any] = {"ids": rng.integers(0, rng.integers(1, ROWS + 1), setting.tokens)}
     if setting.model == "layers":
-        names = ["dense", "bias", "flat", "heads", "einsum", "layer_norm", "rms_norm", "embed", "lookup", "head"]
-        present = rng.choice(names, rng.choice([1, 1, 3]), replace=False)
-        example["x"] = {name: np.zeros(shape) for name in names}
-        example["w"] = {name: np.zeros(shape) for name in names}
+        present = rng.choice(NAMES, rng.choice([1, 1, 3]), replace=False)
+        example["x"] = {name: np.zeros(shape) for name in NAMES}
+        example["w"] = {name: np.zeros(shape) for name in NAMES}
         for name in present:
             example["x"][name], example["w"][name] = _pair(shape, setting, rng)
     else:
@@ -198,8 +208,7 @@ def _shapes(module: nn.Module, setting: Setting) -> Any:
     example = {"ids": np.zeros((1, setting.tokens), "int32")}
     x = np.zeros((1, setting.tokens, setting.width), "float32")
     if setting.model == "layers":
-        names = ["dense", "bias", "flat", "heads", "einsum", "layer_norm", "rms_norm", "embed", "lookup", "head"]
-        example |= {"x": dict.fromkeys(names, x), "w": dict.fromkeys(names, x)}
+        example |= {"x": dict.fromkeys(NAMES, x), "w": dict.fromkeys(NAMES, x)}
     else:
         example |= {"x": x, "scale": np.ones(1, "float32"), "margin": np.ones(1, "float32")}
     return jax.eval_shape(module.init, jax.random.key(0), example)

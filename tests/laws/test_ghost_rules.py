@@ -279,6 +279,21 @@ def test_leaves_are_followed_to_every_use(function, expected):
     assert [[use.by for use in uses] for uses in uses_of_leaves(jaxpr, 1)] == [expected]
 
 
+class Doubled(nn.Dense):
+    """It computes something else than a Dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Narrowed(nn.Dense):
+    """It inherits the method; what the method reads from the module is no longer the parameter."""
+
+    def param(self, name, *arguments):
+        return super().param(name, *arguments)[..., :3]
+
+
 class Uncounted(nn.Module):
     """A model that ghost clipping must refuse."""
 
@@ -287,11 +302,29 @@ class Uncounted(nn.Module):
     @nn.compact
     def __call__(self, x):
         if self.kind == "conv":
-            return nn.Conv(3, (2,))(x)
+            return nn.ConvTranspose(3, (2,))(x)
+        if self.kind == "masked conv":
+            return nn.Conv(3, (2,), mask=np.ones((2, 3, 3), "float32"))(x)
+        if self.kind == "conv over examples":
+            return nn.Conv(3, (2, 2))(x)
+        if self.kind == "conv of one's own":
+            return nn.Conv(3, (2,), conv_general_dilated=jax.lax.conv_general_dilated)(x)
+        if self.kind == "positions twice":
+            p = self.param("p", nn.initializers.ones, (1, 4, 3))
+            return (x + p) * p
+        if self.kind == "positions of tokens":
+            p = self.param("p", nn.initializers.ones, (1, 4, 3))
+            return x + (p + jnp.ones((4, 4, 3))).sum(0)
+        if self.kind == "positions repeated":
+            return x + jnp.broadcast_to(self.param("p", nn.initializers.ones, (3,)), (1, 4, 3))
+        if self.kind == "group norm over examples":
+            return nn.GroupNorm(3, reduction_axes=(0, 1, 2))(x)
         if self.kind == "raw parameter":
             return x @ self.param("w", nn.initializers.ones, (3, 2))
         if self.kind == "subclass":
-            return type("Doubled", (nn.Dense,), {})(3)(x)
+            return Doubled(3)(x)
+        if self.kind == "subclass with another param":
+            return Narrowed(3)(x)
         if self.kind == "used twice":
             layer = nn.Dense(3)
             return layer(layer(x))
@@ -334,8 +367,16 @@ class Uncounted(nn.Module):
     [
         (
             "conv",
-            r"no rule for params\['params'\]\['Conv_0'\].*rules for Dense, DenseGeneral, .* Embed.*LAYER_RULES.*freeze",
+            r"no rule for params\['params'\]\['ConvTranspose_0'\].*rules for Dense, .*LAYER_RULES.*freeze",
         ),
+        ("masked conv", "with a mask of its kernel"),
+        ("conv over examples", "slide along that of the examples"),
+        ("conv of one's own", "with conv_general_dilated="),
+        ("positions twice", r"\['p'\], which goes into: the operation add; the operation mul"),
+        ("positions of tokens", r"\['p'\], which goes into: the operation add"),
+        ("positions repeated", r"\['p'\], which goes into: the operation broadcast_in_dim"),
+        ("group norm over examples", r"with reduction_axes=\(0, 1, 2\)"),
+        ("subclass with another param", r"no rule for params\['params'\]\['Narrowed_0'\]"),
         ("raw parameter", r"\['w'\], which goes into: the operation dot_general"),
         ("subclass", r"no rule for params\['params'\]\['Doubled_0'\]"),
         (

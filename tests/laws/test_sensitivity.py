@@ -28,7 +28,7 @@ from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 
 BATCH, TOKENS, WIDTH, ROWS = 4, 2, 8, 3
-ROUNDING = {"vmap": 2e-6, "ghost": 5e-4}
+ROUNDING = {"vmap": 2e-6, "ghost": 5e-4, "ghost of a convolution": 5e-4}
 FIELDS = {"x": (TOKENS, WIDTH), "w": (TOKENS, WIDTH), "v": (TOKENS, WIDTH)}
 # Half of the cases with microbatches; the clip norms are of different size, and their quotient by 3 is not exact.
 SETTINGS = [("flat", 0.1, None), ("flat", 7.0, 2), ("automatic", 7.0, None), ("automatic", 0.1, 2)]
@@ -44,6 +44,19 @@ class TwoLayers(nn.Module):
         ).sum((1, 2))
 
 
+class ConvolutionAndCopies(nn.Module):
+    """A convolution, whose patches share entries, and positions of which each example has a copy."""
+
+    @nn.compact
+    def __call__(self, batch):
+        positions = self.param("positions", nn.initializers.zeros, (1, TOKENS, WIDTH))
+        copies = jnp.broadcast_to(positions, batch["v"].shape)
+        return (nn.Conv(WIDTH, (2,))(batch["x"]) * batch["w"]).sum((1, 2)) + (copies * batch["v"]).sum((1, 2))
+
+
+MODULES = {"ghost": TwoLayers, "ghost of a convolution": ConvolutionAndCopies}
+
+
 def leafwise_losses(params, batch):
     """The gradients of example i are its rows of x, w and v."""
     return sum(jnp.sum(params[name] * batch[name], axis=(1, 2)) for name in FIELDS)
@@ -56,7 +69,7 @@ def compiled(method, clip, l2_clip_norm, microbatch_size):
         params = {name: jnp.zeros(shape) for name, shape in FIELDS.items()}
         function = clipped_grad(leafwise_losses, **options)
     else:
-        module = TwoLayers()
+        module = MODULES[method]()
         batch = {name: np.zeros((1, *shape), np.float32) for name, shape in FIELDS.items()}
         params = module.init(jax.random.key(0), {**batch, "ids": np.zeros((1, TOKENS), np.int32)})
         function = ghost_clipped_grad(module.apply, **options)
@@ -106,7 +119,7 @@ def distance(first, second):
     return np.sqrt(sum(squares))
 
 
-@pytest.mark.parametrize("method", ["vmap", "ghost"])
+@pytest.mark.parametrize("method", ROUNDING)
 @pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_neighbours_differ_by_at_most_the_sensitivity(method, cases):
     @settings(max_examples=cases, deadline=None)
@@ -140,7 +153,7 @@ def test_neighbours_differ_by_at_most_the_sensitivity(method, cases):
 
 def test_the_bound_is_reached():
     """The law above would hold of a function that returns zero; a large gradient moves the sum by all of it."""
-    for method in ("vmap", "ghost"):
+    for method in ROUNDING:
         for setting in SETTINGS:
             function, run = compiled(method, *setting)
             batch = {name: np.full((BATCH, *shape), 1e3, np.float32) for name, shape in FIELDS.items()}

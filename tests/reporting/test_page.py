@@ -15,9 +15,11 @@ import pytest
 from dp_rmt.reporting import page as report
 from dp_rmt.reporting.figures import Figures
 from dp_rmt.reporting.page import Run, results_table, write_report
-from dp_rmt.reporting.plots import COLORS, Heat, Line, Plot, heat_maps, heat_ranges, line_plot, thin
+from dp_rmt.reporting.plots import COLORS, STYLE, Heat, Line, Plot, heat_maps, heat_ranges, line_plot, thin
 from dp_rmt.reporting.privacy_statement import PrivacyStatement
+from dp_rmt.reporting.provenance import Provenance
 from dp_rmt.reporting.series import Series, duration, findings, headline, main_scores
+from dp_rmt.reporting.style import CSS
 
 VOID = {"meta", "img", "br"}
 QUERY, OUT = "encoder/layers/attention/query/kernel", "encoder/layers/out/kernel"
@@ -134,6 +136,49 @@ def test_two_arms(tmp_path):
     assert "denoised ends at 90.00% accuracy on dev, noisy at 74.00%; denoised is there after 6 of 8" in text
     assert "costs ε = 5, δ = 2e-5 (basic composition)" in text
     assert "train.warmup_steps" in text  # what differs between the arms
+
+
+def about(number):
+    return Provenance(
+        base_model="public/encoder", task="sst2", data_fingerprint=f"{number:032}", version="0.9", commit="abc123"
+    )
+
+
+def test_the_statement_is_made_once_for_all_arms(tmp_path):
+    """Each has a fingerprint of its own, which is all that differs."""
+    runs = {f"arm {i}": arm(num_steps=2, about=about(i), date="2026-11-28 17:00 UTC") for i in (1, 2)}
+    text = " ".join("".join(page_of(tmp_path, runs).text).split())
+    for once in ("What may be released", "The unit is one training example", "quantity", "noise multiplier0.75"):
+        assert text.count(once) == 1, once
+    assert text.count("Fingerprint of the training data") == 2
+    assert f"arm 2: Fingerprint of the training data: {2:032}" in text
+
+
+def test_arms_that_differ_have_columns_of_their_own(tmp_path):
+    runs = {"a": arm(num_steps=2), "b": arm(num_steps=2, noise_multiplier=0.5)}
+    text = " ".join("".join(page_of(tmp_path, runs).text).split())
+    assert "noise multiplier0.750.5" in text
+    assert "training examples1,000seeds" in text  # the same for both
+
+
+def test_the_page_says_what_it_is_about(tmp_path):
+    runs = {"run": arm(num_steps=2, about=about(1), date="2026-11-28 17:00 UTC", is_upper_bound=True)}
+    runs["run"] = dataclasses.replace(runs["run"], config={"train": {"num_steps": 9}})
+    text = " ".join(page_of(tmp_path, runs).text)
+    assert "Model public/encoder Data sst2, 1,000 training examples Progress 2 of 9 updates, not finished" in text
+    assert "Version dp_rmt 0.9, commit abc123 Date 2026-11-28 17:00 UTC" in text
+
+
+def test_one_type_size_light_and_dark():
+    """Plots are drawn at 72 points to the inch and shown in their natural size, so that 12 points are 16 pixels."""
+    assert re.findall(r"font(?:-size)?:[^;}]*", CSS) == ["font-size: 1rem"]
+    sizes = {value for key, value in STYLE.items() if key.endswith("size")}
+    assert sizes == {12}
+    assert "prefers-color-scheme: dark" in CSS
+    dark = re.search(r"prefers-color-scheme: dark\) \{ :root \{(.*?)\}", CSS, re.DOTALL)[1]
+    light = re.search(r":root \{(.*?)\}", CSS, re.DOTALL)[1]
+    colors = set(re.findall(r"--[\w-]+(?=:)", light))
+    assert colors == set(re.findall(r"--[\w-]+(?=:)", dark)) == set(re.findall(r"(?<=var\()--[\w-]+", CSS))
 
 
 @pytest.mark.thorough

@@ -6,6 +6,9 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -208,6 +211,44 @@ def test_sigterm_is_noticed_within_the_block_alone():
         assert preemption.came(1)
     with Preemption() as preemption:
         assert not preemption.came(0)
+
+
+def test_stopped_by_ctrl_c(training, uninterrupted, tmp_path, caplog, capfd):
+    """As by SIGTERM, with a line at once and the status of a program that Ctrl-C ends."""
+    steps = iter(range(MECHANISM.num_steps))
+
+    def train_step(state, groups):
+        if next(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return training.loop.train_step(state, groups)
+
+    with pytest.raises(Preempted) as stopped:
+        run(training, tmp_path, train_step=train_step)
+    assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "stopped by Ctrl-C after step 5 of 9, which is saved; run the same command again" in caplog.text
+    assert capfd.readouterr().err.count("press Ctrl-C again to end at once") == 1
+    state, first_step = run(training, tmp_path)
+    assert first_step == 5
+    assert_same_state(state, uninterrupted[0])
+
+
+TWICE = """
+import hashlib, os, signal, threading
+from dp_rmt.training.preemption import Preemption
+for seconds in (0.2, 0.7):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+with Preemption():
+    hashlib.pbkdf2_hmac("sha512", b"", b"", 200_000_000)  # minutes without a line of Python, as when XLA compiles
+"""
+
+
+def test_ctrl_c_twice_ends_at_once():
+    begun = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr.count("press Ctrl-C again to end at once") == 1
+    assert time.monotonic() - begun < 60
 
 
 def test_a_batch_is_filled_up_to_whole_microbatches(training):

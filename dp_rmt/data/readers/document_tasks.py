@@ -57,6 +57,7 @@ def load_documents(
     skip_lines: int = 0,
     text_column: str = "text",
     extras: Extras = ONLY_THE_SOURCE,
+    user_column: str | None = None,
 ) -> DocumentSet:
     """Reads the documents of a task and finds what is sensitive in them.
 
@@ -69,6 +70,8 @@ def load_documents(
         skip_lines: lines of each dialogue of CustomerSim that are left out, see `read_customersim`.
         text_column: of documents, the column of the text.
         extras: of documents, where other splits come from.
+        user_column: whose each training document is. Of documents, the column that says so; of CustomerSim, a column of
+            its database, such as "name", whose first value in a dialogue says so. None if that is not read.
 
     Returns:
         The documents.
@@ -89,8 +92,11 @@ def load_documents(
         raise ValueError(f"config.data.sensitive: {other!r} does not go with the task {task!r}.")
     if task == "customersim":
         splits, source = read_customersim(folder, skip_lines=skip_lines), str(folder / ARCHIVE)
+        if user_column is not None:
+            find = attribute_finder(read_attributes(folder / DATABASE, user_column))
+            splits["train"] = [_of_customer(document, find) for document in splits["train"]]
     else:
-        splits, source = read_own_documents(path, text_column, extras), described(path)
+        splits, source = read_own_documents(path, text_column, extras, user_column), described(path)
         if "spans" in sensitive:
             splits = {split: add_spans(rows, folder / f"{split}.spans.jsonl") for split, rows in splits.items()}
     train = splits["train"]
@@ -110,6 +116,13 @@ def load_documents(
     count = sum(bool(document.spans) for document in found.train)
     logging.info("%d of %d training documents hold something sensitive.", count, len(found.train))
     return found
+
+
+def _of_customer(document: Document, find: Finder) -> Document:
+    """The document with its customer; a dialogue in which nobody of the database is named is somebody else's."""
+    spans = find(document.text)
+    user = document.text[slice(*spans[0])] if spans else document.where
+    return dataclasses.replace(document, user=user)
 
 
 def _finder(name: str, folder: pathlib.Path) -> Finder:

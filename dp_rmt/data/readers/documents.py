@@ -21,12 +21,14 @@ class Document:
         where: its file and line.
         is_canary: True for a planted document, whose sensitive characters are the secret.
         spans: the sensitive characters, as spans in ascending order that do not touch.
+        user: the id of the person whose document it is; empty if that is not known.
     """
 
     text: str
     where: str
     is_canary: bool = False
     spans: tuple[Span, ...] = ()
+    user: str = ""
 
 
 def tokenize_beginnings(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -31,11 +31,13 @@ class Examples:
         texts: the N first (or only) texts.
         text_pairs: the N second texts; None for a single-sentence task.
         labels: int32 class numbers (N,), or float32 scores for a regression task; None for unlabelled text.
+        users: of each row the id of the person whose it is; empty if that is not known.
     """
 
     texts: tuple[str, ...]
     text_pairs: tuple[str, ...] | None
     labels: np.ndarray | None
+    users: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -43,7 +45,7 @@ class Examples:
     def __getitem__(self, rows: slice) -> Examples:
         pairs = None if self.text_pairs is None else self.text_pairs[rows]
         labels = None if self.labels is None else self.labels[rows]
-        return Examples(self.texts[rows], pairs, labels)
+        return Examples(self.texts[rows], pairs, labels, self.users[rows])
 
 
 @dataclasses.dataclass(frozen=True)

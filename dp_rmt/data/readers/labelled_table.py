@@ -44,6 +44,7 @@ class Columns:
       regression: labels are numbers to be predicted, and not classes.
       dropped: labels whose rows are left out, such as the "-" of MNLI. That is a fixed rule for each row alone, so that
         the guarantee is for the rows that are kept, and neighbours still differ in one row.
+      user: name of the column of training rows that says whose they are; None if that is not read.
     """
 
     texts: Sequence[str] = ("text",)
@@ -51,6 +52,7 @@ class Columns:
     labels: Sequence[str] = ()
     regression: bool = False
     dropped: Sequence[str] = ()
+    user: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.texts) not in (1, 2):
@@ -93,7 +95,8 @@ def load_labelled_table(
         kept = [row for row in table.rows if _label(row, columns) not in columns.dropped]
         if not kept:
             raise ValueError(f"{split}: all rows have a label of config.data.drop_labels={tuple(columns.dropped)}")
-        splits[split] = _with_known_fields(kept, columns)
+        of_split = columns if split == "train" else dataclasses.replace(columns, user=None)
+        splits[split] = _with_known_fields(kept, of_split)
     if extras.dev_share is not None:
         splits |= shared_out(
             splits["train"], extras.dev_share, lambda row: "\n".join(row.fields[name] for name in columns.texts)
@@ -116,9 +119,10 @@ def _label(row: Row, columns: Columns) -> str:
 
 
 def _with_known_fields(rows: Sequence[Row], columns: Columns) -> list[Row]:
-    """The rows with texts and label alone, all of which are there."""
+    """The rows with texts, label and user alone, all of which are there."""
+    texts = (*columns.texts, *([] if columns.user is None else [columns.user]))
     return [
-        Row(row.where, {**{name: text_of(row, name) for name in columns.texts}, columns.label: _label(row, columns)})
+        Row(row.where, {**{name: text_of(row, name) for name in texts}, columns.label: _label(row, columns)})
         for row in rows
     ]
 
@@ -144,7 +148,8 @@ def _examples(rows: Sequence[Row], columns: Columns, numbers: Mapping[str, int])
     texts = [tuple(row.fields[name] for row in rows) for name in columns.texts]
     read = _score if columns.regression else _class_number
     labels = np.asarray([read(row, columns, numbers) for row in rows], np.float32 if columns.regression else np.int32)
-    return Examples(texts[0], texts[1] if len(texts) > 1 else None, labels)
+    users = tuple(row.fields[columns.user] for row in rows if columns.user is not None and columns.user in row.fields)
+    return Examples(texts[0], texts[1] if len(texts) > 1 else None, labels, users)
 
 
 def _class_number(row: Row, columns: Columns, numbers: Mapping[str, int]) -> int:

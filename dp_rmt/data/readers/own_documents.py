@@ -16,7 +16,9 @@ CANARY = "canary"
 """The column that is true for a planted document; it may be absent."""
 
 
-def read_own_documents(source: Source, text_column: str, extras: Extras) -> dict[str, list[Document]]:
+def read_own_documents(
+    source: Source, text_column: str, extras: Extras, user_column: str | None = None
+) -> dict[str, list[Document]]:
     """Reads documents; each file of a folder, or each row, is ONE example: the unit of privacy.
 
     Args:
@@ -24,6 +26,7 @@ def read_own_documents(source: Source, text_column: str, extras: Extras) -> dict
         else `read_tables` reads.
       text_column: the column of the text, where there are columns.
       extras: where other splits come from.
+      user_column: the column of training rows that says whose they are; None if that is not read.
 
     Returns:
       "train", and "dev" and "test" as far as there are documents, without spans.
@@ -41,7 +44,13 @@ def read_own_documents(source: Source, text_column: str, extras: Extras) -> dict
     found = None if path is None or extras.dev_path or extras.test_path else _text_files(path)
     if found is None:
         tables = read_tables(source, extras)
-        found = {split: [_document(row, text_column) for row in table.rows] for split, table in tables.items()}
+        users = {"train": user_column}
+        found = {
+            split: [_document(row, text_column, users.get(split)) for row in table.rows]
+            for split, table in tables.items()
+        }
+    elif user_column is not None:
+        raise ValueError(f"config.data.user_column={user_column!r}: {path} has text files, without columns")
     elif extras.dev_share is not None and "dev" in found:
         raise ValueError(f"config.data.dev_share={extras.dev_share}: {path} has a folder dev already; leave one out")
     if extras.dev_share is not None:
@@ -82,9 +91,10 @@ def _documents(files: Sequence[pathlib.Path]) -> list[Document]:
     return documents
 
 
-def _document(row: Row, text_column: str) -> Document:
+def _document(row: Row, text_column: str, user_column: str | None) -> Document:
     is_canary = row.fields.get(CANARY, False)
     if not isinstance(is_canary, bool):
         raise ValueError(f"{row.where}: {CANARY!r} must be true or false, got {is_canary!r}")
     text_of(row, text_column)  # checks it; spans count characters of the text as it is
-    return Document(str(field_of(row, text_column)), row.where, is_canary)
+    user = "" if user_column is None else text_of(row, user_column)
+    return Document(str(field_of(row, text_column)), row.where, is_canary, user=user)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from dp_rmt.data.readers.rows import Row
+from dp_rmt.data.readers.rows import Row, text_of
 from dp_rmt.data.readers.tables import ONLY_THE_SOURCE, Extras, Source, described, read_tables, shared_out
 from dp_rmt.data.readers.text_pairs import Record, TextPairs, TextReferences, evaluation_rows, training_rows
 from dp_rmt.data.readers.text_shapes import KNOWN, Shape, read_record, recognised
@@ -32,6 +32,7 @@ def load_own_pairs(
     *,
     extras: Extras = ONLY_THE_SOURCE,
     max_train_examples: int | None = None,
+    user_column: str | None = None,
 ) -> OwnPairs:
     """Reads text from text.
 
@@ -40,6 +41,7 @@ def load_own_pairs(
       shape: which columns hold what; None recognises it by their names.
       extras: where other splits come from.
       max_train_examples: keeps the first so many training pairs; None keeps all.
+      user_column: the column of training rows that says whose they are; None if that is not read.
 
     Returns:
       An `OwnPairs`.
@@ -58,9 +60,12 @@ def load_own_pairs(
             f"rename them to one of: {KNOWN}"
         )
     records = {split: _records(table.rows, shape, is_train=split == "train") for split, table in tables.items()}
+    if user_column is not None:
+        named = zip(records["train"], tables["train"].rows, strict=True)
+        records["train"] = [record._replace(user=text_of(row, user_column)) for record, row in named]
     if extras.dev_share is not None:
         records |= shared_out(records["train"], extras.dev_share, _prompt)
-    unused = shape.unused(columns)
+    unused = [name for name in shape.unused(columns) if name != user_column]
     notes = [f"text from text: {shape}" + (f"; not used: {', '.join(map(repr, unused))}" if unused else "")]
     return OwnPairs(
         train=training_rows(records.pop("train"))[slice(max_train_examples)],

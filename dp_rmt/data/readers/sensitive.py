@@ -77,8 +77,12 @@ def attribute_finder(values: Iterable[str]) -> Finder:
     return find
 
 
-def read_attributes(file: pathlib.Path) -> list[str]:
+def read_attributes(file: pathlib.Path, column: str | None = None) -> list[str]:
     """Reads all values of a CSV file with a header, except a first column without a name, which counts the rows.
+
+    Args:
+        file: the table.
+        column: the one column that is read; None for all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,10 +92,13 @@ def read_attributes(file: pathlib.Path) -> list[str]:
     with open_text(file, advice="it holds the personal attributes to look for, as CSV.", newline="") as stream:
         rows = csv.reader(stream)
         header = next(rows)
+        if column is not None and column not in header:
+            raise ValueError(f"{file} has no column {column!r}, only {', '.join(filter(None, header))}.")
+        wanted = [name for name in header if name and column in (None, name)]
         for row in rows:
             if len(row) != len(header):
                 raise ValueError(f"{file}, line {rows.line_num}: {len(row)} columns under {len(header)} in the header.")
-            values += [value for name, value in zip(header, row, strict=True) if name and value.strip()]
+            values += [value for name, value in zip(header, row, strict=True) if name in wanted and value.strip()]
     if not values:
         raise ValueError(f"{file} holds no attributes below its header.")
     return values

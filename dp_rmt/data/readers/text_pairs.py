@@ -17,13 +17,15 @@ class Turn(NamedTuple):
 class Record(NamedTuple):
     """An entry of a file: a source, its references (a test set may have none), and where it stands.
 
-    Of a conversation, `source` is what the user said last, and `history` is what was said before.
+    Of a conversation, `source` is what the user said last, and `history` is what was said before. `user` is the id of
+    the person whose entry it is; empty if that is not known.
     """
 
     source: str
     references: tuple[str, ...]
     where: str
     history: tuple[Turn, ...] = ()
+    user: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +40,22 @@ class TextPairs:
         targets: N texts.
         histories: of each row the turns before its source; empty if no row has any.
         places: where each row stands, for messages; may be empty.
+        users: of each row the id of the person whose it is; empty if that is not known.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     histories: tuple[tuple[Turn, ...], ...] = ()
     places: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    users: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, rows: slice) -> TextPairs:
-        return TextPairs(self.sources[rows], self.targets[rows], self.histories[rows], self.places[rows])
+        return TextPairs(
+            self.sources[rows], self.targets[rows], self.histories[rows], self.places[rows], self.users[rows]
+        )
 
     def place(self, row: int) -> str:
         """Where a row (counted from 0) stands, for a message."""
@@ -114,6 +120,7 @@ def training_rows(records: Sequence[Record]) -> TextPairs:
         targets=tuple(reference for _, reference in flat),
         histories=_histories([record for record, _ in flat]),
         places=tuple(record.where for record, _ in flat),
+        users=tuple(record.user for record, _ in flat if record.user),
     )
 
 

@@ -57,17 +57,21 @@ def slots(jobs_at_once: int | None = None) -> list[Slot]:
 
 
 def run_local(
-    jobs: Sequence[Job], free: Sequence[Slot], *, cwd: Path | None = None, poll_seconds: float = 0.2
+    jobs: Sequence[Job],
+    free: Sequence[Slot],
+    *,
+    cwd: Path | None = None,
+    poll_seconds: float = 0.2,
+    tells: bool = True,
 ) -> dict[str, str]:
     """Runs all jobs in processes on this machine, one per slot; if it is ended itself, it ends them.
-
-    It prints a line as a job ends.
 
     Args:
       jobs: the jobs in the order of starting.
       free: the slots.
       cwd: the folder in which the commands run.
       poll_seconds: seconds between looks at the processes.
+      tells: whether it prints a line as a job ends, which tells how many jobs there are.
 
     Returns:
       name -> how the job ended, in words.
@@ -87,7 +91,8 @@ def run_local(
                 for name, (process, log, slot) in list(running.items()):
                     if process.poll() is not None:
                         notes[name] = ended(process.returncode, log)
-                        print(f"{name}: {notes[name]} ({len(notes)} of {len(jobs)})", flush=True)
+                        if tells:
+                            print(f"{name}: {notes[name]} ({len(notes)} of {len(jobs)})", flush=True)
                         del running[name]
                         idle.append(slot)
                 time.sleep(poll_seconds)

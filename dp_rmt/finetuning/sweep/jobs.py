@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from dp_rmt.finetuning.sweep.arm_folders import arms_of
 from dp_rmt.finetuning.workdir import is_secret
 
 JOBS_FILE = "jobs.json"
+_TRIED = 64
+"""Draws that are compared: two lists of independent ones agree in all of these only if there is one outcome."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
     - ``SWEPT``: the key that the plot has on its horizontal axis;
     - ``sweep()``, which yields ``(name, {key: value})``: a job and what it changes;
     - optionally ``REPETITIONS``: ``{"mean": m, "shape": s}`` of a random number of jobs
-      (`dp_rmt.accounting.Repetitions`).
+      (`dp_rmt.accounting.Repetitions`). Then ``sweep()`` is endless, and draws the settings of each job independently.
 
     Args:
       path: the file.
@@ -116,7 +118,8 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file lacks a name, two jobs have one name, a name cannot be a folder's, or SWEPT is a seed.
+      ValueError: the file lacks a name, two jobs have one name, a name cannot be a folder's, or SWEPT is a seed; with
+        REPETITIONS, ``sweep()`` ends or gives the same list twice.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -137,7 +140,7 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
     elif (saved := workdir / JOBS_FILE).exists():
         drawn = list(json.loads(saved.read_text()).items())
     else:
-        drawn = list(itertools.islice(module["sweep"](), repetitions.draw()))
+        drawn = _independent_draws(path, module["sweep"], repetitions.draw())
         workdir.mkdir(parents=True, exist_ok=True)
         write_private(saved, json.dumps(dict(drawn), indent=1) + "\n")  # the number of jobs is a secret
     changes = dict(drawn)
@@ -151,6 +154,25 @@ def load_sweep(path: str | Path, workdir: Path, common: Sequence[str] = ()) -> S
             "letter, a digit or '_'"
         )
     return Sweep(Path(path).stem, module["BASE"], module["SCORE"], module["SWEPT"], changes, tuple(common), repetitions)
+
+
+def _independent_draws(
+    path: str | Path, draws: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]], count: int
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The first `count` jobs of an endless random list; the theorem has nothing to say of any other list."""
+    drawn = list(itertools.islice(draws(), max(count, _TRIED)))
+    if len(drawn) < max(count, _TRIED):
+        raise ValueError(
+            f"{path}: sweep() ends after {len(drawn)} jobs. With REPETITIONS the number of jobs is drawn, and a list "
+            "that cuts it short would void the bound: let sweep() go on for ever (`for number in itertools.count()`)"
+        )
+    first, again = ([changes for _, changes in some] for some in (drawn[:_TRIED], itertools.islice(draws(), _TRIED)))
+    if first == again and any(changes != first[0] for changes in first):
+        raise ValueError(
+            f"{path}: sweep() gives the same list every time. With REPETITIONS the settings of each job have to be "
+            "drawn independently, with secret randomness: use numpy.random.default_rng() without a seed, and no grid"
+        )
+    return drawn[:count]
 
 
 def is_finished(job: Job) -> bool:

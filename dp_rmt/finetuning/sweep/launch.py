@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.finetuning.sweep import executors, report
+from dp_rmt.finetuning.sweep import executors, report, selection
 from dp_rmt.finetuning.sweep.commands import printed
 from dp_rmt.finetuning.sweep.jobs import Job, Sweep, is_finished
 from dp_rmt.finetuning.workdir import check_workdir
@@ -43,15 +43,51 @@ def run_missing(
     jobs = sweep.jobs(workdir.absolute(), program)
     missing = [job for job in jobs if not is_finished(job)]
     where = f"; what they say is in {workdir / 'logs'}" if missing else ""
-    print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run{where}", flush=True)
+    if sweep.repetitions is None:
+        print(f"{len(jobs)} jobs, {len(jobs) - len(missing)} finished before, {len(missing)} to run{where}", flush=True)
     if by == "local":
-        notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd)
+        tells = sweep.repetitions is None
+        notes = executors.run_local(missing, executors.slots(jobs_at_once), cwd=cwd, tells=tells)
     else:
         notes = executors.run_submitit(missing, workdir.absolute(), options or {}, cwd=cwd)
     finished = [job for job in jobs if is_finished(job)]
-    print(report.write(sweep, workdir, finished, failures(jobs, notes)))
-    print(f"Table and plot: {workdir / 'sweep.md'}, {workdir / 'sweep.svg'}")
+    table = report.write(sweep, workdir, finished, failures(jobs, notes))
+    if sweep.repetitions is None:
+        print(table)
+        print(f"Table and plot: {workdir / 'sweep.md'}, {workdir / 'sweep.svg'}")
+    else:
+        _print_selection(sweep, workdir, jobs, is_complete=len(finished) == len(jobs))
     return len(finished) == len(jobs)
+
+
+def announce(sweep: Sweep, workdir: Path, *, prefix: str = "") -> None:
+    """Prints what the best of a random number of jobs will cost, and closes the sweep's folder to others.
+
+    Args:
+      sweep: nothing is printed or closed where its number of jobs is fixed.
+      workdir: its folder.
+      prefix: of the printed line.
+
+    Raises:
+      ValueError: no bound for the best alone would hold; the message says why.
+    """
+    if sweep.repetitions is None:
+        return
+    workdir.chmod(0o700)  # jobs and table tell the number of jobs
+    if sweep.changes:
+        print(prefix + selection.price(sweep).text, flush=True)
+
+
+def _print_selection(sweep: Sweep, workdir: Path, jobs: Sequence[Job], *, is_complete: bool) -> None:
+    """What may be said of a sweep whose winner alone is released; others may read terminals and logs of launchers."""
+    if not is_complete:
+        print(
+            f"Not all jobs are finished: see {workdir / 'sweep.md'}. Run the command again; nothing is released before."
+        )
+    elif (folder := selection.release(sweep, workdir, jobs)) is None:
+        print(f"Nothing may be released: see {workdir / 'sweep.md'}.")
+    else:
+        print(f"The winner, which alone may leave: {folder}\nFor your eyes only: {workdir / 'sweep.md'}")
 
 
 def print_missing(

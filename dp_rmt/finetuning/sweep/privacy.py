@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dp_rmt import accounting
 from dp_rmt.accounting import Repetitions, Step
 from dp_rmt.finetuning.sweep.spent_runs import NoBoundError, SpentRun, released, seeds_are_given, sharing
+from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.reporting.numbers import number
 
 
@@ -76,22 +77,29 @@ def cost_of_choosing(runs: Sequence[SpentRun], repetitions: Repetitions | None =
 def _selection(runs: Sequence[SpentRun], steps: Mapping[Step, int], jobs: int, repetitions: Repetitions) -> Choice:
     """The best of a random number of jobs, each of which consists of these steps."""
     delta = _delta(runs)
-    # Each job has its part in the end of the noise's support, and in expectation there are as many jobs as the mean.
-    of_gaussian = delta - _ends_of_noise(runs) * repetitions.mean / jobs
-    epsilon = accounting.epsilon_of_best(steps, repetitions, delta=of_gaussian)
-    once = accounting.epsilon_of_divergences(accounting.composed_divergences(steps.items()), of_gaussian)
+    epsilon, once = best_of(steps, repetitions, delta=delta)
     return Choice(
         "repeat and select",
         epsilon,
         delta,
-        f"The number of jobs was drawn at random beforehand ({_name(repetitions)}, mean {repetitions.mean:g}; it came "
-        f"out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
-        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by Rényi divergences "
+        f"The number of jobs was drawn at random beforehand ({name_of(repetitions)}, mean {repetitions.mean:g}; it "
+        f"came out as {jobs}), each job with settings of its own draw. Whoever publishes the best job alone has "
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training {runs[0].unit}, by Rényi "
+        "divergences "
         f"(Papernot & Steinke 2022, theorem {6 if math.isinf(repetitions.shape) else 2}); one job has "
         f"ε = {number(once, 'up')} by the same accountant, which is loose for truncated batches (docs/sharp_edges.md). "
         "This table, the number of jobs and the other models are not covered: keep them. All jobs have to be done, and "
         f"the best to be chosen by a rule fixed before.{_caveats(runs)}",
     )
+
+
+def best_of(steps: Mapping[Step, int], repetitions: Repetitions, *, delta: float) -> tuple[float, float]:
+    """The epsilon of the best of a random number of jobs, and that of one job by the same accountant.
+
+    Neither depends on the number that was drawn, to the last digit.
+    """
+    best = accounting.epsilon_of_best(steps, repetitions, delta=delta, noise_support=NOISE_SUPPORT)
+    return best, accounting.epsilon_of_divergences(accounting.composed_divergences(steps.items()), delta)
 
 
 def _composition(runs: Sequence[SpentRun], steps: Mapping[Step, int], no_selection: str) -> Choice:
@@ -104,7 +112,8 @@ def _composition(runs: Sequence[SpentRun], steps: Mapping[Step, int], no_selecti
         epsilon,
         delta,
         f"The choice has seen all {len(runs)} runs, and costs what publishing all of them costs: "
-        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training example, by composition of their "
+        f"(ε = {number(epsilon, 'up')}, δ = {number(delta, 'up')}) for each training {runs[0].unit}, by composition of "
+        "their "
         f"privacy loss distributions; a run alone has ε of at most {number(alone, 'up')}. The cheaper bound for the "
         "best of several runs (repeat and select, Papernot & Steinke 2022) does not apply: "
         f"{no_selection}.{_caveats(runs)}",
@@ -134,6 +143,7 @@ def _ends_of_noise(runs: Sequence[SpentRun]) -> float:
     return math.fsum(run.statement.get("delta_of_truncation") or 0.0 for run in runs)
 
 
-def _name(repetitions: Repetitions) -> str:
+def name_of(repetitions: Repetitions) -> str:
+    """The distribution of the number of jobs, in a word."""
     names = {math.inf: "Poisson", 1.0: "geometric", 0.0: "logarithmic"}
     return names.get(repetitions.shape, f"truncated negative binomial of shape {repetitions.shape:g}")

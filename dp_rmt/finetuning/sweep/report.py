@@ -93,8 +93,8 @@ _UPPER_BOUNDS = ("epsilon", "delta")
 """The columns that are rounded up."""
 
 _OF_THE_SCORES = (
-    "This is about the training examples. The examples on which the scores were computed are used without noise: if "
-    "they are private, the choice is not."
+    "This is about the training examples. If the examples on which the scores were computed are private, scores need "
+    "noise, too (config.privacy.evaluation_epsilon): without it, neither they nor the choice are private."
 )
 
 

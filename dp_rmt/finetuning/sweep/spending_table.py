@@ -34,7 +34,7 @@ def spent_together(workdirs: Sequence[Path]) -> str:
             raise FileNotFoundError(f"{workdir}: no run there has used its data; give folders of runs")
         runs += found
         data |= {entry.train_data for folder in arms for entry in read_ledger(folder)}
-    rows = [["run", "updates", "noise multiplier", "sampling probability", "examples"]]
+    rows = [["run", "updates", "noise multiplier", "sampling probability", "examples or users"]]
     for run in runs:
         names = ("noise_multiplier", "sampling_probability", "num_examples")
         rows.append([run.job, f"{run.num_steps:,}", *(number(run.statement[name]) for name in names)])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dp_rmt import accounting
 from dp_rmt.accounting import Step
 
-_ROWS = ("task", "path", "train_split", "max_train_examples")
+_ROWS = ("task", "path", "train_split", "max_train_examples", "user_column")
 """Keys of config.data that decide which examples there are, and in which order."""
 
 
@@ -33,6 +33,11 @@ class SpentRun(NamedTuple):
     def seed(self, name: str) -> int | None:
         """The given "sampling_seed" or "noise_seed"; None where it was drawn for this run alone."""
         return self.config["privacy"].get(name)
+
+    @property
+    def unit(self) -> str:
+        """Whose guarantee the run has: an example's, as all runs of earlier versions, or a user's."""
+        return self.statement.get("unit", "example")
 
     @property
     def step(self) -> Step:
@@ -71,8 +76,14 @@ def released(runs: Sequence[SpentRun]) -> Counter[Step]:
       step -> number of such steps.
 
     Raises:
-      NoBoundError: runs share a noise seed, or a sampling seed where their samples are not the same.
+      NoBoundError: runs differ in their unit of privacy, share a noise seed, or share a sampling seed where their
+        samples are not the same.
     """
+    if len({run.unit for run in runs}) > 1:
+        raise NoBoundError(
+            "Some runs protect training examples, others users with all their rows (config.data.user_column): what "
+            "they release together is bounded for neither here. Choose among runs of one unit."
+        )
     noise = Counter(run.seed("noise_seed") for run in runs)
     if any(seed is not None and times > 1 for seed, times in noise.items()):
         raise NoBoundError(

@@ -28,6 +28,7 @@ from dp_rmt.finetuning.tasks.task import (
     adapted,
     check_length,
     group_lengths,
+    num_units,
     own_extras,
     resolve_model_path,
 )
@@ -44,6 +45,8 @@ def load_glue_task(settings: Settings, planned: Planned) -> Task:
     if settings.model.head == "infilling" and infilling is None:
         raise ValueError(f"config.model.head='infilling': {data.task} has no prompt; use 'classification'")
     splits = {"train": glue.train, **glue.evaluations}
+    if data.user_column is not None:
+        raise ValueError(f"config.data.user_column={data.user_column!r}: the rows of {data.task} have no person's id")
     planned(len(glue.train), ())
     return _classification_task(settings, splits, glue.task.label_names, glue.task.metrics, infilling)
 
@@ -55,9 +58,12 @@ def load_labelled_task(settings: Settings, source: Source, planned: Planned) -> 
         raise ValueError(
             "config.model.head='infilling': labelled text of one's own has no prompt; use 'classification'"
         )
-    columns = Columns(data.text_columns, data.label_column, data.labels, data.regression, data.drop_labels)
+    columns = Columns(
+        data.text_columns, data.label_column, data.labels, data.regression, data.drop_labels, data.user_column
+    )
     table = load_labelled_table(source, columns, extras=own_extras(data), max_train_examples=data.max_train_examples)
-    planned(len(table.train), (*table.notes, *([] if table.evaluations else [NOTHING_TO_EVALUATE])))
+    count = num_units(table.train.users, len(table.train))
+    planned(count, (*table.notes, *([] if table.evaluations else [NOTHING_TO_EVALUATE])))
     metrics = ("pearson", "spearman") if data.regression else ("accuracy",)
     return _classification_task(settings, {"train": table.train, **table.evaluations}, table.labels, metrics, None)
 
@@ -117,4 +123,5 @@ def _classification_task(
             settings.train.eval_batch_size,
             splits["train"].text_pairs is not None,
         ),
+        users=splits["train"].users,
     )

@@ -51,7 +51,7 @@ class Task:
     """Tokenised data and a model with its parameters; arms share it.
 
     Attributes:
-      train: tokenised training data; a row is an example, the unit of privacy.
+      train: tokenised training data; a row is an example, the unit of privacy unless there are users.
       evaluations: tokenised evaluation data by name.
       lengths: sequence lengths of the groups that a batch is split into.
       tokenizer: of the model.
@@ -68,6 +68,7 @@ class Task:
       num_labels: number of classes; None where the labels are scores, or there are none.
       classifier: ``(params, texts, text_pairs=None) -> logits``, for a task that classifies.
       prompt_format: how prompts are written, for a task of prompts and answers; the saved tokenizer gets its template.
+      users: of each training row the id of the person whose it is, where that is the unit of privacy; else empty.
 
     Raises:
       ValueError: the model does not know a label or a token of the data.
@@ -90,6 +91,7 @@ class Task:
     num_labels: int | None = None
     classifier: Classifier | None = None
     prompt_format: PromptFormat | None = None
+    users: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, arrays in {"train": self.train, **self.evaluations}.items():
@@ -105,6 +107,11 @@ class Task:
     def num_examples(self) -> int:
         """Rows of the training data."""
         return len(self.train["input_ids"])
+
+
+def num_units(users: Sequence[str], num_rows: int) -> int:
+    """How many there are of what the guarantee is for: persons where rows have users, else rows."""
+    return len({*users}) if users else num_rows
 
 
 def group_lengths(data: Data) -> tuple[int, ...]:
@@ -175,6 +182,7 @@ def decoder_task(
     arrays: Mapping[str, Arrays],
     prompts: Prompts | None,
     prompt_format: PromptFormat | None = None,
+    users: tuple[str, ...] = (),
 ) -> Task:
     """The task of these rows: a decoder that learns to write their target tokens.
 
@@ -184,6 +192,7 @@ def decoder_task(
       arrays: tokenised rows by split; "train" is trained on, the others are evaluated.
       prompts: the prompts to write texts for; None if there are none.
       prompt_format: how prompts are written; None for text without prompts.
+      users: of each training row the id of the person whose it is; empty where rows are the unit of privacy.
 
     Returns:
       A `Task` whose score is its mean loss.
@@ -201,6 +210,7 @@ def decoder_task(
         evaluator=lambda rows, batch_size: make_loss_evaluator(losses, rows, lengths=lengths, batch_size=batch_size),
         prompts=prompts,
         prompt_format=prompt_format,
+        users=users,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from dp_rmt.finetuning.tasks.task import (
     Task,
     decoder_task,
     load_decoder,
+    num_units,
     own_extras,
 )
 
@@ -42,7 +44,12 @@ def load_text_task(settings: Settings, planned: Planned) -> Task:
     texts = load_table_to_text(
         data.task, path=data.path, max_train_examples=data.max_train_examples, train_split=data.train_split
     )
-    planned(len(texts.train), ())
+    train = texts.train
+    if data.user_column == "source":
+        train = dataclasses.replace(train, users=train.sources)
+    elif data.user_column is not None:
+        raise ValueError(f"config.data.user_column={data.user_column!r}: of {data.task} it can be 'source' alone")
+    planned(num_units(train.users, len(train)), ())
     compared = {name: rows for name, rows in texts.evaluations.items() if rows.has_references}
     written = settings.generation.split
     if written not in compared:
@@ -53,7 +60,7 @@ def load_text_task(settings: Settings, planned: Planned) -> Task:
     decoder = load_decoder(settings)
     # The published numbers are those of the separator, whatever template the tokenizer may have.
     wanted = "separator" if data.prompt_format == "auto" else data.prompt_format
-    return _text_task(settings, decoder, prompt_format_of(decoder.tokenizer, wanted), texts.train, compared, written)
+    return _text_task(settings, decoder, prompt_format_of(decoder.tokenizer, wanted), train, compared, written)
 
 
 def load_own_text_task(settings: Settings, source: Source, planned: Planned) -> Task:
@@ -64,7 +71,13 @@ def load_own_text_task(settings: Settings, source: Source, planned: Planned) -> 
       only that has rows; without both there are no prompts, and nothing is evaluated.
     """
     data = settings.data
-    texts = load_own_pairs(source, _shape(data), extras=own_extras(data), max_train_examples=data.max_train_examples)
+    texts = load_own_pairs(
+        source,
+        _shape(data),
+        extras=own_extras(data),
+        max_train_examples=data.max_train_examples,
+        user_column=data.user_column,
+    )
     compared = {name: rows for name, rows in texts.evaluations.items() if rows.has_references}
     wanted = settings.generation.split
     written = wanted if wanted in compared else next(iter(compared), None)
@@ -73,7 +86,7 @@ def load_own_text_task(settings: Settings, source: Source, planned: Planned) -> 
         notes.append(f"{NOTHING_TO_EVALUATE}, and no texts are written")
     elif written != wanted:
         notes.append(f"there are no answers to compare with in {wanted}, so that texts are written for {written}")
-    planned(len(texts.train), notes)
+    planned(num_units(texts.train.users, len(texts.train)), notes)
     decoder = load_decoder(settings)
     prompt_format = prompt_format_of(decoder.tokenizer, data.prompt_format)
     return _text_task(settings, decoder, prompt_format, texts.train, compared, written)
@@ -114,7 +127,7 @@ def _text_task(
         )
 
     if written is None:
-        return decoder_task(settings, decoder, {"train": tokenize(train)}, None, prompt_format)
+        return decoder_task(settings, decoder, {"train": tokenize(train)}, None, prompt_format, train.users)
     chosen = _spread(compared[written], settings.generation.max_prompts)
     room = decoder.module.config.max_position_embeddings - settings.generation.max_new_tokens
     token_ids = tokenize_prompts(
@@ -127,7 +140,7 @@ def _text_task(
     watched = {name: rows for name, rows in compared.items() if name != written} or {written: chosen}
     arrays = {"train": tokenize(train), **{name: tokenize(rows.pairs()) for name, rows in watched.items()}}
     prompts = Prompts(written, chosen.sources, token_ids, chosen.references)
-    return decoder_task(settings, decoder, arrays, prompts, prompt_format)
+    return decoder_task(settings, decoder, arrays, prompts, prompt_format, train.users)
 
 
 def _spread(rows: TextReferences, most: int | None) -> TextReferences:

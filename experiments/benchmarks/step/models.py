@@ -19,7 +19,7 @@ from dp_rmt.models import (
     init_params,
 )
 from dp_rmt.models.decoder.config import PROJECTIONS
-from dp_rmt.models.decoder.positions import RopeScaling
+from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, label_losses
 from dp_rmt.trees import merge_params, split_params
 from dp_rmt.types import Batch, Params

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp_rmt.data import Document, load_documents, tokenize_documents
+from dp_rmt.data.readers.documents import tokenize_beginnings
 from dp_rmt.data.readers.sensitive import PATTERNS, attribute_finder, merged, pattern_finder
 
 DIALOGUES = {
@@ -234,6 +235,15 @@ def test_tokens_are_sensitive_where_any_character_is(byte_tokenizer):
     assert ids[1][length - 1] == byte_tokenizer.eos_token_id
     np.testing.assert_array_equal(rows["loss_mask"][1], [0] + [1] * (length - 1) + [0] * (12 - length))
     assert marks[1].sum() == 0
+
+
+def test_the_beginning_of_a_text_has_the_tokens_that_documents_begin_with(byte_tokenizer):
+    documents = [Document("A text that ends.", "a"), Document("B", "b")]
+    rows = tokenize_documents(documents, byte_tokenizer, max_length=64)
+    for row, ids in zip(rows["input_ids"], tokenize_beginnings(["A text that", "B"], byte_tokenizer), strict=True):
+        assert row[: len(ids)].tolist() == ids
+    assert len(ids) == 2  # BOS, and no EOS: the text goes on
+    assert tokenize_beginnings([], byte_tokenizer) == []
 
 
 def test_long_documents_are_cut_and_long_canaries_refused(byte_tokenizer):

@@ -1,0 +1,109 @@
+"""What docs/coming_from says of other libraries, by running both where they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dp_rmt
+
+RUN = {"sampling_probability": 1000 / 67_349, "num_steps": 202}
+DELTA = 1e-5
+
+
+@pytest.fixture(scope="module")
+def jax_privacy():
+    return pytest.importorskip("jax_privacy", reason="the extra 'peers'")
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {"x": jnp.asarray(rng.normal(size=(24, 8)), jnp.float32), "y": jnp.asarray(rng.normal(size=24), jnp.float32)}
+
+
+def losses(params, batch):
+    return (batch["x"] @ params - batch["y"]) ** 2
+
+
+def test_jax_privacys_clipped_gradient_is_ours(jax_privacy, batch):
+    params = jnp.ones(8)
+    options = {"l2_clip_norm": 0.7, "normalize_by": 20.0, "microbatch_size": 8}
+    ours, _ = dp_rmt.clipped_grad(losses, **options)(params, batch, is_padding_example=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "optax.global_norm is deprecated", DeprecationWarning)
+        theirs_of = jax_privacy.clipped_grad(lambda p, one: losses(p, one)[0], **options)
+        theirs = theirs_of(params, batch)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+    assert theirs_of.sensitivity() == pytest.approx(0.7 / 20)
+
+
+def test_jax_privacys_normalize_by_is_1_by_default(jax_privacy, batch):
+    theirs = jax_privacy.clipped_grad(lambda p, one: losses(p, one)[0], l2_clip_norm=0.7)
+    assert theirs.sensitivity() == pytest.approx(0.7)
+    assert dp_rmt.clipped_grad(losses, l2_clip_norm=0.7).sensitivity() == pytest.approx(0.7)
+
+
+def test_jax_privacys_noise_ends_where_the_page_says(jax_privacy):
+    """It calls `jax.random.normal`, whose largest float32 is that of the largest of its 2^23 uniform numbers."""
+    import inspect
+
+    assert "sampler=jax.random.normal" in inspect.getsource(jax_privacy.noise_addition)
+    largest = math.sqrt(2) * jax.scipy.special.erfinv(jnp.nextafter(jnp.float32(1), jnp.float32(0)))
+    assert float(largest) < 5.43
+
+
+@pytest.mark.parametrize(("accountant", "config"), [("pld", "PldAccountantConfig"), ("rdp", "RdpAccountantConfig")])
+def test_jax_privacys_epsilon_is_ours_for_the_same_noise(jax_privacy, accountant, config):
+    from jax_privacy import accounting
+
+    theirs_of = accounting.DpsgdTrainingAccountant(getattr(accounting, config)())
+    params = accounting.DpParams(noise_multipliers=0.8, batch_size=1000, num_samples=67_349, delta=DELTA)
+    theirs = theirs_of.compute_epsilon(202, params)
+    ours = dp_rmt.epsilon(noise_multiplier=0.8, delta=DELTA, accountant=accountant, **RUN)
+    assert theirs == pytest.approx(ours, rel=2e-3)  # their PLD has steps of 1e-4, and the RDP orders are not the same
+
+
+@pytest.fixture(scope="module")
+def opacus_file():
+    """Loads one file of Opacus by its path; the package itself imports torch, the files of its accountants do not."""
+    spec = importlib.util.find_spec("opacus")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("opacus is not installed (the extra 'peers-torch')")
+    (folder,) = spec.submodule_search_locations
+
+    def load(name: str):
+        path = Path(folder) / name
+        found = importlib.util.spec_from_file_location(f"opacus_{path.stem}", path)
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module
+
+    return load, Path(folder)
+
+
+def test_opacus_epsilon_by_renyi_divergences_is_ours(opacus_file):
+    load, _ = opacus_file
+    rdp = load("accountants/analysis/rdp.py")
+    orders = [1 + x / 10 for x in range(1, 100)] + list(range(12, 64))
+    divergences = rdp.compute_rdp(q=RUN["sampling_probability"], noise_multiplier=0.8, steps=202, orders=orders)
+    theirs, _ = rdp.get_privacy_spent(orders=orders, rdp=divergences, delta=DELTA)
+    ours = dp_rmt.epsilon(noise_multiplier=0.8, delta=DELTA, accountant="rdp", **RUN)
+    assert theirs == pytest.approx(ours, rel=5e-3)
+
+
+def test_opacus_defaults_are_what_the_page_says(opacus_file):
+    _, folder = opacus_file
+    engine = (folder / "privacy_engine.py").read_text(encoding="utf-8")
+    assert 'accountant: str = "prv"' in engine
+    assert "sample_rate = 1 / len(data_loader)" in engine
+    assert "expected_batch_size = int(len(data_loader.dataset) * sample_rate)" in engine
+    assert 'accountant: str = "rdp"' in (folder / "accountants" / "utils.py").read_text(encoding="utf-8")
+    assert (math.ceil(67_349 / 1000), int(67_349 / 68)) == (68, 990)
