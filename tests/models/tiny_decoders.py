@@ -73,6 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama_yarn": {
         "model_type": "llama",
         **_LLAMA,
+        "hidden_size": 30,
         "head_dim": 12,
         "rope_theta": 1000.0,
         "hidden_act": "silu",

@@ -75,7 +75,8 @@ def _text_part(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a gemma3_text model in that of a gemma3, which leaves out what transformers takes by default."""
     text = {key: value for key, value in (hf_config.get("text_config") or {}).items() if value is not None}
     outside = {key: hf_config[key] for key in (*_TOKENS, "tie_word_embeddings") if key in hf_config}
-    return {**_GEMMA3_SIZES, **outside, **text, "model_type": "gemma3_text"}
+    # transformers' model with images has no cap, whatever its config says.
+    return {**_GEMMA3_SIZES, **outside, **text, "model_type": "gemma3_text", "final_logit_softcapping": None}
 
 
 def _without_nulls(family: Family, model_type: str, hf_config: Mapping[str, Any]) -> dict[str, Any]:
