@@ -68,7 +68,7 @@ run = dp_rmt.finetune(
     epsilon=3.0,
     workdir="runs/reviews",
     labels=("bad", "good"),
-    num_steps=10,
+    num_steps=20,
     expected_batch_size=128,
     microbatch_size=32,
     max_length=32,
@@ -87,7 +87,7 @@ print(Path("runs/reviews/privacy.md").read_text(encoding="utf-8")[:1500])
 # %% [markdown]
 # ## Use it
 #
-# Ten steps of a model that was never pre-trained teach it little; the calls are those of a real one.
+# Twenty steps of a model that was never pre-trained teach it little; the calls are those of a real one.
 
 # %%
 print(run.predict(["the soup was bland , but the staff was lovely", "nobody could call the plot dull"]))
