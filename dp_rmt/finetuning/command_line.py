@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging as python_logging
+import os
 import re
 import signal
 import sys
@@ -256,7 +257,9 @@ def _quietly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         except KeyboardInterrupt:
             program = Path(sys.argv[0]).stem
             print(f"\n{program}: stopped by Ctrl-C; the same command begins again, or goes on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(128 + signal.SIGINT)  # at an ordinary end, what XLA still computes can end in a segmentation fault
 
     return quiet
 

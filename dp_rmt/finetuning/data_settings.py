@@ -22,6 +22,8 @@ OF_OWN_TASKS = ("dev_path", "test_path", "dev_share", "regression", "source_colu
 """The options that published data has no use for."""
 SensitiveKind = Literal["attributes", "spans", "numbers", "codes", "emails", "dates", "presidio"]
 
+HUB = "hub:"
+"""What stands before the name of a data set on the hub."""
 SHARE = Check("be above 0 and below 1", lambda x: 0 < x < 1)
 LENGTHS = Check("be positive lengths in tokens", lambda lengths: all(length > 0 for length in lengths))
 PACKING = (

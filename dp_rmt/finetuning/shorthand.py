@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, Data, GlueTaskName
+from dp_rmt.finetuning.data_settings import CAUSAL_TASKS, HUB, Data, GlueTaskName
 from dp_rmt.finetuning.options import kinds, walk
 from dp_rmt.finetuning.settings import Settings
 
-HUB = "hub:"
-"""What the name of a data set on the hub begins with, as in `dp_rmt.data.readers.tables`."""
 _ON_THE_HUB = (*typing.get_args(GlueTaskName), "e2e", "dart")
 
 

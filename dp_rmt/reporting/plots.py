@@ -264,7 +264,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Inside the axes where it is short, else above them, in lines that a phone has room for."""
     handles, names = axes.get_legend_handles_labels()
     close: Any = {"handlelength": 1.2, "labelspacing": 0.25}
-    if max(map(len, names)) <= _SHORT_LABEL:
+    if max(map(len, names), default=0) <= _SHORT_LABEL:
         axes.legend(handles, names, **close)
     else:
         wrapped = [textwrap.fill(name, _LONGEST_LINE) for name in names]

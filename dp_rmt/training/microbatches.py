@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
@@ -43,7 +44,9 @@ def fitting_microbatch_size(
         def losses(params: Params, batch: Batch) -> jax.Array:
             return task.losses(merge_params(params, frozen), batch)
 
-        return mechanism.clipped_grad(losses, execution)(trained, batch, is_padding_example=None)
+        norm = None if mechanism.clip_quantile is None else jnp.float32(mechanism.l2_clip_norm)
+        gradient = mechanism.clipped_grad(losses, execution, clip_norm=norm)
+        return gradient(trained, batch, is_padding_example=None)
 
     rows_of_unit = mechanism.sampling(0, task.users).indices(0).shape[1:]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting import dp_event
 from dp_accounting.pld import pld_privacy_accountant
 from scipy import stats
 
@@ -31,8 +31,8 @@ def test_full_batches_are_the_gaussian_of_k_times_the_sensitivity(group_size):
 def test_it_is_the_mixture_of_gaussians_of_dp_accounting(group_size):
     weights = stats.binom.pmf(np.arange(group_size + 1), group_size, 0.02)
     accountant = pld_privacy_accountant.PLDAccountant()
-    event = dp_accounting.MixtureOfGaussiansDpEvent(2.0, np.arange(group_size + 1.0), weights)
-    accountant.compose(dp_accounting.SelfComposedDpEvent(event, 50))
+    event = dp_event.MixtureOfGaussiansDpEvent(2.0, np.arange(group_size + 1.0), weights)
+    accountant.compose(dp_event.SelfComposedDpEvent(event, 50))
     of_group = epsilon_of_group(group_size=group_size, **RUN)
     assert of_group == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
     assert of_group > epsilon(**RUN)

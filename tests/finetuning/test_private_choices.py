@@ -14,6 +14,7 @@ from dp_rmt.finetuning.door import finetune_with, load_finetuned
 from dp_rmt.finetuning.settings import Settings
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_with_both_is_trained_and_asked_again(make_config: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make_config(

@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
+from dp_rmt.data.readers import tables
 from dp_rmt.finetuning import data_settings
 from dp_rmt.finetuning.options import Group, fitted, kinds, parsed, walk
 from dp_rmt.finetuning.settings import Model, Settings, Synthetic, Train
@@ -41,6 +42,7 @@ def test_every_group_says_where_it_stands() -> None:
 
 
 def test_the_words_of_an_option_are_those_that_the_library_knows() -> None:
+    assert data_settings.HUB == tables.HUB
     assert typing.get_args(data_settings.GlueTaskName) == tuple(GLUE_TASKS)
     assert typing.get_args(data_settings.TextTaskName) == tuple(TABLE_TO_TEXT_TASKS)
     assert typing.get_args(data_settings.DocumentTaskName) == DOCUMENT_TASKS
@@ -61,6 +63,10 @@ BAD: dict[str, Any] = {
     "privacy.epsilon": math.nan,
     "privacy.delta": 1.0,
     "privacy.l2_clip_norm": -0.1,
+    "privacy.clip_quantile": 1.0,
+    "privacy.clip_quantile_share": 0.0,
+    "privacy.clip_quantile_rate": 0.0,
+    "privacy.evaluation_epsilon": 0.0,
     "privacy.expected_batch_size": 0,
     "privacy.max_batch_size": 0,
     "privacy.rows_per_user": 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dp_rmt.models.decoder import families as decoder_families
+from dp_rmt.models.decoder import hf_fields
 from dp_rmt.models.decoder.rope_scaling import RopeScaling
 from dp_rmt.models.layers import ACTIVATIONS
 from dp_rmt.models.lora import LoRAConfig
@@ -199,8 +199,8 @@ class DecoderConfig:
             ValueError: the family is unknown, or the file lacks a key or asks for what is not supported.
         """
         chosen: dict[str, Any] = {"dtype": dtype, "remat": remat, "flash_attention": flash_attention, "lora": lora}
-        return cls(**decoder_families.fields_from_hf(hf_config), **chosen)
+        return cls(**hf_fields.fields_from_hf(hf_config), **chosen)
 
     def to_hf_config(self) -> dict[str, Any]:
         """The keys of a Hugging Face `config.json` that describe the decoder."""
-        return decoder_families.fields_to_hf(self)
+        return hf_fields.fields_to_hf(self)

@@ -152,13 +152,17 @@ def test_what_only_the_other_python_asks_for_is_there(build: Callable[..., Path]
 
 def test_it_installs_without_an_index(bundle: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
-    # An index that cannot be reached: whoever asks it fails.
-    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
-    ended = run("bash", bundle / "install.sh", environment, **nowhere)
+    # An index that has something newer: whoever asks it would get that.
+    page = tmp_path / "simple" / "fake-core"
+    page.mkdir(parents=True)
+    write_wheel(page, "fake_core", version="2.0")
+    (page / "index.html").write_text('<a href="fake_core-2.0-py3-none-any.whl">fake_core-2.0-py3-none-any.whl</a>')
+    ended = run("bash", bundle / "install.sh", environment, PIP_INDEX_URL=(tmp_path / "simple").as_uri())
     assert ended.returncode == 0, ended.stderr
     assert "installed dp_rmt 9.0" in ended.stdout
-    said = run(environment / "bin" / "python", "-c", "import fake_core, fake_extra, fake_leaf", PYTHONPATH="")
-    assert said.returncode == 0, said.stderr
+    code = "import fake_core, fake_extra, fake_leaf; print(fake_core.__version__)"
+    said = run(environment / "bin" / "python", "-P", "-c", code, PYTHONPATH="")
+    assert said.stdout == "1.0\n", said.stderr
 
 
 def damaged(bundle: Path) -> None:
