@@ -22,11 +22,10 @@ def test_all_tutorials_are_in_the_contents():
     assert [path.stem for path in TUTORIALS if f"\ntutorials/{path.stem}\n" not in index] == []
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # choosing: 66 s of a core; own_loop: 30 s
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs_in_a_fresh_folder_and_process(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # most of the time would go into compiling for a few steps
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     ended = subprocess.run(
         [sys.executable, str(path)],
@@ -40,12 +39,6 @@ def test_a_tutorial_runs_in_a_fresh_folder_and_process(path, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < LIMIT_S
     CHECKS[path.stem](ended.stdout, tmp_path)
-
-
-def own_csv(printed, folder):
-    epsilon = float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1])
-    assert 2.9 < epsilon <= 3.0
-    assert {"privacy.md", "privacy.json", "config.json"} <= {path.name for path in (folder / "reviews_model").iterdir()}
 
 
 def own_loop(printed, folder):
@@ -66,4 +59,4 @@ def choosing(printed, folder):
     assert 1 < found[0] < found[1] < found[2] < 100
 
 
-CHECKS = {"own_csv": own_csv, "own_loop": own_loop, "choosing": choosing}
+CHECKS = {"own_loop": own_loop, "choosing": choosing}
