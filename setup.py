@@ -15,6 +15,7 @@ FINETUNE = [
     "jinja2>=3.1",  # what chat templates are written in; transformers asks for it only as one is used
     "ml-collections>=1.0",
     "orbax-checkpoint>=0.11.30",
+    "pyarrow>=18.0",  # Parquet; datasets brings it, too
     "sacrebleu>=2.5",
     "safetensors>=0.6",
     "tokenizers>=0.22",

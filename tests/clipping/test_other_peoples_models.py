@@ -72,7 +72,7 @@ def assert_equal(result, reference, *, tolerance=2e-5):
     largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
     np.testing.assert_allclose(per_example.grad_norm, of_reference.grad_norm, rtol=tolerance)
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
-        assert np.abs(leaf).max() > 1e-3 * largest, path  # else nothing would be compared
+        assert np.abs(leaf).max() > 5 * tolerance * largest, path  # else nothing would be compared
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance * largest), total, expected)
 
 

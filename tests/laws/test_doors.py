@@ -14,7 +14,7 @@ LONGEST = 60
 
 
 def test_all_doors_are_looked_at() -> None:
-    assert {path.stem for path in DOORS} == {"finetune", "sweep", "audit", "learning_rates", "spent"}
+    assert {path.stem for path in DOORS} == {"finetune", "sweep", "audit", "learning_rates", "spent", "units"}
 
 
 @pytest.mark.parametrize("path", DOORS, ids=lambda path: path.stem)

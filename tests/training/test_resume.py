@@ -213,6 +213,15 @@ def test_sigterm_is_noticed_within_the_block_alone():
         assert not preemption.came(0)
 
 
+@pytest.fixture
+def listening_to_ctrl_c():
+    """A process that a script starts in the background ignores SIGINT from its first moment on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_stopped_by_ctrl_c(training, uninterrupted, tmp_path, caplog, capfd):
     """As by SIGTERM, with a line at once and the status of a program that Ctrl-C ends."""
     steps = iter(range(MECHANISM.num_steps))

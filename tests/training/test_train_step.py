@@ -125,7 +125,14 @@ def test_nonprivate_metrics_can_be_switched_off_and_are_then_not_computed(monkey
     _, without, transforms = build(nonprivate_metrics=False)
     private_state, metrics = jax.jit(without)(state, groups)
     assert set(metrics) == {"denoise/kept_rank", "denoise/top_over_edge"}
-    jax.tree.map(np.testing.assert_array_equal, private_state, jax.jit(with_them)(state, groups)[0])
+    # Two programs, in which XLA may fuse the same products into other loops. The last bit may differ, and what is small
+    # beside the largest entry of a denoised matrix differs as much as that does.
+    same = jax.jit(with_them)(state, groups)[0]
+    for one, two in zip(jax.tree.leaves(private_state), jax.tree.leaves(same), strict=True):
+        if jnp.issubdtype(one.dtype, jnp.inexact):
+            np.testing.assert_allclose(one, two, rtol=3e-7, atol=3e-6 * float(np.max(np.abs(two))))
+        else:
+            np.testing.assert_array_equal(one, two)
 
     def bare_step(state, groups):
         gradient, _ = MECHANISM.clipped_grad(
