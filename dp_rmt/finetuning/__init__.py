@@ -3,18 +3,8 @@
 from dp_rmt.extras import check_installed
 
 MODULES = (
-    *(
-        "datasets",
-        "huggingface_hub",
-        "jinja2",
-        "matplotlib",
-        "ml_collections",
-        "orbax",
-        "pyarrow",
-        "sacrebleu",
-        "safetensors",
-    ),
-    *("tokenizers", "tqdm", "transformers"),
+    *("datasets", "huggingface_hub", "jinja2", "matplotlib", "ml_collections", "orbax", "pyarrow", "sacrebleu"),
+    *("safetensors", "tokenizers", "tqdm", "transformers"),
 )
 """The modules that the extra "finetune" installs, by the names under which Python imports them."""
 

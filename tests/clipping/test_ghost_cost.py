@@ -106,6 +106,7 @@ def test_memory_relative_to_a_plain_gradient(method, scanned, most):
         assert memory(VMAP) / reference > 2
 
 
+@pytest.mark.slow
 @SCANNED
 def test_auto_takes_bookkeeping_where_output_gradients_fit(scanned):
     """They have, per layer and token, 11 times the width: q, k, v, o; 4 of up; down; two norms.

@@ -30,7 +30,7 @@ def choose(config: Settings, tmp_path: Path, names: list[str] | None = None) -> 
     return json.loads(record.read_text("utf-8"))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_rate_is_as_good_as_its_own_short_run(
     config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

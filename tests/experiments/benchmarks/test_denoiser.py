@@ -14,7 +14,7 @@ import pytest
 from dp_rmt.random_matrix import marchenko_pastur
 from experiments.benchmarks import denoiser
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

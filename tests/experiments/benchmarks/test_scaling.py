@@ -119,7 +119,7 @@ def test_the_small_model_is_the_one_that_is_compiled() -> None:
     assert sum(sizes) == model.parameters + scales
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_one_device_does_the_counted_products() -> None:
     """Here, where there is one device: the whole step, exactly but for the norms' scales."""
     if jax.device_count() != 1:

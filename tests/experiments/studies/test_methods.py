@@ -46,7 +46,7 @@ def records(folder: Path, arm: str) -> list[dict[str, Any]]:
     return [record for record in found if record["arm"] == arm]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_trains_with_its_settings(arm: str, studies: dict[str, Any]) -> None:
     assert studies[arm].code == 0, studies[arm].stderr
@@ -62,7 +62,7 @@ def test_every_arm_trains_with_its_settings(arm: str, studies: dict[str, Any]) -
     assert "/" not in whole[0]["config"]["data"]["path"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_best_rate_lies_between_others(studies: dict[str, Any]) -> None:
     """One rate was given, so neighbours were tried until the best had a worse one on either side."""
     found = records(studies["results"], "dp_adam")
@@ -76,7 +76,7 @@ def test_the_best_rate_lies_between_others(studies: dict[str, Any]) -> None:
     assert min(rates) < chosen < max(rates)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_second_call_has_nothing_to_do(
     small: list[str], studies: dict[str, Any], run_side_by_side: Callable[..., dict[str, Any]]
 ) -> None:

@@ -58,7 +58,7 @@ def observed(make_config: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     return SimpleNamespace(stream=stream, gradients=gradients, record=json.loads(path.read_text()))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_what_is_recorded_is_the_clean_gradient_plus_the_very_noise(observed: SimpleNamespace) -> None:
     record, mechanism = observed.record, observed.stream.run.loop.mechanism
     noise, state = mechanism.noise(noise_key(SEED)), None
@@ -88,7 +88,7 @@ def test_what_is_recorded_is_the_clean_gradient_plus_the_very_noise(observed: Si
         assert index == len(record["matrices"]) == len(row["top_over_edge"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_looking_changes_nothing() -> None:
     stages = Transforms(add_gaussian_noise(0.1, noise_key(SEED)), denoise_matrices(0.1, svd="gram"), optax.adam(1e-3))
     looking = with_snapshots(stages)
@@ -109,14 +109,14 @@ def test_looking_changes_nothing() -> None:
     assert with_snapshots(other).published is other.published
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_record_names_no_folder_of_the_machine(observed: SimpleNamespace) -> None:
     data = observed.record["description"]["config"]["data"]
     assert "/" not in data["path"]
     assert data["cache_dir"] is None
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "arm", "message"),
     [
@@ -155,7 +155,7 @@ def test_the_theory_s_curve_goes_through_a_simulated_matrix(shape: tuple[int, in
         assert seen.mean() == pytest.approx(cosines.mean(), abs=0.03)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_figures_show_every_matrix_of_every_step(observed: SimpleNamespace, tmp_path: Path) -> None:
     record = observed.record
     by_edge = spectra_figures.draw_gain_by_edge([record, record])
