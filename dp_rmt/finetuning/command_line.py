@@ -73,10 +73,13 @@ def run_with_settings(
 
 def stop(error: Exception) -> NoReturn:
     """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose."""
-    from dp_rmt.files import explained  # here, because `environment.prepare` must come before NumPy
-
     logging.debug("stopped", exc_info=error)
-    sys.exit(f"{Path(sys.argv[0]).stem}: {explained(error) if isinstance(error, OSError) else error}")
+    text = str(error)
+    if isinstance(error, OSError):
+        from dp_rmt.files import explained  # here, because it loads NumPy, and a typo needs no more than its answer
+
+        text = explained(error)
+    sys.exit(f"{Path(sys.argv[0]).stem}: {text}")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Assignment]]:

@@ -193,7 +193,7 @@ class Writers(Group):
 
     WHERE: ClassVar[str] = "config.writers"
     to: tuple[Literal["csv", "tensorboard", "wandb"], ...] = option(
-        (), "metrics.csv, the folder tensorboard, Weights & Biases; the last two need the extra of their name."
+        (), "Files and services: metrics.csv, the folder tensorboard, Weights & Biases; the last two are extras."
     )
     nonprivate: bool = option(False, "Whether they get nonprivate/..., too, which are raw values.")
     wandb_project: str = option("dp_rmt", "Project of Weights & Biases.")

@@ -174,7 +174,13 @@ def with_fresh_parts(trainable: str, module: Model) -> str:
     '^classifier/|^(pooler)/'
     """
     paths = ["/".join(path) for path in parameter_shapes(module)]
-    left_out = {path.split("/")[0] for path in paths if not re.search(trainable, path)}
+    try:
+        matched = {path for path in paths if re.search(trainable, path)}
+    except re.error:
+        matched = set()
+    if not matched:  # a pattern that is none, or that matches nothing, is refused where it is used
+        return trainable
+    left_out = {path.split("/")[0] for path in paths if path not in matched}
     missed = sorted(left_out & set(fresh_parts(module)))
     return f"{trainable}|^({'|'.join(missed)})/" if missed else trainable
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -21,7 +22,6 @@ from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.tasks import synthetic as synthetic_task
 from dp_rmt.finetuning.workdir import claim_workdir
-from dp_rmt.models.heads import MaskedLanguageModelHead
 from dp_rmt.training.ledger import only_writer
 
 MakeConfig = Callable[..., Settings]
@@ -227,8 +227,12 @@ def test_a_tokenizer_of_another_model(make_config: MakeConfig, model: Path, tmp_
     safetensors.numpy.save_file(tensors, weights)
     (weights.parent / "config.json").write_text(json.dumps({**settings, "vocab_size": 20}))
     config = make_config({"model.path": str(weights.parent)})
-    parts = ["the data 'train', row 0 (counted from 0): input_ids has the value", "tokens from 0 to 19"]
-    assert_refused(config, tmp_path / "run", ValueError, *parts, "Take the tokenizer of this model")
+    parts = [
+        "has the token",
+        "but the model's word embedding has 20 rows",
+        "use the tokenizer of the model's own folder",
+    ]
+    assert_refused(config, tmp_path / "run", ValueError, *parts)
 
 
 @pytest.mark.parametrize(
@@ -264,13 +268,13 @@ def test_a_model_that_fast_clipping_does_not_know(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is clipped by vmap, which a warning says; and refused where another method is asked for."""
-    monkeypatch.delitem(LAYER_RULES, (MaskedLanguageModelHead, "with_bias"))
+    monkeypatch.delitem(LAYER_RULES, (nn.Embed, "__call__"))
     config = make_config({"privacy.epsilon": float("inf"), "data.length_groups": (), "model.head": "infilling"})
     config = config.changed({"model.trainable": ".*"})
     arms.prepare(config, tmp_path / "auto")
-    assert "by itself (vmap): ghost clipping has no rule for params['mlm_head']['bias']" in caplog.text
+    assert "by itself (vmap): ghost clipping has no rule for params['encoder']['embeddings']" in caplog.text
     config = config.changed({"train.clipping_method": "bookkeeping"})
-    parts = ["clipping_method='bookkeeping' does not fit this model", "['bias']", "give clipping_method='vmap'"]
+    parts = ["clipping_method='bookkeeping' does not fit this model", "['embeddings']", "give clipping_method='vmap'"]
     assert_refused(config, tmp_path / "run", ValueError, *parts)
 
 

