@@ -127,6 +127,8 @@ def test_a_step_that_is_repeated_repeats_clip_norm_and_noise() -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="clip_quantile and rows_per_user"):
+        dataclasses.replace(MECHANISM, rows_per_user=2)
     for change in ({"noise_multiplier": 0.0}, {"clip": "automatic"}, {"l2_clip_norm": 1e7}):
         with pytest.raises(ValueError, match="clip_quantile needs noise"):
             dataclasses.replace(MECHANISM, **change)
