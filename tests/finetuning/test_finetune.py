@@ -216,7 +216,7 @@ def test_clipping_method_and_length_groups_change_nothing(
         assert numbers == pytest.approx(wanted, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_microbatch_size_is_found_by_compiling(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +235,7 @@ def test_the_microbatch_size_is_found_by_compiling(
     assert arm.run.loop.microbatch_size in (1, 2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: MakeConfig, tmp_path: Path) -> None:
     (arm,) = run(make_config({"privacy.epsilon": math.inf, "denoise": DENOISED}), tmp_path / "run")
     mechanism = arm.run.loop.mechanism
@@ -250,7 +250,7 @@ def test_without_privacy_nothing_is_clipped_and_nothing_promised(make_config: Ma
     assert "There is no privacy guarantee" in (tmp_path / "run" / "privacy.md").read_text()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_text_infilling_from_prompt_to_saved_model(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"model.head": "infilling", "model.trainable": ".*", "privacy.epsilon": math.inf})
     (arm,) = run(config, tmp_path / "run")

@@ -120,7 +120,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     return [f"--config.{names.get(name, name)}={value}" for name, value in flat.items()]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_command_trains_on_them_and_names_a_row_with_a_fault(
     model: Path, llama: Path, run_side_by_side: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

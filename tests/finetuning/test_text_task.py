@@ -124,7 +124,7 @@ def test_from_tables_to_scored_text(text_config, tmp_path: Path) -> None:
     assert "| evaluated on | dev, test |" in (tmp_path / "run" / "privacy.md").read_text()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_saved_model_has_the_loss_that_was_reported(whole: tuple[Path, arms.Arm]) -> None:
     folder, arm = whole
     module, params = load_pretrained(folder / "model", head="causal_lm", key=jax.random.key(1))
@@ -172,7 +172,7 @@ def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str
             np.testing.assert_array_equal(adapter[path], leaf)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_text_goes_on_where_it_was_interrupted(
     whole: tuple[Path, arms.Arm], text_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 _shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("transformations.py"))))
 EACH_KIND, Case, noise = _shared.EACH_KIND, _shared.Case, _shared.noise

@@ -112,8 +112,7 @@ _OPTIONS = {"stein", "optshrink", "joined", "stream", "adam_bc", "adam_own", "mu
 
 def _each(cases: Mapping[str, Case]) -> pytest.MarkDecorator:
     params = [
-        pytest.param(case, id=name, marks=pytest.mark.thorough if name in _OPTIONS else ())
-        for name, case in cases.items()
+        pytest.param(case, id=name, marks=pytest.mark.slow if name in _OPTIONS else ()) for name, case in cases.items()
     ]
     return pytest.mark.parametrize("case", params)
 

@@ -104,6 +104,7 @@ def scores_of(workdir: Path) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.thorough
 def test_a_run_releases_noisy_accuracies_at_planned_steps_and_repeats_them(tmp_path: Path) -> None:
     one = dataclasses.replace(SCORES, rows={"dev": 200})
     make_run(one).train(tmp_path / "whole")

@@ -94,7 +94,7 @@ def by_submitit(jobs: list[Job], workdir: Path) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("executor", [by_local, by_submitit])
+@pytest.mark.parametrize("executor", [by_local, pytest.param(by_submitit, marks=pytest.mark.slow)])
 def test_a_restarted_sweep_runs_what_has_failed_and_nothing_else(
     executor: Callable[[list[Job], Path], Mapping[str, str]],
     make_sweep: Sweep,
