@@ -34,7 +34,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(2)(nn.tanh(nn.Conv(4, (3,))(x))).sum((1, 2))
+        return nn.Dense(2)(nn.tanh(nn.ConvTranspose(4, (3,))(x))).sum((1, 2))
 
 
 class HeadFirst(nn.Module):
@@ -87,7 +87,7 @@ def test_layers_with_rules_are_clipped_by_their_rules(caplog):
     ("losses", "params", "leaf"),
     [
         (plain, PLAIN, None),
-        (*make(Convolution()), "Conv_0"),
+        (*make(Convolution()), "ConvTranspose_0"),
         (*make(HeadFirst()), "table"),
         (used_twice, make(Perceptron())[1], "Dense_1"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_rmt.clipping.contraction import Contraction
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.layer_rules import LAYER_RULES, LayerRule
 from dp_rmt.clipping.leaf_rules import Offset
@@ -178,24 +179,25 @@ def test_low_rank_factors(remat):
     assert_methods_equal_vmap(losses, params, x, l2_clip_norm=3.0, tolerance=1e-5)
 
 
-class Shift(nn.Module):
-    """A layer of a user's own, y = x + b."""
+class Turn(nn.Module):
+    """A layer of a user's own, y = x W."""
 
     @nn.compact
     def __call__(self, x):
-        return x + self.param("shift", nn.initializers.zeros, (x.shape[-1],))
+        return x @ self.param("turn", nn.initializers.orthogonal(), (x.shape[-1], x.shape[-1]))
 
 
 def test_a_users_own_layer_can_be_given_a_rule(monkeypatch):
-    model, x = nn.Sequential([nn.Dense(3), Shift()]), np.ones((4, 5, 2), "float32")
+    model, x = nn.Sequential([nn.Dense(3), Turn()]), np.ones((4, 5, 2), "float32")
     params = model.init(jax.random.key(0), x)
 
     def losses(params, x):
         return jnp.sum(jnp.sin(model.apply(params, x)), axis=(1, 2))
 
-    with pytest.raises(ValueError, match=r"no rule for .*\['shift'\].*LAYER_RULES"):
+    with pytest.raises(ValueError, match=r"no rule for .*\['turn'\].*LAYER_RULES"):
         ghost_clipped_grad(losses, l2_clip_norm=1.0)(params, x, is_padding_example=None)
-    monkeypatch.setitem(LAYER_RULES, (Shift, "__call__"), LayerRule(lambda module, x: {"shift": Offset("btd", "d")}))
+    rule = LayerRule(lambda module, x: {"turn": Contraction("bti", "io", "bto")})
+    monkeypatch.setitem(LAYER_RULES, (Turn, "__call__"), rule)
     assert_methods_equal_vmap(losses, params, x, l2_clip_norm=1.0, tolerance=1e-5)
 
 

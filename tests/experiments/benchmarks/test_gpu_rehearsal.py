@@ -17,7 +17,7 @@ import pytest
 import experiments
 from experiments.benchmarks.gpu.jobs import PARTS, Places, all_jobs
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 ROOT = Path(experiments.__file__).parents[1]
 ROW = '"name[Blue Spice], eatType[pub], near[Rose {n}]","Blue Spice is a pub near Rose {n} ."\n'
 
