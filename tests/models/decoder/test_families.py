@@ -275,7 +275,7 @@ def test_configs_as_on_the_hub(hf_config: dict[str, Any], expected: dict[str, An
     ("name", "changes", "message"),
     [
         ("llama", {"model_type": "opt"}, "model_type 'opt' is not a supported family of decoders; supported: llama"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_type 'yarn' is not supported;"),
+        ("llama", {"rope_scaling": {"rope_type": "ntk", "factor": 2}}, "rope_type 'ntk' is not supported;"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
         ("qwen3", {"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
