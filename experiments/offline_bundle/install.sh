@@ -36,7 +36,7 @@ fi
 # --no-compile: Python compiles what it uses, when it first does, which is a small part.
 "$python" -m pip install --quiet --no-index --no-compile --disable-pip-version-check \
   --find-links "$bundle/wheels" --requirement "$bundle/requirements.txt"
-"$python" -c 'import importlib.metadata as m; print("installed dp_rmt", m.version("dp_rmt"))'
+"$python" -I -c 'import importlib.metadata as m; print("installed dp_rmt", m.version("dp_rmt"))'
 cat <<END
 Run everything from $bundle/project with $python, for example
   cd $bundle/project && export HF_HUB_OFFLINE=1 HF_HOME=$bundle/data/huggingface

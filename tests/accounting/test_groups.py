@@ -50,7 +50,7 @@ def test_it_is_below_group_privacy_from_one_point_and_grows_with_the_group():
         assert bound < k * epsilon(**RUN | {"delta": small})
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_batch_that_can_overflow_costs_more_and_one_that_cannot_costs_nothing():
     roomy, tight = (epsilon_of_group(group_size=3, truncation=Truncation(1000, m), **RUN) for m in (1000, 24))
     assert roomy == pytest.approx(epsilon_of_group(group_size=3, **RUN), rel=1e-6)
@@ -59,7 +59,7 @@ def test_a_batch_that_can_overflow_costs_more_and_one_that_cannot_costs_nothing(
     assert 1.02 * roomy < tight < doubled
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_end_of_the_noise_is_paid_for():
     run = RUN | {"group_size": 4}
     assert epsilon_of_group(noise_support=9.155, **run) == pytest.approx(epsilon_of_group(**run), rel=1e-3)

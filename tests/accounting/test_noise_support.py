@@ -119,6 +119,7 @@ def test_is_a_part_of_delta():
     assert epsilon(delta=1e-5, noise_support=9.155, **run) == pytest.approx(6.7688, abs=5e-5)
 
 
+@pytest.mark.thorough
 def test_calibration_gives_it_one_percent_of_delta_at_most():
     run = {"delta": 1e-6, "sampling_probability": 0.04, "num_steps": 500}
     free = calibrate_noise_multiplier(epsilon=8.0, **run)
