@@ -26,9 +26,9 @@ QNLI = {"delta": 104_743**-1.1, "sampling_probability": 2000 / 104_743, "num_ste
         (SST2, 3.0, "rdp", 0.8321, 5e-5),
         (SST2, 8.0, "pld", 0.5501, 5e-5),
         (SST2, 8.0, "rdp", 0.5846, 5e-5),
-        pytest.param(QNLI, 3.0, "pld", 1.1640, 2e-4, marks=pytest.mark.thorough),
+        pytest.param(QNLI, 3.0, "pld", 1.1640, 2e-4, marks=pytest.mark.slow),
         (QNLI, 3.0, "rdp", 1.2263, 5e-5),
-        pytest.param(QNLI, 8.0, "pld", 0.7412, 5e-5, marks=pytest.mark.thorough),
+        pytest.param(QNLI, 8.0, "pld", 0.7412, 5e-5, marks=pytest.mark.slow),
         (QNLI, 8.0, "rdp", 0.7738, 5e-5),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_is_found_holds_and_wastes_nothing(target, delta, sampling_probabil
     assert ("Raise epsilon" in refusal) == (largest > target)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_lowering_epsilon_is_no_advice_where_hardly_anybody_is_sampled():
     """q T <= delta: every noise has epsilon 0, so that no epsilon is low enough."""
     run = {"sampling_probability": 1e-4, "num_steps": 2}

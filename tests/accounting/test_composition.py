@@ -48,7 +48,7 @@ def test_one_full_batch_is_the_gaussian_mechanism(sigma):
     assert epsilon(accountant="rdp", **common) >= exact
 
 
-@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 25), marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 25), marks=pytest.mark.slow)])
 def test_event_means_the_same_to_the_accountants_of_dp_accounting(truncation):
     run = {"noise_multiplier": 1.3, "sampling_probability": 0.01, "num_steps": 70, "truncation": truncation}
     event = dp_event(**run)
@@ -154,13 +154,13 @@ def test_monotone_under_rdp(sigma, sampling_probability, num_steps, truncation):
     assert_monotone(run | {"delta": 1e-5, "accountant": "rdp", "truncation": truncation})
 
 
-@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 90), marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(1000, 90), marks=pytest.mark.slow)])
 def test_monotone_under_pld(truncation):
     run = {"noise_multiplier": 2.0, "sampling_probability": 0.05, "num_steps": 100}
     assert_monotone(run | {"delta": 1e-5, "truncation": truncation})
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_truncation_at_five_standard_deviations_costs_little_under_pld():
     plain = epsilon(noise_multiplier=0.7718, **SST2)
     truncated = epsilon(noise_multiplier=0.7718, truncation=SST2_TRUNCATION, **SST2)

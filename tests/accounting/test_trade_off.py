@@ -45,7 +45,7 @@ def test_one_subsampled_step_is_met_by_the_likelihood_ratio_test():
         assert power - 1e-9 <= rate <= power + 1e-4
 
 
-@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(67_349, 1160), marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("truncation", [None, pytest.param(Truncation(67_349, 1160), marks=pytest.mark.slow)])
 def test_is_never_above_what_one_point_of_the_curve_allows(truncation):
     run = {"noise_multiplier": 0.7722, "sampling_probability": 1000 / 67_349, "num_steps": 202}
     run["truncation"] = truncation

@@ -13,7 +13,7 @@ from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import clipped_grad
 from dp_rmt.models import PerExampleDropout, example_keys
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 BATCH, TOKENS, WIDTH, RATE = 6, 5, 8, 0.3
 WAYS = {

@@ -36,7 +36,7 @@ def copies(settings: Settings, folder: Path, to: Path) -> tuple[Settings, Path]:
     return settings.changed(changes), to / "run"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_copied_folder_goes_on_with_copied_data_and_model(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
     settings, folder = copies(*stopped, tmp_path)
     settings = settings.changed({"train.eval_every": 1, "train.checkpoint_every": 7, "train.eval_batch_size": 16})
@@ -62,7 +62,7 @@ def test_other_data_or_another_model_are_refused(stopped: tuple[Settings, Path],
     assert json.loads((folder / "config.json").read_text())["data"]["path"] == str(stopped[0].data.path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "0" * 64])
 def test_a_checkpoint_that_knows_no_content_compares_the_path(
     content: str | None, stopped: tuple[Settings, Path], tmp_path: Path
@@ -95,7 +95,7 @@ def test_what_the_noise_depends_on_stays(
     assert (folder / "config.json").read_text() == before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_arms_own_settings_may_change_as_a_runs(make_config: Callable[..., Settings], tmp_path: Path) -> None:
     both = {"a": {"train": {"eval_every": 1}}, "b": {}}
     arms.prepare(make_config({"arms": both}), tmp_path / "run")
@@ -128,7 +128,7 @@ def test_a_stopped_run_is_asked_without_being_trained(stopped: tuple[Settings, P
     jax.tree.map(np.testing.assert_array_equal, changed.params, model.params)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_folder_without_checkpoints_is_asked_by_its_model(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
     _, folder = copies(*stopped, tmp_path)
     with_checkpoints = load_finetuned(folder)
