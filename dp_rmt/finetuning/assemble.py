@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS
+from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import defaults
 from dp_rmt.finetuning.geometry import Geometry, geometry_of
@@ -176,7 +176,9 @@ def private_scores(settings: Settings, num_steps: int, delta: float, task: Task 
         return None
     found = {} if task is None else task.evaluations
     rows = {name: len(next(iter(arrays.values()))) for name, arrays in found.items()}
-    return PrivateScores(epsilon, delta, num_steps, settings.train.eval_every, rows)
+    parts = [f"{name}={fingerprint(arrays)}" for name, arrays in sorted(found.items())]
+    content = " ".join([*parts, f"eval_batch_size={settings.train.eval_batch_size}"])
+    return PrivateScores(epsilon, delta, num_steps, settings.train.eval_every, rows, content)
 
 
 def _coordinates(whitening: Whitening, geometry: Geometry) -> dict[str, Any]:

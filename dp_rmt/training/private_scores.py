@@ -40,6 +40,10 @@ class PrivateScores:
       num_steps: updates of the run.
       eval_every: updates from one evaluation to the next; the start and the last update are evaluated, too.
       rows: the number of rows of each data set by its name, which is public.
+      content: what a score depends on beside the parameters, compared as a string where a run goes on: a fingerprint of
+        the rows (`dp_rmt.data.fingerprint`), and how many are computed at once. A score that is repeated has the noise
+        that it had. With a row more or less, or one that another rounding decides otherwise, the noise would cancel in
+        the difference.
     """
 
     epsilon: float
@@ -47,6 +51,7 @@ class PrivateScores:
     num_steps: int
     eval_every: int
     rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    content: str = ""
 
     @property
     def planned(self) -> frozenset[int]:

@@ -59,6 +59,11 @@ def check_private_scores(private_scores: PrivateScores, num_steps: int, eval_eve
             f"private_scores accounts for (num_steps, eval_every, data) = {given}, and the run has {wanted}: give it "
             "the numbers of the run, and the rows of each of its evaluation data"
         )
+    if not private_scores.content:
+        raise ValueError(
+            "private_scores does not say what its evaluation data is, so that a run could go on with other rows and "
+            "the same noise, which would cancel: give content=, such as dp_rmt.data.fingerprint of the rows"
+        )
 
 
 def warn_of_nothing_to_denoise(name: str, state: TrainState) -> None:

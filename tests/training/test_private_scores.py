@@ -23,7 +23,9 @@ from dp_rmt.training.run import Run, Seeds, prepare_run
 from dp_rmt.training.task import Task
 from dp_rmt.training.train_state import Transforms
 
-SCORES = PrivateScores(epsilon=1.0, delta=1e-3, num_steps=4, eval_every=2, rows={"dev": 1000, "test": 1000})
+SCORES = PrivateScores(
+    epsilon=1.0, delta=1e-3, num_steps=4, eval_every=2, rows={"dev": 1000, "test": 1000}, content="a"
+)
 KEYS = [np.array([1, n], np.uint32).tobytes() for n in range(4000)]
 
 
@@ -123,6 +125,11 @@ def test_a_run_releases_noisy_accuracies_at_planned_steps_and_repeats_them(tmp_p
     assert "Scores are computed without noise" in (tmp_path / "public" / "privacy.md").read_text()
     with pytest.raises(ValueError, match="private_scores"):
         make_run(None).check(tmp_path / "whole")
+    # Repeated on other rows, a score would have the noise that it had.
+    with pytest.raises(ValueError, match="private_scores"):
+        make_run(dataclasses.replace(one, content="b")).check(tmp_path / "whole")
+    with pytest.raises(ValueError, match="does not say what its evaluation data is"):
+        make_run(dataclasses.replace(one, content=""))
     with pytest.raises(ValueError, match=r"private_scores accounts for .* and the run has"):
         make_run(SCORES)
 
