@@ -25,7 +25,7 @@ class BaseModel:
     """What may be said of a pre-trained model.
 
     Attributes:
-      name: its public name, or the last part of its folder's path.
+      name: its public name, that of the package which it was installed with, or the last part of its folder's path.
       hub_name: its name on the hub; None if it is not known to be there.
       licence: fields of a card's header about the licence.
       languages: codes such as "en".
@@ -54,11 +54,16 @@ def base_model_of(settings: Settings, task: Task) -> BaseModel:
     licence = {key: str(header[key]) for key in ("license", "license_name", "license_link") if header.get(key)}
     spoken = header.get("language") or ()
     return BaseModel(
-        name=given.base_model or hub_name or Path(path).name,
+        name=given.base_model or hub_name or _package(settings.model.path) or Path(path).name,
         hub_name=hub_name,
         licence=licence if given.license is None else {"license": given.license},
         languages=given.language or ((spoken,) if isinstance(spoken, str) else tuple(map(str, spoken))),
     )
+
+
+def _package(path: str) -> str | None:
+    """The name of the package in ``package:NAME/FOLDER``, which is public; None for a path of another kind."""
+    return path.removeprefix("package:").split("/")[0] if path.startswith("package:") else None
 
 
 def _header(card: Path) -> dict[str, Any]:
