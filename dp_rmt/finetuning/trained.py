@@ -95,7 +95,8 @@ def _changed(settings: Settings, change: Callable[[Settings], Settings]) -> Sett
     """The settings with the changes.
 
     Raises:
-      ValueError: training fixed what is changed, or the settings no longer go together.
+      ValueError: training fixed what is changed, the settings no longer go together, or the evaluation data is private
+        and other data is asked for.
     """
     changed = change(settings)
     before, after = flatten(as_json(settings)), flatten(as_json(changed))
@@ -106,6 +107,12 @@ def _changed(settings: Settings, change: Callable[[Settings], Settings]) -> Sett
             f"config.{key} was fixed by training: there {before.get(key)!r}, asked for {after[key]!r}. A trained model "
             "can be asked with other settings of data, generation, evaluation (train.eval_batch_size) and mesh; train "
             "another run for the rest"
+        )
+    if changed.privacy.evaluation_epsilon is not None and changed.data != settings.data:
+        raise ValueError(
+            f"config.privacy.evaluation_epsilon={changed.privacy.evaluation_epsilon}: the scores of this run are those "
+            "that it released, with noise, on its own evaluation data, and it has none on other data. Leave "
+            "config.data as it was, or evaluate the saved model in transformers"
         )
     (checked,) = arm_settings(changed).values()
     return checked

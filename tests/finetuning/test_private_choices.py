@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.door import finetune_with, load_finetuned
 from dp_rmt.finetuning.settings import Settings
+from dp_rmt.finetuning.trained import read_trained
+from dp_rmt.finetuning.workdir import as_json
 
 
 @pytest.mark.thorough
@@ -32,6 +35,19 @@ def test_a_run_with_both_is_trained_and_asked_again(make_config: Callable[..., S
     assert tuned.scores == again.scores
     assert tuned.privacy["clip_quantile"] == [0.5, 0.01]
     assert tuned.privacy["evaluation_guarantee"][:2] == [2.0, 1e-3]
+
+
+def test_scores_on_private_data_are_not_shown_as_those_of_other_data(
+    make_config: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = make_config({"privacy.evaluation_epsilon": 2.0})
+    (tmp_path / "config.json").write_text(json.dumps(as_json(settings)))
+    with pytest.raises(ValueError, match="has none on other data"):
+        read_trained(tmp_path, None, lambda settings: settings.changed({"data.max_length": 20}))
+    with pytest.raises(ValueError, match=r"config\.privacy\.evaluation_epsilon was fixed by training"):
+        read_trained(tmp_path, None, lambda settings: settings.changed({"privacy.evaluation_epsilon": None}))
+    with pytest.raises(FileNotFoundError, match="train the run first"):
+        read_trained(tmp_path, None, lambda settings: settings)
 
 
 def test_a_decoder_has_no_accuracy_to_give_noise(make_config: Callable[..., Settings]) -> None:
