@@ -71,7 +71,9 @@ def draw(model, seed, batch_size, length, dtype, vocabulary):
     return params, {"ids": ids, "is_target": rng.integers(0, 2, (batch_size, length))}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), pytest.param("float32", 1e-5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-10), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("cases", [2, pytest.param(25, marks=pytest.mark.slow)])  # three programs each
 def test_a_users_decoder_with_tied_embeddings(dtype, tolerance, cases):
     @settings(max_examples=cases, deadline=None)

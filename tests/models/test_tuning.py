@@ -154,7 +154,10 @@ def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("how", "kind"), [("lora", "encoder"), *(pytest.param(how, "decoder", marks=pytest.mark.slow) for how in ("ffa_lora", "bias"))])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [("lora", "encoder"), *(pytest.param(how, "decoder", marks=pytest.mark.slow) for how in ("ffa_lora", "bias"))],
+)
 def test_a_private_denoised_step_moves_what_trains_and_nothing_else(how: str, kind: str) -> None:
     trained, frozen = split(kind, how)
     mechanism = DPSGD(
