@@ -18,6 +18,7 @@ FLOORS = [
     "files",
     "random_matrix",
     "scoring",
+    "threefry",
     "noise_addition",
     "accounting",
     "batch_selection",
