@@ -3,7 +3,7 @@
     python .ci/build_release.py OUTDIR
 
 Bytes depend on the tracked files, on SOURCE_DATE_EPOCH (by default the time of the last commit) and on the versions in
-builder.txt, and on nothing else: not on the folder, the clock, the umask or the user. The wheel is built from the sdist.
+builder.txt, and on nothing else: not on the folder, the clock, the umask or the user. The wheel is made of the sdist.
 """
 
 import gzip
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(outdir: Path) -> None:
     """Writes both files into a folder, and prints their names."""
     outdir.mkdir(parents=True, exist_ok=True)
+    os.umask(0o022)  # the wheel tells the modes of its files
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or said_by_git("log", "-1", "--format=%ct"))
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +65,8 @@ def build(kind: str, source: Path, outdir: Path) -> None:
     command = [sys.executable, "-m", "build", "--no-isolation", kind, f"--outdir={outdir}", str(source)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        sys.exit(f"{ended.stdout}\n{ended.stderr}\n{' '.join(command)} failed; is this environment that of builder.txt?")
+        failed = f"{' '.join(command)} failed: is this environment that of .ci/builder.txt?"
+        sys.exit(f"{ended.stdout}\n{ended.stderr}\n{failed}")
 
 
 def said_by_git(*arguments: str) -> str:

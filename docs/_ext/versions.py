@@ -3,8 +3,8 @@
     python docs/_ext/versions.py HTML FOLDER VERSION
 
 copies a built site to FOLDER/VERSION, in the place of what was there, and leaves the other versions as they are. Every
-page of every version then lists all of them, newest first, since it reads FOLDER/versions.js; FOLDER/index.html leads to
-the newest release. Both can be opened without a server.
+page of every version then lists all of them, newest first, since it reads FOLDER/versions.js. FOLDER/index.html leads
+to the newest release. Both can be opened without a server.
 """
 
 import json

@@ -4,8 +4,8 @@ r"""How much noise each library adds for one promise, by its own calibration wit
 
 The promise is (epsilon, delta) after num_steps Poisson samples. More noise than another library's means a looser
 accountant or a wider tolerance; the last column says what the noise costs by dp_rmt's "pld". Peers need
-``pip install -e ".[peers,peers-torch]"``; one that is not installed is left out. Prints a table, writes a JSON file under
---results.
+``pip install -e ".[peers,peers-torch]"``; one that is not installed is left out. Prints a table, writes a JSON file
+under --results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl import app, flags
 
 from dp_rmt.accounting import calibrate_noise_multiplier, epsilon
 from dp_rmt.files import write_atomically
@@ -123,7 +123,8 @@ def measured(promise: Promise) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str]) -> None:
     """Calibrates, prints the table, writes the record."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     promise = Promise(_EPSILON.value, _DELTA.value, _EXAMPLES.value, _BATCH.value, _STEPS.value)
     given = [argument for argument in sys.argv[1:] if "--results" not in argument]
     record = {

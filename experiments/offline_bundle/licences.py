@@ -10,8 +10,8 @@ from pathlib import Path
 FILE = "LICENCES.md"
 _TEXT = """# Licences of what this bundle carries
 
-The wheels are unchanged, as the package index has them, and each carries its own licence. The table says what the metadata
-of each says; the files are in the wheel. Whoever passes the bundle on has to keep to all of them.
+The wheels are unchanged, as the package index has them, and each carries its own licence. The table says what the
+metadata of each says; the files are in the wheel. Whoever passes the bundle on has to keep to all of them.
 
 | package | version | licence, by its metadata | files in the wheel |
 |---|---|---|---|

@@ -17,10 +17,11 @@ from dp_rmt.finetuning import broken_pipe
 ROOT = Path(dp_rmt.__file__).parents[1]
 ENDS_AS_BY_SIGPIPE = 141
 CONSOLE = ["-c", "from dp_rmt.finetuning import console; console.main()"]
-# As _run of the console does with what a command gives: more than the buffers of Python and of the pipe hold.
-PRINTING = ["-c", "from dp_rmt.finetuning import console; console._run(lambda: 'a line\\n' * 50_000, ['program'])"]
-# As `sweep` does, which prints while it runs; mistakes in its input end in one line.
-PRINTING_AT_WORK = ["-c", "from dp_rmt.finetuning import console; console._run(lambda: print('a' * 100_000), ['program'])"]
+RUN = "from dp_rmt.finetuning import console; console._run(lambda: {}, ['program'])"
+# More than the buffers of Python and of the pipe hold: what a command gives, and what it prints while it runs, as a
+# sweep does, whose other errors of the operating system end in one line.
+PRINTING = ["-c", RUN.format("'a line\\n' * 50_000")]
+PRINTING_AT_WORK = ["-c", RUN.format("print('a' * 400_000)")]
 
 
 @pytest.fixture
