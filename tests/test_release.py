@@ -18,7 +18,7 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def disagreements(changelog: str, citation: str, readme: str, version: str) -> list[str]:
+def disagreements(changelog: str, citation: str, readme: str, comparison: str, version: str) -> list[str]:
     """What is not as RELEASING.md says."""
     headings = HEADING.findall(changelog)
     found = [] if headings[0] == ("Unreleased", "") else ["CHANGELOG.md does not begin with [Unreleased]"]
@@ -31,12 +31,14 @@ def disagreements(changelog: str, citation: str, readme: str, version: str) -> l
     fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry[1], re.MULTILINE)) if entry else {}
     if (fields.get("version"), fields.get("year")) != (version, date[:4]):
         found.append("the BibTeX of README.md has another version or year")
+    if f"| dp_rmt | {version}, {date} |" not in comparison:
+        found.append("docs/comparison.md has another version or date")
     if [day for _, day in headings[1:]] != sorted((day for _, day in headings[1:]), reverse=True):
         found.append("CHANGELOG.md: the newest release does not come first")
     return found
 
 
-FILES = ("CHANGELOG.md", "CITATION.cff", "README.md")
+FILES = ("CHANGELOG.md", "CITATION.cff", "README.md", "docs/comparison.md")
 
 
 def test_the_version_is_the_same_in_all_places() -> None:
@@ -48,7 +50,7 @@ def test_another_version_in_one_place_is_found(name: str) -> None:
     files = {other: text(other) for other in FILES}
     files[name] = files[name].replace(dp_rmt.__version__, "9.9.9")
     assert disagreements(*files.values(), dp_rmt.__version__) != []
-    assert len(disagreements(*map(text, FILES), "9.9.9")) == 3
+    assert len(disagreements(*map(text, FILES), "9.9.9")) == 4
 
 
 def requirements() -> set[str]:

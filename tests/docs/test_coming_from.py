@@ -125,7 +125,7 @@ def test_optaxs_microbatches_add_noise_once_each():
     in_four = float(jnp.std(optax.microbatching.microbatch(noisy_sum, argnums=0, microbatch_size=2)(rows)))
     # The standard deviation of 1e5 draws has a relative error of .22%; these are four of them.
     assert at_once == pytest.approx(1.0, rel=0.01)
-    assert in_four in (pytest.approx(2.0, rel=0.01), pytest.approx(4.0, rel=0.01))
+    assert in_four == pytest.approx(math.sqrt(4), rel=0.01)
 
 
 def test_one_gradient_that_is_not_finite_makes_optaxs_sum_nan_and_contributes_zero_here(batch):
@@ -183,8 +183,7 @@ def test_opacus_defaults_are_what_the_page_says(opacus_file):
 
 def test_opacus_calibration_ends_where_the_page_says():
     """Up to its tolerance in epsilon below the target."""
-    opacus = pytest.importorskip("opacus", reason="the extra 'peers-torch'")
-    del opacus
+    pytest.importorskip("opacus", reason="the extra 'peers-torch'")
     noise = calibration.of_opacus(calibration.Promise(3.0, DELTA, 67_349, 1000, 202), "rdp")
     reached = dp_rmt.epsilon(noise_multiplier=noise, delta=DELTA, accountant="rdp", **RUN)
     assert 3.0 - 0.01 - 0.005 < reached < 3.0 + 0.005  # .005: the orders are not the same

@@ -50,7 +50,7 @@ def run(arguments: list[str], **outputs: int) -> subprocess.CompletedProcess[str
         PRINTING,
         PRINTING_AT_WORK,
     ],
-    ids=lambda arguments: " ".join(arguments[2:] if arguments[0] == "-c" else arguments)[:40],
+    ids=["help", "finetune help", "report help", "sweep help", "a study's table", "what a command gives", "at work"],
 )
 def test_nobody_reads_and_nothing_is_said(arguments: list[str], unread: int) -> None:
     ended = run(arguments, stdout=unread, stderr=subprocess.PIPE)

@@ -36,6 +36,7 @@ def write_wheel(folder: Path, name: str, metadata: str, *files: str) -> None:
         ("License: Apache 2.0 | MIT\n        and its whole text", [], "| fake | 1.0 | Apache 2.0 / MIT | none |"),
         ("", [], "| fake | 1.0 | not said | none |"),
     ],
+    ids=["expression", "classifier", "free text", "nothing"],
 )
 def test_the_licence_of_a_wheel(metadata: str, files: list[str], row: str, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
