@@ -54,7 +54,7 @@ class OneRun:
         present = np.concatenate([np.flatnonzero(flips), np.arange(num_canaries, total)])
         planted = {name: jnp.asarray(x[:num_canaries]) for name, x in self.arrays.items()}
         mechanism = self.mechanism
-        transforms = _transforms(mechanism, noise_key(seed), learning_rate)
+        transforms = _transforms(mechanism, noise_key(seed, mechanism.noise_generator), learning_rate)
         state = TrainState.create(transforms, self.params, {})
         train_step = jax.jit(
             make_train_step(mechanism, self.losses, transforms, execution=self.execution, nonprivate_metrics=False)
@@ -141,7 +141,8 @@ def repeated_scores(
     short = size - indices.shape[2]
     rows = np.pad(present[indices], ((0, 0), (0, 0), (0, short)), constant_values=present[-1])
     is_padding = np.pad(is_padding, ((0, 0), (0, 0), (0, short)), constant_values=True)
-    words = np.random.SeedSequence(seed).generate_state(2 * num_runs, np.uint32).reshape(num_runs, 2)
+    size_of_key = len(jax.random.key_data(noise_key(0, mechanism.noise_generator)))
+    words = np.random.SeedSequence(seed).generate_state(size_of_key * num_runs, np.uint32).reshape(num_runs, -1)
     run = _repeated_runs(mechanism)
     chunks = [slice(start, start + chunk) for start in range(0, num_runs, chunk)]
     parts = [run(words[part], rows[part], is_padding[part]) for part in chunks]
@@ -172,7 +173,7 @@ def repeated_bound(
 @functools.lru_cache(maxsize=1)  # compiled once for runs with and without the canary
 def _repeated_runs(mechanism: Audited) -> Any:
     """``(key words (R, 2), rows (R, T, N), is_padding (R, T, N)) -> (sum scores, repetition scores)``, each (R,)."""
-    transforms = _transforms(mechanism, jax.random.key(0), learning_rate=1.0)
+    transforms = _transforms(mechanism, noise_key(0, mechanism.noise_generator), learning_rate=1.0)
     execution = Execution("vmap")
     train_step = make_train_step(mechanism, canary_losses, transforms, execution=execution, nonprivate_metrics=False)
     initial = TrainState.create(transforms, canary_params(mechanism.num_examples), {})

@@ -53,6 +53,7 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         noise_multiplier=statement.noise_multiplier,
         l2_clip_norm=CLIP_NORM,
         max_batch_size=EXAMPLES,
+        noise_generator=statement.noise_generator,
     )
     found = repeated_bound(mechanism, num_runs=num_runs, delta=statement.delta, seed=seed, confidence=confidence)
     bound = AuditBound(
