@@ -90,7 +90,8 @@ class DPSGD:
         step takes; the guarantee does not depend on it.
       clip_quantile: lets the clip norm follow a quantile of the gradients' norms, from l2_clip_norm on; None keeps it.
         Gradients, noise_std and updates are then in units of the clip norm (`dp_rmt.clipping.quantile`), and the noise
-        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together.
+        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together. Where the
+        unit is a user, norms and count are those of the users' mean gradients.
       noise_generator: what the bits of the noise come from, "threefry2x32" or "chacha20", a cipher with a key of 256
         bits (`dp_rmt.random_bits`). The accounting is the same.
 
@@ -140,11 +141,6 @@ class DPSGD:
                 f"clip_quantile needs noise, clip='flat' and an l2_clip_norm in [{SMALLEST:g}, {LARGEST:g}] to begin "
                 f"with, got noise_multiplier={self.noise_multiplier}, clip={self.clip!r}, "
                 f"l2_clip_norm={self.l2_clip_norm}: leave clip_quantile out, or change these"
-            )
-        if self.rows_per_user is not None:
-            raise ValueError(
-                "clip_quantile and rows_per_user: that the count moves by 1/2 with a whole user is not tested, so it "
-                "is not promised; choose a fixed l2_clip_norm, or clip='automatic'"
             )
 
     def _validated_clip_norm(self) -> float:
