@@ -16,7 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
-SHAPES = {"matrix": (64, 96), "stack": (3, 16, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
+# Each divided axis has whole blocks of ChaCha20 (8 entries) on every device.
+SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
 
 
