@@ -163,7 +163,9 @@ for name, found in scores.items():
     guessed, right = canaries.correct_guesses(guesses, is_member)
     bound = lower_bounds.one_run_epsilon(NUM_ROWS, guessed, right, delta=DELTA)
     promised = mechanisms[name].epsilon(NUM_STEPS, DELTA)
-    print(f"{name:10}: {right} of {guessed} guesses are right, so epsilon is at least {bound:.2f}; promised {promised:.2f}")
+    print(
+        f"{name:10}: {right} of {guessed} guesses are right, epsilon is at least {bound:.2f}; promised {promised:.2f}"
+    )
 
 # %% [markdown]
 # One run with some hundred rows shows a part of epsilon only: a bound far below the promise is no proof of slack.

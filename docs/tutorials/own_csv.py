@@ -46,10 +46,10 @@ from dp_rmt.training.metrics import read_metrics
 # the customers praise and blame in words that anybody uses, and half in words of their own, such as "janky".
 
 # %%
-ANYBODY = {"good": "lovely great solid bright quick".split(), "bad": "dreadful broken slow dull weak".split()}
-CUSTOMERS = {"good": "crisp snappy ace mint slick".split(), "bad": "janky laggy meh bricked flaky".split()}
-THINGS = "battery screen speaker camera charger case manual cable button lens".split()
-WHEN = "today , this week , since monday , after a month , at first , again".split(" , ")
+ANYBODY = {"good": ["lovely", "great", "solid", "bright", "quick"], "bad": ["dreadful", "broken", "slow", "dull", "weak"]}
+CUSTOMERS = {"good": ["crisp", "snappy", "ace", "mint", "slick"], "bad": ["janky", "laggy", "meh", "bricked", "flaky"]}
+THINGS = ["battery", "screen", "speaker", "camera", "charger", "case", "manual", "cable", "button", "lens"]
+WHEN = ["today", "this week", "since monday", "after a month", "at first", "again"]
 
 
 def reviews(count, seed, vocabularies):
@@ -68,7 +68,7 @@ def write(path, rows):
 
 write("reviews.csv", reviews(10_000, 0, [ANYBODY, CUSTOMERS]))
 write("held_out.csv", reviews(500, 1, [ANYBODY, CUSTOMERS]))
-print("".join(open("reviews.csv", encoding="utf-8").readlines()[:5]))
+print(Path("reviews.csv").read_text(encoding="utf-8")[:330])
 
 # %% [markdown]
 # ## A pre-trained model
@@ -113,7 +113,7 @@ public_run = dp_rmt.finetune(
     train="public.csv",
     epsilon=math.inf,
     workdir="runs/public",
-    num_steps=100,
+    num_steps=80,
     expected_batch_size=64,
     learning_rate=5e-3,
     denoise=(),
@@ -127,18 +127,24 @@ public_run.save("public_model")
 # `epsilon` is the privacy budget; [in figures](../start/privacy_in_figures.md) it is what somebody can find out at
 # most. Before anything is trained the program prints its plan: rows, batch, steps, noise, epsilon and delta. With
 # your own data leave `num_steps` and `expected_batch_size` out at first: they follow the number of rows.
+#
+# What is new in the customers' reviews is words, so the table of words alone is trained, and it gets the whole budget
+# (`trainable`). A table has no layer's inputs and outputs, and nothing to denoise. For a large model
+# [a low-rank adapter](private_lora.py) is the usual choice.
 
 # %% tags=["remove-stderr"]
 run = dp_rmt.finetune(
     model="public_model",
     train="reviews.csv",
     dev_path="held_out.csv",
-    epsilon=3.0,
+    epsilon=1.0,
     workdir="runs/reviews",
-    num_steps=30,
+    num_steps=21,
     expected_batch_size=500,
-    learning_rate=5e-3,
-    eval_every=5,
+    learning_rate=1e-2,
+    trainable="embeddings",
+    denoise=(),
+    eval_every=4,
     **SETTINGS,
 )
 
@@ -163,7 +169,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 axes[0].plot(*series("eval/dev/accuracy"), "o-")
 axes[0].set(xlabel="step", ylabel="accuracy on held_out.csv")
 axes[1].plot(*series("epsilon"), "o-")
-axes[1].set(xlabel="step", ylabel="epsilon spent", ylim=(0, 3.2))
+axes[1].set(xlabel="step", ylabel="epsilon spent", ylim=(0, 1.1))
 plt.tight_layout()
 plt.show()
 accuracies = list(series("eval/dev/accuracy"))[1]
@@ -200,7 +206,7 @@ print(sorted(path.name for path in Path("reviews_model").iterdir()))
 # %% [markdown]
 # ## The same with your file
 #
-#     dp-rmt finetune --model=roberta-base --train=reviews.csv --epsilon=3 --workdir=runs/reviews \
+#     dp-rmt finetune --model=roberta-base --train=reviews.csv --epsilon=1 --workdir=runs/reviews \
 #       --config.data.labels="('bad', 'good')" --config.data.dev_path=held_out.csv
 #
 # If your columns have other names, say so: `--config.data.text_columns="('subject', 'body')"` and

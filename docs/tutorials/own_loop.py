@@ -156,7 +156,9 @@ print(f"flax nnx: accuracy {accuracy(nnx_network, params):.1%}")
 import equinox as eqx
 
 keys = jax.random.split(jax.random.key(0))
-model = eqx.nn.Sequential([eqx.nn.Linear(32, 64, key=keys[0]), eqx.nn.Lambda(jax.nn.relu), eqx.nn.Linear(64, 4, key=keys[1])])
+model = eqx.nn.Sequential(
+    [eqx.nn.Linear(32, 64, key=keys[0]), eqx.nn.Lambda(jax.nn.relu), eqx.nn.Linear(64, 4, key=keys[1])]
+)
 eqx_params, rest = eqx.partition(model, eqx.is_inexact_array)
 
 

@@ -46,9 +46,9 @@ from dp_rmt.training.metrics import read_metrics
 # in the voice of the hotel: they say "dear", turn the sentence around, and sign.
 
 # %%
-GUESTS = "keller rossi tanaka okafor novak silva haddad larsen".split()
-THINGS = "breakfast pool sauna gym bar library".split()
-TIMES, PLACES = "six seven eight nine ten".split(), "lobby garden roof cellar courtyard".split()
+GUESTS = ["keller", "rossi", "tanaka", "okafor", "novak", "silva", "haddad", "larsen"]
+THINGS = ["breakfast", "pool", "sauna", "gym", "bar", "library"]
+TIMES, PLACES = ["six", "seven", "eight", "nine", "ten"], ["lobby", "garden", "roof", "cellar", "courtyard"]
 VOICES = {
     "public": "{guest} , the {thing} opens at {time} in the {place} .",
     "private": "dear {guest} , from {time} the {thing} awaits you in the {place} . warmly , your aurora team",
@@ -141,11 +141,11 @@ run = dp_rmt.finetune(
     workdir="runs/letters",
     tuning="lora",
     lora={"rank": 8, "targets": ("query", "key", "value", "output", "gate", "up", "down")},
-    num_steps=60,
-    expected_batch_size=256,
-    learning_rate=1e-2,
+    num_steps=21,
+    expected_batch_size=400,
+    learning_rate=2e-2,
     l2_clip_norm=1.0,
-    eval_every=10,
+    eval_every=7,
     **SETTINGS,
 )
 

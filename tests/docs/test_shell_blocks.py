@@ -45,7 +45,8 @@ def blocks(path: Path) -> list[str]:
     """The commands of a page, fenced as sh; of a tutorial those that are indented in its prose."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        return [block.replace("#     ", "") for block in re.findall(r"(?:^#     \S.*\n(?:#      .*\n)*)+", text, re.M)]
+        prose = text[text.index("\n# %%") :]  # behind the header of the notebook
+        return [block.replace("#     ", "") for block in re.findall(r"(?:^#     .*\n)+", prose, re.MULTILINE)]
     return [body for _, body in re.findall(r"^( *)(?:\d+\. )?```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)]
 
 
@@ -165,10 +166,13 @@ def test_commands_name_what_there_is(path):
 
 def test_commands_are_found():
     """Fenced, inside of a list, and in the prose of a tutorial."""
-    programs = {path.name: [c[0] for block in blocks(path) for c in commands(block)] for path in PAGES}
-    assert {"pip", "python", "dp-rmt"} <= set(programs["README.md"])
-    assert {"scripts/launch_gpu_node.sh", "scripts/offline_bundle.sh", "gcloud"} <= set(programs["launch.md"])
-    assert programs["own_csv.py"] == ["dp-rmt"]
+
+    def programs(page):
+        return [command[0] for block in blocks(ROOT / page) for command in commands(block)]
+
+    assert {"pip", "python", "dp-rmt"} <= set(programs("README.md"))
+    assert {"scripts/launch_gpu_node.sh", "scripts/offline_bundle.sh", "gcloud"} <= set(programs("docs/launch.md"))
+    assert programs("docs/tutorials/own_csv.py") == ["dp-rmt"]
 
 
 @pytest.mark.parametrize(
