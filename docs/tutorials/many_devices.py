@@ -48,7 +48,7 @@ print(jax.device_count(), "devices")
 # Rows, a loss for each row, and first parameters: this is all that `prepare_run` wants to know.
 
 # %%
-NUM_EXAMPLES, NUM_STEPS, DELTA = 2000, 8, 1e-4
+NUM_EXAMPLES, NUM_STEPS, DELTA = 2000, 4, 1e-4
 rng = np.random.default_rng(0)
 x = rng.normal(size=(NUM_EXAMPLES, 32)).astype(np.float32)
 labels = (x @ rng.normal(size=(32, 4))).argmax(axis=1).astype(np.int32)
@@ -149,11 +149,11 @@ plt.show()
 # %% [markdown]
 # ## A run that dies on eight devices goes on with two
 #
-# Checkpoints do not depend on the devices. Here the run is stopped after 4 of 8 updates on the divided mesh, and
-# goes on with two devices. Samples and noise of the last four updates are those of the run that nobody interrupted.
+# Checkpoints do not depend on the devices. Here the run is stopped after 2 of 4 updates on the divided mesh, and
+# goes on with two devices. Samples and noise of the last two updates are those of the run that nobody interrupted.
 
 # %% tags=["remove-stderr"]
-divided.train("runs/moved", until=4)
+divided.train("runs/moved", until=2)
 two = run_on(make_mesh(devices=jax.devices()[:2]))
 params_after_move = two.published_params(two.train("runs/moved"))
 

@@ -46,7 +46,10 @@ from dp_rmt.training.metrics import read_metrics
 # the customers praise and blame in words that anybody uses, and half in words of their own, such as "janky".
 
 # %%
-ANYBODY = {"good": ["lovely", "great", "solid", "bright", "quick"], "bad": ["dreadful", "broken", "slow", "dull", "weak"]}
+ANYBODY = {
+    "good": ["lovely", "great", "solid", "bright", "quick"],
+    "bad": ["dreadful", "broken", "slow", "dull", "weak"],
+}
 CUSTOMERS = {"good": ["crisp", "snappy", "ace", "mint", "slick"], "bad": ["janky", "laggy", "meh", "bricked", "flaky"]}
 THINGS = ["battery", "screen", "speaker", "camera", "charger", "case", "manual", "cable", "button", "lens"]
 WHEN = ["today", "this week", "since monday", "after a month", "at first", "again"]

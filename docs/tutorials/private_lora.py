@@ -48,20 +48,19 @@ from dp_rmt.training.metrics import read_metrics
 # %%
 GUESTS = ["keller", "rossi", "tanaka", "okafor", "novak", "silva", "haddad", "larsen"]
 THINGS = ["breakfast", "pool", "sauna", "gym", "bar", "library"]
-TIMES, PLACES = ["six", "seven", "eight", "nine", "ten"], ["lobby", "garden", "roof", "cellar", "courtyard"]
+TIMES = ["six", "seven", "eight", "nine", "ten"]
 VOICES = {
-    "public": "{guest} , the {thing} opens at {time} in the {place} .",
-    "private": "dear {guest} , from {time} the {thing} awaits you in the {place} . warmly , your aurora team",
+    "public": "{guest} , the {thing} opens at {time} .",
+    "private": "dear {guest} , from {time} the {thing} awaits you . warmly , your aurora team",
 }
 
 
 def letters(voice, count, seed):
     rng, rows = np.random.default_rng(seed), []
     for _ in range(count):
-        names = {"guest": GUESTS, "thing": THINGS, "time": TIMES, "place": PLACES}
-        chosen = {name: str(rng.choice(words)) for name, words in names.items()}
-        prompt = "guest {guest} , asks for the {thing} , {time} , {place}".format(**chosen)
-        rows.append({"prompt": prompt, "completion": VOICES[voice].format(**chosen)})
+        guest, thing, time = (str(rng.choice(words)) for words in (GUESTS, THINGS, TIMES))
+        answer = VOICES[voice].format(guest=guest, thing=thing, time=time)
+        rows.append({"prompt": f"{guest} , {thing} , {time}", "completion": answer})
     return rows
 
 
@@ -70,7 +69,7 @@ def write(path, rows):
 
 
 write("public.jsonl", letters("public", 3000, 0))
-write("letters.jsonl", letters("private", 3000, 1))
+write("letters.jsonl", letters("private", 6000, 1))
 write("held_out.jsonl", held_out := letters("private", 200, 2))
 print(held_out[0]["prompt"], "->", held_out[0]["completion"], sep="\n")
 
@@ -94,7 +93,7 @@ decoder = CausalLanguageModel(
         num_kv_heads=4,
         head_dim=16,
         intermediate_size=128,
-        max_position_embeddings=64,
+        max_position_embeddings=32,
         tie_word_embeddings=True,
     )
 )
@@ -102,20 +101,20 @@ save_pretrained(Path("untrained"), decoder, init_params(decoder, jax.random.key(
 
 # %% tags=["remove-stderr"]
 SETTINGS = {
-    "max_length": 48,
+    "max_length": 32,
     "length_groups": (),
     "microbatch_size": 64,
     "cache_dir": "tokenised",
-    "generation": {"method": "greedy", "max_new_tokens": 24, "prompt_lengths": (16,), "max_prompts": 32},
+    "generation": {"method": "greedy", "max_new_tokens": 18, "prompt_lengths": (8,), "max_prompts": 32},
 }
 public_run = dp_rmt.finetune(
     model="untrained",
     train="public.jsonl",
     epsilon=math.inf,
     workdir="runs/public",
-    num_steps=200,
+    num_steps=120,
     expected_batch_size=64,
-    learning_rate=3e-3,
+    learning_rate=4e-3,
     denoise=(),
     **SETTINGS,
 )
@@ -137,7 +136,7 @@ run = dp_rmt.finetune(
     model="public_decoder",
     train="letters.jsonl",
     dev_path="held_out.jsonl",
-    epsilon=8.0,
+    epsilon=3.0,
     workdir="runs/letters",
     tuning="lora",
     lora={"rank": 8, "targets": ("query", "key", "value", "output", "gate", "up", "down")},
@@ -186,7 +185,7 @@ print("epsilon", run.privacy["epsilon"], "delta", run.privacy["delta"])
 # %% [markdown]
 # ## The same with your letters
 #
-#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=8 --workdir=runs/letters \
+#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=3 --workdir=runs/letters \
 #       --config.model.tuning=lora --config.data.max_length=256
 #
 # Columns may also be `instruction`, `input` and `output`, or whole conversations in `messages`.

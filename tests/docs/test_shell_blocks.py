@@ -32,7 +32,7 @@ OF_AN_EARLIER_COMMIT = {
 }
 OTHERS = {
     **dict.fromkeys(("cd", "echo", "export", "source", ".", "for", "done"), "a word of the shell"),
-    **dict.fromkeys(("tar", "gcloud"), "a program of the system or of a cloud"),
+    **dict.fromkeys(("tar", "gcloud", "sbatch"), "a program of the system, of a cloud or of Slurm"),
     **dict.fromkeys(("ruff", "mypy", "pre-commit"), "a tool of the extra 'test', which CI runs"),
     "dp_rmt-bundle/install.sh": "a file of the archive; tests/experiments/offline_bundle runs it",
 }
@@ -148,7 +148,8 @@ def _definitions(source: Path) -> str:
 
 
 def _faults_of_pip(words: list[str]) -> list[str]:
-    extras = re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    extras = re.findall(r'^        "([\w-]+)": [\[A-Z]', setup[setup.index("extras_require") :], re.MULTILINE)
     found = []
     for word in words[1:]:
         if match := re.fullmatch(r"\.(?:\[([\w,-]+)\])?", word):

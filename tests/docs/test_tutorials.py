@@ -64,7 +64,7 @@ def private_lora(printed, folder):
     assert all(text.startswith("dear ") and text.split()[1] in text for text in written)
     before, after = re.search(r"decoder (\S+), with the private adapter (\S+)$", printed, re.MULTILINE).groups()
     assert float(after) < 0.5 * float(before)
-    assert 7.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 8.0
+    assert 2.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 3.0
 
 
 def own_loop(printed, folder):
