@@ -19,6 +19,7 @@ FLOORS = [
     "random_matrix",
     "scoring",
     "threefry",
+    "random_bits",
     "noise_addition",
     "accounting",
     "batch_selection",
