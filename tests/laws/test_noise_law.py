@@ -136,7 +136,10 @@ def test_no_two_steps_leaves_or_keys_share_noise(generator):
     length = 20_000
     vectors = []
     for key in (0, 1, 2**32):  # the third is the first to a seed of 32 bits
-        noise, zeros = add_gaussian_noise(1.0, noise_key(key, generator)), {"a": jnp.zeros(length), "b": jnp.zeros((200, 100))}
+        noise, zeros = (
+            add_gaussian_noise(1.0, noise_key(key, generator)),
+            {"a": jnp.zeros(length), "b": jnp.zeros((200, 100))},
+        )
         state = noise.init(zeros)
         for _ in range(4):
             updates, state = jax.jit(noise.update)(zeros, state)
