@@ -119,7 +119,7 @@ def test_the_clip_norm_follows_the_norms_of_users(tmp_path):
     assert norms[0] == 2.0
     assert all(0.5 < norm < 1.4 for norm in norms[1:])
     page = (tmp_path / "privacy.md").read_text()
-    assert "Each user's gradient, the mean over the rows taken, is clipped to a norm that begins at 2 and follows" in page
+    assert "user's gradient, the mean over the rows taken, is clipped to a norm that begins at 2 and follows" in page
     entry = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
     assert (entry["unit"], entry["noise_multiplier"]) == ("user", 0.5)
 
