@@ -66,7 +66,6 @@ setup(
         "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM, *TENSORBOARD, *WANDB],
         "test": [
             *FINETUNE,
-            "build>=1.2",
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pre-commit>=4.0",

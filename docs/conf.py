@@ -31,6 +31,7 @@ suppress_warnings: list[str] = []
 html_theme = "furo"
 html_title = f"dp_rmt {release}"
 html_static_path = ["_static"]
+templates_path = ["_templates"]  # the list of versions in the sidebar
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
