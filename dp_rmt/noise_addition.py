@@ -168,6 +168,7 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
         # A copy: a state that shares its buffer with the caller's key would take the key along when it is donated.
         return GaussianNoiseState(jnp.zeros([], jnp.int32), jnp.array(jax.random.key_data(key), copy=True))
 
+    @jax.named_scope("noise")  # for profiles
     def update(updates: Params, state: GaussianNoiseState, params: Params | None = None):
         del params
         std = noise_std(state.step) if callable(noise_std) else noise_std
@@ -190,7 +191,11 @@ def _add_noise(path: jax.tree_util.KeyPath, leaf: jax.Array, std: float | jax.Ar
             "ones, its real and its imaginary part"
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    return leaf.astype(dtype) + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    leaf = leaf.astype(dtype)
+    noisy = leaf + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    # Divided by ones, of which XLA cannot know that they are: it repeats no division in each reader of the result, such
+    # as the two moments of Adam, where it would otherwise draw most of the noise anew (tests/laws/test_threefry.py).
+    return noisy / (1 + jnp.minimum(0, jnp.square(leaf)))
 
 
 def _check_noise_std(noise_std: Any) -> None:
