@@ -89,6 +89,11 @@ class Checkpoints:
         )
         self._manager = _Manager(self._directory, options=options)
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a checkpoint must be told its scores as it is saved."""
+        return self._score is not None
+
     def begin(self, state: TrainState, *, sampling_seed: int) -> None:
         """Writes down, before the first update, what batches and noise depend on; the first checkpoint removes it.
 
