@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,3 +159,48 @@ def test_wandb_gets_no_command_no_console_and_no_raw_values(tmp_path, monkeypatc
     write(tmp_path, ["wandb"], lines=[]).close()
     assert again.calls[0]["id"] == begun["id"]  # it goes on with the same run,
     assert [call[0] for call in again.calls[1:-1]] == [2, 2]  # which has the steps before
+
+
+RECORDED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1])))
+from test_writers import LINES, write
+kept = LINES if sys.argv[3] == "begins" else []
+write(Path(sys.argv[2]), ["wandb"], lines=kept, online=False).close()
+"""
+
+
+def history(folder):
+    """The lines that a run of Weights & Biases has written down offline, as ``(step, names)``."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(next(folder.glob("run-*.wandb"))))
+    found = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            names = {name for name in values if not name.startswith("_")}
+            found.append((int(values["_step"]), names))
+    return found
+
+
+@pytest.mark.thorough
+def test_the_real_wandb_has_the_numbers_and_nothing_of_this_machine(tmp_path):
+    """Two processes, as a run that was stopped and goes on: what the second has written holds the whole run."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    for when in ("begins", "goes on"):
+        arguments = [sys.executable, "-c", RECORDED, str(Path(__file__).parent), str(tmp_path), when]
+        environment = {**os.environ, "WANDB_DIR": "", "SECRET_OF_THE_SHELL": "unmistakable"}
+        subprocess.run(arguments, check=True, env=environment, cwd=tmp_path, timeout=120)
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    steps = [(0, {"eval/dev/accuracy"}), (1, {"learning_rate"}), (2, {"learning_rate", "eval/dev/accuracy"})]
+    assert [history(folder) for folder in folders] == [steps, steps]
+    written = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and path.suffix != ".log"]
+    for trace in ("unmistakable", "test_writers", "nonprivate", socket.gethostname(), str(Path(__file__).parent)):
+        assert [path.name for path in written if trace.encode() in path.read_bytes()] == [], trace
