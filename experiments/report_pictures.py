@@ -20,7 +20,7 @@ from dp_rmt.finetuning import command_line
 
 FLAGS = flags.FLAGS
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-COLORS = 64
+COLORS = 128
 """Enough for text and lines; a picture of all colours is five times as large."""
 
 
