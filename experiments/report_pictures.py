@@ -20,7 +20,7 @@ from dp_rmt.finetuning import command_line
 
 FLAGS = flags.FLAGS
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-COLORS = 128
+COLORS = 256
 """Enough for text and lines; a picture of all colours is five times as large."""
 
 
@@ -42,7 +42,7 @@ class View(NamedTuple):
 VIEWS = {
     "report_desk": View(1080, 1240),
     "report_dark": View(1080, 1240, is_dark=True),
-    "report_phone": View(390, 1240, scale=2),
+    "report_phone": View(390, 1000, scale=2),
 }
 
 

@@ -84,8 +84,9 @@ def _title(runs: Mapping[str, Run]) -> str:
     configs = [run.config for run in runs.values()]
     names = list(dict.fromkeys(str(config["name"]) for config in configs if config.get("name")))
     epsilons = {run.privacy.get("epsilon") for run in runs.values()}
-    models = dict.fromkeys(_base_model(run.privacy.get("about") or {}) for run in runs.values())
-    title = ", ".join(names) or (", ".join(filter(None, models)) if len(runs) == 1 else "") or ", ".join(labels(runs))
+    if len(runs) == 1 and names in ([], labels(runs)):  # it was given no name, and is called as every single arm is
+        names = [_base_model(run.privacy.get("about") or {}) for run in runs.values()]
+    title = ", ".join(filter(None, names)) or ", ".join(labels(runs))
     epsilon = epsilons.pop() if len(epsilons) == 1 else None
     return title if epsilon is None else f"{title} at ε = {number(epsilon, 'up')}"
 

@@ -24,7 +24,8 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def as_shown(text: str) -> str:
-    """A line without what differs from run to run: numbers and the widths of columns."""
+    """A line without what differs from run to run, as each draws its own noise: numbers, widths, and which class."""
+    text = re.sub(r"\b(billing|delivery|other)\b", "CLASS", text)
     return re.sub(r"\s+", " ", re.sub(r"\d[\d,.]*(e-\d+)?", "#", text)).strip()
 
 
@@ -46,7 +47,7 @@ def test_the_page_has_each_part_of_the_way() -> None:
 
 def test_a_line_that_was_not_printed_is_found() -> None:
     assert missing("accuracy 97.5%\n...\nd  1.2e-05", "x\naccuracy   98.25%\nd 3e-7\n") == []
-    assert missing("accuracy 97.5%\nbilling", "accuracy 98%\ndelivery\n") == ["billing"]
+    assert missing("accuracy 97.5%\nloss", "accuracy 98%\ndelivery\n") == ["loss"]
 
 
 @pytest.fixture
@@ -85,5 +86,7 @@ def test_its_commands_say_what_it_shows(environment: dict[str, str], tmp_path: P
         )
         said = ended.stdout + ended.stderr
         assert ended.returncode == 0, said
-    accuracy = re.search(r"base\s+([\d.]+)%", said)
-    assert accuracy is None or float(accuracy[1]) > 60
+        if "dp-rmt finetune" in content:
+            found = re.search(r"^base\s+([\d.]+)%", said, re.MULTILINE)
+            assert found is not None, said
+            assert float(found[1]) > 60  # of three classes; two runs had 86 and 100

@@ -173,7 +173,7 @@ def test_the_page_says_what_it_is_about(tmp_path):
 def test_what_is_long_on_top_of_the_page_is_shortened(tmp_path):
     where = dataclasses.replace(about(1), base_model="package:small_encoder/model", commit="0123456789abcdef" * 2)
     runs = {"run": arm(num_steps=2, about=where, date="2026-11-28T18:59:32+01:00")}
-    runs["run"] = dataclasses.replace(runs["run"], config={})
+    runs["run"] = dataclasses.replace(runs["run"], config={"name": "run"})  # what it is called by default
     text = " ".join(page_of(tmp_path, runs).text)
     assert "Model package:small_encoder/model Data" in text
     assert "small_encoder at ε = " in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -145,7 +145,15 @@ def test_wandb_gets_no_command_no_console_and_no_raw_values(tmp_path, monkeypatc
     begun, *logged = fake.calls
     assert begun["mode"] == "offline"
     assert Path(begun["dir"]) == tmp_path
-    assert begun["settings"] == {"console": "off", "save_code": False, "disable_git": True, "x_disable_meta": True}
+    assert begun["settings"] == {
+        "console": "off",
+        "save_code": False,
+        "disable_git": True,
+        "host": "",
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+    }
     assert logged == [
         (0, {"eval/dev/accuracy": 0.5}),
         (1, {"learning_rate": 0.1}),
@@ -171,21 +179,35 @@ write(Path(sys.argv[2]), ["wandb"], lines=kept, online=False).close()
 """
 
 
-def history(folder):
-    """The lines that a run of Weights & Biases has written down offline, as ``(step, names)``."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+def payloads(path):
+    """The records of a file in the format of LevelDB's log: blocks of 32 kB, and parts with 7 bytes before each."""
+    data, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no part begins at a block's end
+            at += 32768 - at % 32768
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or the last
+            yield record
+            record = b""
 
-    store = DataStore()
-    store.open_for_scan(str(next(folder.glob("run-*.wandb"))))
-    found = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+
+def history(folder):
+    """The lines that a run of Weights & Biases has written down offline, as ``{step: names}``."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = {}
+    for payload in payloads(next(folder.glob("run-*.wandb"))):
+        record = wandb_internal_pb2.Record.FromString(payload)
+        if record.WhichOneof("record_type") == "run":
+            assert record.run.host == ""
         if record.WhichOneof("record_type") == "history":
-            values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-            names = {name for name in values if not name.startswith("_")}
-            found.append((int(values["_step"]), names))
+            names = {item.key or item.nested_key[0] for item in record.history.item}
+            step = record.history.step.num
+            assert step not in found
+            found[step] = {name for name in names if not name.startswith("_")}
     return found
 
 
@@ -199,8 +221,9 @@ def test_the_real_wandb_has_the_numbers_and_nothing_of_this_machine(tmp_path):
         subprocess.run(arguments, check=True, env=environment, cwd=tmp_path, timeout=120)
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    steps = [(0, {"eval/dev/accuracy"}), (1, {"learning_rate"}), (2, {"learning_rate", "eval/dev/accuracy"})]
+    steps = {0: {"eval/dev/accuracy"}, 1: {"learning_rate"}, 2: {"learning_rate", "eval/dev/accuracy"}}
     assert [history(folder) for folder in folders] == [steps, steps]
     written = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and path.suffix != ".log"]
-    for trace in ("unmistakable", "test_writers", "nonprivate", socket.gethostname(), str(Path(__file__).parent)):
+    assert {path.suffix for path in written} == {".wandb"}  # no requirements.txt, no metadata
+    for trace in ("unmistakable", "test_writers", "nonprivate", "memory_percent", str(Path(__file__).parent)):
         assert [path.name for path in written if trace.encode() in path.read_bytes()] == [], trace
