@@ -59,6 +59,7 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         "max_batch_size": privacy.max_batch_size,
         "accountant": privacy.accountant,
         "rows_per_user": privacy.rows_per_user if unit == "user" else None,
+        "noise_generator": privacy.noise_generator,
     }
     multiple = 1 if train.microbatch_size == "auto" else train.microbatch_size
     try:

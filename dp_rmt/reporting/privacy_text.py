@@ -207,9 +207,19 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         {coordinates}
 
         The seeds of sampling and noise stay secret and are used for this run only. {seeds}
+        {_generator(statement)}
 
         The number of training {statement.unit}s, {statement.num_examples:,}, is taken as public.
     """)
+
+
+def _generator(statement: PrivacyStatement) -> str:
+    """Where the bits of the noise come from."""
+    if statement.noise_generator == "chacha20":
+        return """The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits that is made from a seed of 128
+        bits."""
+    return """The noise came from Threefry-2x32 with a key of 64 bits. It passes tests of randomness but is no cipher:
+        that nobody finds the key, or the rest of the noise, from a part of it is an assumption."""
 
 
 def _clipping(statement: PrivacyStatement) -> str:

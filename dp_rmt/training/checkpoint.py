@@ -15,7 +15,7 @@ from absl import logging
 
 from dp_rmt.extras import extra
 from dp_rmt.files import damage, make_private_folder, write_digests
-from dp_rmt.noise_addition import NOISE_LAW
+from dp_rmt.noise_addition import NOISE_LAWS
 from dp_rmt.training import processes, run_start
 from dp_rmt.training.identity import differences
 from dp_rmt.training.train_state import TrainState
@@ -71,7 +71,8 @@ class Checkpoints:
             )
         self.run = secrets.token_hex(16)
         self._directory = Path(directory).absolute()
-        facts = {**(identity or {}), "noise": NOISE_LAW}  # a step that is repeated must repeat its noise
+        facts: dict[str, Any] = dict(identity or {})
+        facts["noise"] = NOISE_LAWS[facts.get("noise_generator", "threefry2x32")]  # a repeated step repeats its noise
         self._identity = json.loads(json.dumps(facts))  # as it will be read: tuples become lists
         self._only_reads = identity is None
         self._score = score if keep_best else None

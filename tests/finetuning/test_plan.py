@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def test_the_plan_has_the_numbers_of_the_run() -> None:
     assert mechanism.epsilon(28, delta) == pytest.approx(8.0, rel=1e-3)
     said = plan(settings, 600)
     assert said == f"600 rows, batch 64, 28 steps, noise {mechanism.noise_multiplier:.3g}, epsilon 8, delta 0.0008791"
+    assert mechanism.noise_generator == "threefry2x32"
+    of_cipher, _ = build_mechanism(settings.changed({"privacy.noise_generator": "chacha20"}), 600)
+    assert of_cipher == dataclasses.replace(mechanism, noise_generator="chacha20")
     without = plan(settings.changed({"privacy.epsilon": float("inf")}), 67_349)
     assert without == "67,349 rows, batch 1000, 202 steps, no noise, and no privacy"
 

@@ -18,6 +18,7 @@ FLOORS = [
     "files",
     "random_matrix",
     "scoring",
+    "random_bits",
     "noise_addition",
     "accounting",
     "batch_selection",

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.data import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.mechanism import DPSGD, Execution
@@ -93,6 +94,33 @@ def test_numbers_delta_and_ledger_count_users(tmp_path):
     other[[0, 1]] = other[[1, 0]]
     with pytest.raises(ValueError, match="train_data"):
         run(task(users=other), MECHANISM).train(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_clip_norm_follows_the_norms_of_users(tmp_path):
+    """Three rows of a user, two large and opposite: the norm that is followed is that of their mean, not of a row."""
+    x = np.zeros((ROWS, 4), np.float32)
+    x[:, 0] = np.repeat([100.0, -100.0, 3.0], 40)
+    mechanism = dataclasses.replace(
+        MECHANISM,
+        expected_batch_size=40.0,
+        num_steps=60,
+        noise_multiplier=0.5,
+        rows_per_user=3,
+        clip_quantile=QuantileClipping(share=0.2),
+    )
+    linear = task(
+        train={"x": x}, losses=lambda params, batch: batch["x"] @ params["w"], users=USERS, evaluators={}
+    )
+    run(linear, mechanism, nonprivate_metrics=False).train(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["clipping/l2_clip_norm"] for line in lines if "clipping/l2_clip_norm" in line]
+    # Every user has a mean gradient of norm 1: the median is there, and the norm swings by a step of exp(.1) around it.
+    assert np.median(norms[30:]) == pytest.approx(1.0, rel=0.15)
+    page = (tmp_path / "privacy.md").read_text()
+    assert "Each user's gradient, the mean over the rows taken, is clipped to a norm that begins at 1 and follows" in page
+    entry = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
+    assert (entry["unit"], entry["noise_multiplier"]) == ("user", 0.5)
 
 
 def test_units_that_do_not_fit_are_refused():

@@ -24,6 +24,7 @@ from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.reporting.advice import alarm_from
 from dp_rmt.reporting.palette import BLACK, COLORS, DARK_GREY, PICTURE_STYLE
@@ -203,4 +204,4 @@ def _records(folder: Path) -> list[Record]:
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/studies/whitening/results", "Folder with a folder for each task.")
     flags.DEFINE_string("output", "docs/images", "Folder of the figures.")
-    app.run(main)
+    command_line.run(main)
