@@ -209,19 +209,3 @@ def test_models_of_other_libraries_are_told_what_to_use(library):
         ghost_clipped_grad(function, l2_clip_norm=1.0)(params, x, is_padding_example=None)
     gradient, _ = clipped_grad(function, l2_clip_norm=1.0)(params, x, is_padding_example=None)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-
-
-class OneForEachRow(nn.Module):
-    """A parameter with as many entries as there are examples: an entry belongs to one, and is no copy for all."""
-
-    @nn.compact
-    def __call__(self, x):
-        factors = self.param("factors", nn.initializers.ones, (x.shape[0],))
-        return jnp.sum(x * jnp.broadcast_to(factors[:, None], x.shape), axis=1)
-
-
-def test_a_parameter_along_the_batch_is_no_copy_for_every_example():
-    model, x = OneForEachRow(), np.ones((4, 3), "float32")
-    params = model.init(jax.random.key(0), x)
-    with pytest.raises(ValueError):
-        ghost_clipped_grad(model.apply, l2_clip_norm=1.0)(params, x, is_padding_example=None)
