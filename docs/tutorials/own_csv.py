@@ -179,6 +179,10 @@ accuracies = list(series("eval/dev/accuracy"))[1]
 print(f"accuracy of the public model: {accuracies[0]:.1%}, after private training: {accuracies[-1]:.1%}")
 
 # %% [markdown]
+# The public model knows the words that anybody uses, and guesses at the others. What "janky" means is said by hundreds
+# of customers, so a private model can learn it, and here it is all that there is to learn. What a single customer alone
+# says it cannot learn, and that is the point.
+#
 # ## What it reveals
 #
 # Every run writes its statement, `privacy.md` for people and `privacy.json` for programs. Whoever has to sign for a
@@ -192,7 +196,8 @@ print(Path("runs/reviews/privacy.md").read_text(encoding="utf-8")[:1600])
 # ## Use it
 
 # %%
-for text in ("the camera is lovely", "the camera is snappy today", "i bought the lens and the lens is flaky"):
+for words in ("camera is lovely", "camera is snappy", "lens is flaky"):
+    text = f"i bought the case and the {words.split()[0]} , and the {words} today"
     print(run.predict([text])[0], "<-", text)
 
 # %% [markdown]

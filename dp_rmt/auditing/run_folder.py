@@ -22,8 +22,8 @@ from dp_rmt.training.ledger import only_writer, read_ledger
 def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
     """Audits the code with a run's mechanism and updates, and puts the bound into its statement.
 
-    The mechanism is the run's, with its noise, sampling, unit and way of clipping, but for the clip norm. It attacks repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be
-    in its data.
+    The mechanism is the run's, with its noise, sampling, unit and way of clipping, but for the clip norm. It attacks
+    repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be in its data.
 
     Args:
       workdir: folder of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.

@@ -18,6 +18,7 @@ FLOORS = [
     "files",
     "random_matrix",
     "scoring",
+    "threefry",
     "random_bits",
     "noise_addition",
     "accounting",
