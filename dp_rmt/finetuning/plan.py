@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dp_rmt.clipping.quantile import QuantileClipping
+from dp_rmt.correlated_noise import square_root
 from dp_rmt.finetuning import defaults
 from dp_rmt.finetuning.settings import Privacy, Settings
 from dp_rmt.mechanism import DPSGD
@@ -73,6 +74,8 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
             options["clip_quantile"] = QuantileClipping(
                 privacy.clip_quantile, privacy.clip_quantile_share, privacy.clip_quantile_rate
             )
+        if privacy.noise_bands > 1:
+            options["noise_strategy"] = square_root(privacy.noise_bands)
         return _calibrated(privacy.epsilon, delta, tuple(options.items())), delta
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training {unit}s: {error}") from error
@@ -100,6 +103,8 @@ def plan(settings: Settings, num_examples: int) -> str:
     if mechanism.noise_multiplier == 0:
         return ", ".join([*parts, "no noise, and no privacy"])
     noise = f"noise {mechanism.noise_multiplier:.3g}"
+    if mechanism.num_groups > 1:
+        noise += f" correlated over {mechanism.num_groups} steps"
     return ", ".join(
         [*parts, noise, f"epsilon {number(settings.privacy.epsilon, 'up')}", f"delta {number(delta, 'up')}"]
     )

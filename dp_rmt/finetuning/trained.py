@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dp_rmt.clipping.quantile import QuantileClipping
+from dp_rmt.correlated_noise import BandedToeplitz
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.geometry import geometry_of
@@ -129,6 +130,7 @@ def _of_checkpoint(settings: Settings, folder: Path, task: Task) -> Params:
         l2_clip_norm=statement.l2_clip_norm,
         max_batch_size=statement.max_batch_size,
         clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
+        noise_strategy=statement.noise_coefficients and BandedToeplitz(statement.noise_coefficients),
     )
     mesh, geometry = make_mesh(**settings.mesh.as_dict()), geometry_of(settings, task)
     coordinates = None if geometry is None else geometry.coordinates

@@ -364,7 +364,7 @@ def prepare_run(
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
-    for option in ("clip_quantile", "rows_per_user"):
+    for option in ("clip_quantile", "rows_per_user", "noise_strategy"):
         if facts[option] is None:  # so that what was begun before there was this option can go on
             del facts[option]
     if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel

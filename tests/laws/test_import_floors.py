@@ -19,6 +19,7 @@ FLOORS = [
     "random_matrix",
     "scoring",
     "noise_addition",
+    "correlated_noise",
     "accounting",
     "batch_selection",
     "clipping",
