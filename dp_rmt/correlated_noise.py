@@ -2,8 +2,8 @@
 
 A matrix factorisation mechanism releases ``G + C^-1 Z`` for the gradients G of all steps (a row each) and independent
 noise Z: that is ``C G + Z``, multiplied by the public ``C^-1``. Here the strategy matrix C is lower triangular, Toeplitz
-and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153), and examples take part at most once in as many steps
-as it has bands (`dp_rmt.PoissonSampling` with `num_groups`).
+and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153). Examples take part at most once in as many steps as
+it has bands (`dp_rmt.PoissonSampling` with `num_groups`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class BandedToeplitz:
         radius = np.abs(np.roots(given)).max(initial=0.0)
         if radius >= 1:
             raise ValueError(
-                f"coefficients {given}: the noise of later steps would grow without bound, as {radius:.3g} to the power "
-                "of the step. Let the coefficients fall, such as those of square_root(bands)"
+                f"coefficients {given}: the noise of later steps would grow without bound, as {radius:.3g} to the "
+                "power of the step. Let the coefficients fall, such as those of square_root(bands)"
             )
 
     @property
@@ -142,9 +142,9 @@ def optimised(bands: int, num_steps: int) -> BandedToeplitz:
 class CorrelatedNoiseLevel:
     """The level of correlated noise, as an `optax.Schedule`: std of ONE entry of the noise at each step.
 
-    ``s_t = std sqrt(sum_(k <= t) a_k^2)``, std times the norm of row t of ``C^-1``. Within a step the noise is white, so
-    that all that is known of matrices with noise holds at this level. What adds up gradients of several steps must ask
-    for `of_decayed_sum`, because their noise is not independent.
+    ``s_t = std sqrt(sum_(k <= t) a_k^2)``, std times the norm of row t of ``C^-1``. Within a step the noise is white.
+    All that is known of matrices with noise therefore holds at this level. What adds up gradients of several steps must
+    ask for `of_decayed_sum`, because their noise is not independent.
 
     Args:
       std: of one entry of the independent noise Z.
@@ -167,7 +167,7 @@ class CorrelatedNoiseLevel:
     def of_decayed_sum(self, decay: float) -> optax.Schedule:
         """The std of one entry of the noise in ``S_t = decay S_(t-1) + g_t``, from 0 at first.
 
-        ``std sqrt(sum_(k <= t) d_k^2)``, the d_k being the coefficients of ``C^-1`` convolved with 1, decay, decay^2, ...
+        It is ``std sqrt(sum_(k <= t) d_k^2)``, with the a_k convolved with ``1, decay, decay^2, ...`` as d_k.
 
         Args:
           decay: in [0, 1), a number and not a traced value.
@@ -278,8 +278,9 @@ def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[fl
 
 
 def without_history(noise: Any) -> Any:
-    """The state of a noise without what follows from its key and its steps: before the first step that is all zeros."""
-    return jax.tree.map(lambda node: node._replace(earlier=()) if _is_correlated(node) else node, noise, is_leaf=_is_correlated)
+    """The state of a noise without what follows from its key and its steps, which is all zeros before the first step."""
+    strip = lambda node: node._replace(earlier=()) if _is_correlated(node) else node  # noqa: E731
+    return jax.tree.map(strip, noise, is_leaf=_is_correlated)
 
 
 def with_history(noise: Any, template: Any) -> Any:

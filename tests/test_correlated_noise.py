@@ -95,7 +95,9 @@ def test_independent_noise_adds_up_by_squares() -> None:
         before = std_in_decayed_sum(before, STD, 0.9, jnp.int32(step))
     assert float(before) == pytest.approx(STD * math.sqrt(sum(0.81**k for k in range(4))), rel=1e-6)
     level = CorrelatedNoiseLevel(STD, square_root(1), 4)
-    assert float(std_in_decayed_sum(jnp.float32(9.0), level, 0.9, jnp.int32(3))) == pytest.approx(float(before), rel=1e-6)
+    assert float(std_in_decayed_sum(jnp.float32(9.0), level, 0.9, jnp.int32(3))) == pytest.approx(
+        float(before), rel=1e-6
+    )
 
 
 def test_prefix_sums_have_the_error_that_is_said() -> None:

@@ -49,8 +49,8 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         raise ValueError(f"{workdir}: this run has done no update, so there is nothing to audit")
     if statement.num_groups > 1:
         raise ValueError(
-            f"{workdir}: the noise of this run is correlated over its steps, and the attack here is on independent noise: "
-            "it would say nothing of this run"
+            f"{workdir}: the noise of this run is correlated over its steps, and the attack here is on independent "
+            "noise: it would say nothing of this run"
         )
     mechanism = Audited(
         num_examples=EXAMPLES,

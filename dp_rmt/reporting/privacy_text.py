@@ -234,8 +234,8 @@ def _clipping(statement: PrivacyStatement) -> str:
     if statement.noise_coefficients is not None:
         return f"""Each {whose} is clipped to norm {norm}. **The noise of a step is correlated with that of earlier
         steps** (BandMF with {statement.num_groups} bands, Choquette-Choo et al. 2023), so that much of it cancels over
-        the run. Multiplied by the strategy matrix, which is public, the gradients of all steps together have independent
-        Gaussian noise of {number(multiplier)} times {norm} times the norm of a column of that matrix."""
+        the run. Multiplied by the strategy matrix, which is public, the gradients of all steps together have
+        independent Gaussian noise of {number(multiplier)} times {norm} times the norm of a column of that matrix."""
     if statement.clip_quantile is None:
         return f"""Each {whose} is clipped to norm {norm}; the sum gets Gaussian noise of
         {number(multiplier)} times that norm, once per step."""

@@ -78,7 +78,7 @@ class Entry:
     def from_json(cls, record: Mapping[str, Any]) -> Entry:
         """The entry in a line of the file.
 
-        Unit and noise_bands may be missing: lines of earlier versions lack them, where they were always "example" and 1.
+        Unit and noise_bands may be missing: lines of earlier versions lack them, where they were "example" and 1.
 
         Raises:
           ValueError: the line is no object, or a field is missing.

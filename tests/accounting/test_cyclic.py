@@ -44,10 +44,7 @@ def test_epsilon_is_that_of_dp_accounting(updates: int) -> None:
 
 
 def test_epsilon_is_that_of_jax_privacy() -> None:
-    theirs = pytest.importorskip("jax_privacy.accounting.analysis", reason="the extra 'bandmf'")
-    del theirs
-    from jax_privacy import accounting as peer
-
+    peer = pytest.importorskip("jax_privacy.experimental.accounting", reason="the extra 'bandmf'")
     event = peer.amplified_bandmf_event(1.1, 30, num_bands=BANDS, sampling_prob=BANDS * 0.05)
     epsilon = pld_privacy_accountant.PLDAccountant().compose(event).get_epsilon(DELTA)
     assert MECHANISM.epsilon(30, DELTA) == pytest.approx(epsilon, rel=2e-3)

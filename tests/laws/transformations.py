@@ -126,7 +126,18 @@ def _each(cases: Mapping[str, Case]) -> pytest.MarkDecorator:
 ALL = _each(CASES)
 ANY_TREE = _each({name: case for name, case in CASES.items() if name != "whitened"})
 """Without coordinates, which name the leaves that a tree must have."""
-_OF_EACH_KIND = {"noise", "correlated_noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured", "whitened"}
+_OF_EACH_KIND = {
+    "noise",
+    "correlated_noise",
+    "subspace",
+    "adam",
+    "low_pass",
+    "kalman",
+    "truncate",
+    "muon",
+    "measured",
+    "whitened",
+}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(
     "case",
