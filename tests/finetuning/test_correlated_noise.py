@@ -59,12 +59,13 @@ def test_a_run_is_trained_and_asked_again(make_config: Callable[..., Settings], 
     assert "advice/slope" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.thorough
 def test_the_table_of_bands_is_that_of_the_mechanisms() -> None:
-    run = {"num_examples": 2000, "batch_size": 200, "num_steps": 16, "epsilon": 4.0, "delta": 1e-4}
+    run = {"num_examples": 800, "batch_size": 200, "num_steps": 16, "epsilon": 4.0, "delta": 1e-4}
     head, *lines = [re.split(r"\s{2,}", line.strip()) for line in compared_bands(**run).splitlines() if line.strip()]
     rows = {row[0]: row for row in lines if row[0].isdigit()}
     assert head[0] == "bands"
-    assert list(rows) == ["1", "2", "4", "8"]
+    assert list(rows) == ["1", "2", "4"]
     assert rows["1"][2:5] == ["1.000"] * 3
     strategy, multipliers = square_root(4), [float(rows[bands][1]) for bands in ("4", "1")]
     gain = multipliers[0] * strategy.prefix_sum_error(16) / (multipliers[1] * 8.5**0.5)
