@@ -47,7 +47,7 @@ def test_calls_leave_no_memory_maps_behind(way, microbatch_size):
     assert traces > traced
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not MAPS.exists(), reason="memory maps are listed by Linux alone")
 def test_functions_take_their_programs_with_them():
     """A new clipped gradient at every step, which compiles at every step, holds no more than one."""

@@ -17,7 +17,7 @@ from dp_rmt.finetuning.settings import Settings, Whitening
 from dp_rmt.finetuning.tasks.task import Task
 from dp_rmt.geometry.layer_moments import LayerMoments, layer_moments
 from dp_rmt.geometry.whitening import top_shares, whitened_coordinates
-from dp_rmt.trees import merge_params, split_params
+from dp_rmt.trees import split_params
 
 
 class Geometry(NamedTuple):
@@ -108,9 +108,4 @@ def moments_of(whitening: Whitening, task: Task, seed: int) -> dict[str, LayerMo
         texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         rows = public_text_rows(texts, task.tokenizer, **options)
     trained, frozen = split_params(task.params, task.trainable)
-    return layer_moments(
-        lambda params, batch: task.losses(merge_params(params, frozen), batch),
-        trained,
-        rows,
-        outputs=whitening.sides == "both",
-    )
+    return layer_moments(task.losses, trained, rows, frozen=frozen, outputs=whitening.sides == "both")

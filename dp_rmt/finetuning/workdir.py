@@ -76,7 +76,9 @@ def check_workdir(workdir: Path, settings: Settings) -> None:
             f"{workdir} holds a run of an earlier dp_rmt, whose settings were laid out otherwise: commit "
             f"{LAST_OF_THE_OLD_LAYOUT} of dp_rmt finishes it; here give a new --workdir"
         )
-    saved, now = flatten(record), flatten(as_json(settings))
+    saved, now, defaults = flatten(record), flatten(as_json(settings)), flatten(as_json(Settings()))
+    # An option that the record lacks came later: its default changes nothing of a run that was begun before.
+    saved |= {key: defaults[key] for key in now if key not in saved and key in defaults}
     differences = [
         f"  {key}: there {saved.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*saved, *now})

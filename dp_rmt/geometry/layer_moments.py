@@ -23,7 +23,7 @@ from dp_rmt.clipping.counted_once import Matrix, trace_layers
 from dp_rmt.clipping.layer_rules import FoundLayer, intercepted
 from dp_rmt.clipping.mapped_norms import as_tokens, with_ones
 from dp_rmt.clipping.products import einsum
-from dp_rmt.trees import leaves_by_path
+from dp_rmt.trees import leaves_by_path, merge_params
 from dp_rmt.types import Batch, Params, PerExampleLosses
 
 
@@ -47,7 +47,12 @@ class LayerMoments:
 
 
 def layer_moments(
-    per_example_losses: PerExampleLosses, params: Params, batches: Iterable[Batch], *, outputs: bool = False
+    per_example_losses: PerExampleLosses,
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    frozen: Params | None = None,
+    outputs: bool = False,
 ) -> dict[str, LayerMoments]:
     """Computes the second moments of the inputs of every matrix, and on request of its output gradients.
 
@@ -63,6 +68,8 @@ def layer_moments(
       params: the parameters of which some are matrices of layers with rules; leaves of other kinds are left out.
       batches: public rows. For `outputs` their labels should be random: gradients at labels that the model finds right
         are small.
+      frozen: parameters that the losses want beside these (`dp_rmt.trees.split_params`); they have no moments. What the
+        losses close over instead becomes a constant of the compiled program, which holds it a second time.
       outputs: whether the moments of the output gradients are wanted, too.
 
     Returns:
@@ -84,9 +91,9 @@ def layer_moments(
     compiled: Any = None
     for batch in batches:
         if not matrices:
-            matrices = _matrices(per_example_losses, params, batch)
+            matrices = _matrices(_beside(frozen, per_example_losses), params, batch)
             compiled = jax.jit(partial(_moments, per_example_losses, matrices, outputs))
-        for path, found in compiled(params, batch).items():
+        for path, found in compiled(params, frozen, batch).items():
             sums = _Sums(*(None if part is None else np.asarray(part, np.float64) for part in found))
             total[path] = sums if path not in total else total[path].plus(sums)
     if not total:
@@ -124,10 +131,23 @@ def _matrices(per_example_losses: PerExampleLosses, params: Params, batch: Batch
     }
 
 
+def _beside(frozen: Params | None, per_example_losses: PerExampleLosses) -> PerExampleLosses:
+    """The losses as a function of the parameters that are not frozen."""
+    if frozen is None:
+        return per_example_losses
+    return lambda params, batch: per_example_losses(merge_params(params, frozen), batch)
+
+
 def _moments(
-    per_example_losses: PerExampleLosses, matrices: Mapping[str, Matrix], outputs: bool, params: Params, batch: Batch
+    per_example_losses: PerExampleLosses,
+    matrices: Mapping[str, Matrix],
+    outputs: bool,
+    params: Params,
+    frozen: Params | None,
+    batch: Batch,
 ) -> dict[str, _Sums]:
     """The moments of one batch."""
+    per_example_losses = _beside(frozen, per_example_losses)
     batch_size = len(jax.tree.leaves(batch)[0])
     leaves = dict(leaves_by_path(params))
     zeros = {path: _zeros(matrix, leaves[path].shape, outputs) for path, matrix in matrices.items()}

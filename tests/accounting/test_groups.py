@@ -27,7 +27,7 @@ def test_full_batches_are_the_gaussian_of_k_times_the_sensitivity(group_size):
     assert of_group == pytest.approx(epsilon(noise_multiplier=10.0 / group_size, **run), rel=1e-3)
 
 
-@pytest.mark.parametrize("group_size", [2, pytest.param(6, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("group_size", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_it_is_the_mixture_of_gaussians_of_dp_accounting(group_size):
     weights = stats.binom.pmf(np.arange(group_size + 1), group_size, 0.02)
     accountant = pld_privacy_accountant.PLDAccountant()

@@ -152,7 +152,7 @@ def make_run(seen: list[Any]) -> Run:
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_evaluates_and_publishes_the_average_and_resumes_it_bit_for_bit(tmp_path: Path) -> None:
     seen: list[Any] = []
     saved: list[Any] = []

@@ -126,7 +126,7 @@ def definition(whitened):
 
 
 @EVERY_METHOD
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_method_clips_the_gradient_of_v(whitened, definition, method, remat):
     """By the definition: W = W_0 + F V H, each example's gradient with respect to V, its norm, its clipped sum."""
     _, _, _, coordinates = whitened
@@ -141,6 +141,7 @@ def test_every_method_clips_the_gradient_of_v(whitened, definition, method, rema
     close(got, wanted, 2e-6 if method == "vmap" else 2e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing(whitened):
     losses, params, batch, coordinates = whitened
     options = {"l2_clip_norm": 0.5, "coordinates": coordinates}
@@ -150,6 +151,7 @@ def test_microbatches_change_nothing(whitened):
         close(parts, whole, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_identity_changes_nothing(whitened):
     losses, params, batch, coordinates = whitened
     maps = {

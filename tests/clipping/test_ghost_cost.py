@@ -16,7 +16,7 @@ pytestmark = pytest.mark.thorough
 
 
 # XLA counts the body of a loop once, hence a scanned and an unrolled stack.
-SCANNED = pytest.mark.parametrize("scanned", [True, False])
+SCANNED = pytest.mark.parametrize("scanned", [pytest.param(True, marks=pytest.mark.slow), False])
 NUM_LAYERS = {True: 4, False: 2}  # an unrolled layer is traced and compiled as often as it stands there
 
 
@@ -87,6 +87,7 @@ def test_operations_relative_to_a_plain_gradient(method, least, most, scanned):
     assert least < flops(GHOST, method=method) / flops(plain) < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scanned", "most"), [("bookkeeping", True, 1.4), ("bookkeeping", False, 1.4), ("ghost", True, 1.15)]
 )

@@ -71,7 +71,9 @@ def draw(model, seed, batch_size, length, dtype, vocabulary):
     return params, {"ids": ids, "is_target": rng.integers(0, 2, (batch_size, length))}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-10), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("cases", [2, pytest.param(25, marks=pytest.mark.slow)])  # three programs each
 def test_a_users_decoder_with_tied_embeddings(dtype, tolerance, cases):
     @settings(max_examples=cases, deadline=None)
@@ -163,7 +165,7 @@ class Adapter(nn.Module):
         return jnp.tanh(nn.Dense(16, name="base")(h) + 2.0 * update), None
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_low_rank_factors(remat):
     axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "in_axes": nn.broadcast}
     model = nn.scan(nn.remat(Adapter) if remat else Adapter, length=3, **axes)()

@@ -313,7 +313,7 @@ for svd in ("exact", "gram"):
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_many_leaves_in_one_program_do_not_hang():
     """jaxlib 0.10.2 hangs on the CPU when decompositions of one program overlap; here without the setting that
     makes XLA run the parts of a program in order."""

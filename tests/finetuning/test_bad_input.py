@@ -292,6 +292,20 @@ def test_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig
     assert snapshot(tmp_path / "run") == before
 
 
+def test_a_workdir_that_is_older_than_an_option_goes_on_where_that_has_its_default(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    claim_workdir(tmp_path / "run", make_config())
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    del record["privacy"]["rows_per_user"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"differs:\n  privacy\.rows_per_user: there 4, now 3\n"):
+        claim_workdir(tmp_path / "run", make_config({"privacy.rows_per_user": 3}))
+    claim_workdir(tmp_path / "run", make_config())
+    assert json.loads(path.read_text())["privacy"]["rows_per_user"] == 4
+
+
 def test_an_arm_in_the_workdir_of_another_experiment_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"arms": {"a": {}, "b": {}}})
     claim_workdir(tmp_path / "run", config)

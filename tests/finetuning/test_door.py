@@ -112,7 +112,7 @@ def test_what_is_saved_is_the_model_and_its_statement_and_no_secret(
         finetuned.save(tmp_path / "released")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_same_call_and_the_folder_give_the_same_again(finetuned: dp_rmt.Finetuned, call: dict[str, Any]) -> None:
     for again in (dp_rmt.finetune(**call), load_finetuned(call["workdir"])):
         jax.tree.map(np.testing.assert_array_equal, again.params, finetuned.params)

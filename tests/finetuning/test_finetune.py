@@ -153,7 +153,7 @@ def test_the_saved_model_is_the_trained_one(two_arms: tuple[Path, list[arms.Arm]
     assert float(np.abs(logits - before).max()) > 1e-4  # it has learnt something
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     two_arms: tuple[Path, list[arms.Arm]], make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, two_arms: tuple[Path, list[arms.Arm]]) -> None:
     workdir, _ = two_arms
     before = (workdir / "noisy" / "metrics.jsonl").read_bytes()
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_other_data_is_refused_before_anything_is_written(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_clipping_method_and_length_groups_change_nothing(
     two_arms: tuple[Path, list[arms.Arm]], make_config: MakeConfig, tmp_path: Path
 ) -> None:

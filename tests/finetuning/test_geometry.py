@@ -58,7 +58,7 @@ def test_public_text_gives_other_moments_and_a_missing_file_is_named(make_config
     assert geometry_of(make_config(), task) is None
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
     [

@@ -34,6 +34,7 @@ def classifier(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 BIASES = {"model.tuning": "bias", "model.trainable": ".*", "privacy.accountant": "rdp"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "is_warned"),
     [

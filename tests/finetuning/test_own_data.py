@@ -73,7 +73,10 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [pytest.param(*cell, marks=pytest.mark.thorough if cell in COVERING[::5] else pytest.mark.slow) for cell in MATRIX],
+    [
+        pytest.param(*cell, marks=pytest.mark.thorough if cell in COVERING[::15] else pytest.mark.slow)
+        for cell in MATRIX
+    ],
 )
 def test_every_task_in_every_format_is_trained_on_the_same_tokens(
     task: str, kind: str, call: Callable[..., dict[str, Any]], tmp_path: Path

@@ -17,7 +17,7 @@ from dp_rmt.finetuning.trained import read_trained
 from dp_rmt.finetuning.workdir import as_json
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_with_both_is_trained_and_asked_again(make_config: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make_config(

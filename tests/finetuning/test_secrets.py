@@ -80,7 +80,7 @@ def runs(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     return Runs(folder / "resumed", folder / "whole", drawn, config)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_of_drawn_seeds_goes_on_with_them(runs: Runs) -> None:
     """The second process draws others, which it must not use: neither for the samples nor for the noise."""
     lines, expected = (

@@ -112,6 +112,7 @@ def test_the_checkpoints_of_another_run_are_refused(copy: Path, make_config: Mak
     assert model_of(copy) == before
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_put_back_are_gone_on_from(copy: Path, make_config: MakeConfig) -> None:
     before = (copy / "ledger.jsonl").read_bytes(), (copy / "privacy.json").read_bytes()
     (copy / "checkpoints").rename(copy / "elsewhere")
@@ -141,6 +142,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_with_the_same_noi
     assert not (tmp_path / "run" / "checkpoints" / START).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_again_wants_the_model_that_it_began_with(
     make_config: MakeConfig, model: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_no_secret_stands_in_the_ledger(finished: Path, make_config: MakeConfig)
         assert f"{secret:x}" not in text
 
 
+@pytest.mark.slow
 def test_what_two_runs_spent_is_told_together(copy: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     run(make_config(FRESH), tmp_path / "second", until=2)
     text = spent_together([copy, tmp_path / "second"])

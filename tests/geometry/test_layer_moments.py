@@ -113,3 +113,20 @@ def test_no_batches_no_matrices_and_broken_values_are_refused(seen):
         layer_moments(lambda w, x: (x @ w)[:, 0], jnp.ones((4, 1)), [x[:, 0]])
     with pytest.raises(ValueError, match="not finite"):
         layer_moments(losses, params, [x.at[0].set(jnp.inf)])
+
+
+def test_frozen_parameters_are_no_constants_of_the_program(seen):
+    """JAX warns of constants, and warnings are errors here."""
+    losses, params, x, _, _ = seen
+    frozen, trained = {"layers": params["layers"]}, {name: params[name] for name in ("heads", "joined", "head")}
+    whole = layer_moments(losses, params, [x])
+    jax.config.update("jax_captured_constants_warn_bytes", 64)
+    try:
+        found = layer_moments(losses, trained, [x], frozen=frozen)
+        with pytest.warns(UserWarning, match="constants were captured"):
+            layer_moments(lambda params, x: losses(params | frozen, x), trained, [x])
+    finally:
+        jax.config.update("jax_captured_constants_warn_bytes", 2_000_000_000)
+    assert sorted(found) == [path for path in sorted(whole) if not path.startswith("layers")]
+    for path, moments in found.items():
+        np.testing.assert_array_equal(moments.inputs, whole[path].inputs)

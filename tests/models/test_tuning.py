@@ -109,7 +109,15 @@ def test_what_trains(kind: str) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("how", "kind"), [*((how, "decoder") for how in tuning.PATTERNS), ("lora", "encoder"), ("bias", "encoder")]
+    ("how", "kind"),
+    [
+        ("full", "decoder"),
+        ("ffa_lora", "decoder"),
+        ("lora", "encoder"),
+        ("bias", "encoder"),
+        pytest.param("lora", "decoder", marks=pytest.mark.slow),
+        pytest.param("bias", "decoder", marks=pytest.mark.slow),
+    ],
 )
 def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> None:
     """Norms and sums of `clipped_grad` and both ghost methods, from each example's gradient, plainly differentiated."""
@@ -146,7 +154,10 @@ def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("how", "kind"), [("lora", "encoder"), ("ffa_lora", "decoder"), ("bias", "decoder")])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [("lora", "encoder"), *(pytest.param(how, "decoder", marks=pytest.mark.slow) for how in ("ffa_lora", "bias"))],
+)
 def test_a_private_denoised_step_moves_what_trains_and_nothing_else(how: str, kind: str) -> None:
     trained, frozen = split(kind, how)
     mechanism = DPSGD(

@@ -16,6 +16,7 @@ def results(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> 
     return run_on_devices("generate_divided.py", 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
 def test_two_devices_give_the_result_of_one(kind: str, results: dict[int, dict[str, np.ndarray]]) -> None:
     names = [name for name in results[1] if name.startswith(f"{kind}/")]

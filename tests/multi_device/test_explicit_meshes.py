@@ -20,6 +20,7 @@ def found(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> di
     return run_on_devices("explicit_meshes.py", 2)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_explicit_meshes(name: str, found: dict[str, np.ndarray]) -> None:
     assert found[f"{name}/sharding_kept"]

@@ -52,6 +52,7 @@ def kill_at_a_random_moment(process, moments):
     return was_running
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(cache, alone, tmp_path):
     """A run that ended before it was killed is compared, and a new one begun."""
     moments, number, kills = random.Random(KILLS), 0, 0
@@ -84,6 +85,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(cache, alone, small_disk):
     """The third checkpoint of 3 MB does not fit beside two. With more room, the run goes on."""
     ((status, output),) = RUN.finish([RUN.start(cache, small_disk, ballast=800_000)])

@@ -41,6 +41,7 @@ def make_run(mechanism: DPSGD = MECHANISM) -> Run:
     return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=Seeds(1, 2), checkpoint_every=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_with_its_clip_norm(tmp_path: Path) -> None:
     whole = make_run().train(tmp_path / "whole")

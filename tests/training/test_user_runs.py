@@ -50,7 +50,7 @@ def run(of_task, mechanism, **options):
     return prepare_run(of_task, mechanism, transforms, **options)
 
 
-@pytest.mark.parametrize("rows_per_user", [1, 5])
+@pytest.mark.parametrize("rows_per_user", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_with_one_row_a_user_a_run_is_bit_for_bit_that_of_examples(rows_per_user, tmp_path):
     by_example = dataclasses.replace(MECHANISM, num_examples=ROWS, rows_per_user=None, expected_batch_size=30.0)
     by_user = dataclasses.replace(by_example, rows_per_user=rows_per_user)

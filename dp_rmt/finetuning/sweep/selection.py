@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +153,8 @@ def release(sweep: Sweep, workdir: Path, jobs: Sequence[Job]) -> Path | None:
     for name in ("model", "adapter"):
         if (winner.folder / name).exists():
             shutil.copytree(winner.folder / name, folder / name, ignore=shutil.ignore_patterns(CARD))
+            for path in (folder / name, *(folder / name).rglob("*")):
+                os.utime(path)  # the copies have the times of the originals, which tell which of the jobs it was
     record = {"changes": _changes(sweep, winner), sweep.score: scores[best] if math.isfinite(scores[best]) else None}
     write_atomically(folder / "winner.json", json.dumps(record, indent=1) + "\n")
     write_privacy(folder, _statement(winner.privacy, sweep.repetitions, choice, len(arms) // len(jobs)))

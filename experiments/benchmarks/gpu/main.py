@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from experiments.benchmarks.gpu.records import CUT, ENDED, FAILED, PartRecords
 ROOT = Path(__file__).parents[3]
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "Ends before so many minutes are over.", lower_bound=0.0)
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes on the CPU: does everything run?")
-_PARTS = flags.DEFINE_list("parts", list(PARTS), "Only these parts.")
+_PARTS = flags.DEFINE_list("parts", list(PARTS), "Only these parts, or jobs: a,c/tiny.")
 _AGAIN = flags.DEFINE_bool("again", False, "Also jobs that failed, were skipped, or were too long.")
 _RESULTS = flags.DEFINE_string("results", "runs/gpu", "Folder of the results; those of a device lie in a folder in it.")
 _WORK = flags.DEFINE_string("work", None, "Folder of checkpoints, logs and compiled programs; default RESULTS/work.")
@@ -49,9 +50,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     clock = runner.Clock(60 * _MINUTES.value)
     try:
-        unknown = sorted(set(_PARTS.value) - set(PARTS))
-        if unknown:
-            raise ValueError(f"--parts={','.join(unknown)} is unknown; choose among {', '.join(PARTS)}")
+        places = Places(Path(_MODELS.value).absolute(), Path(_DATA.value).absolute(), _DECODER.value)
+        jobs = _chosen(all_jobs(places, rehearse=_REHEARSE.value), _PARTS.value)
         environment = _environment()
         device = _device(environment)
         kind = re.sub(r"\W+", "-", device["machine"]["device_kind"]).lower()
@@ -59,13 +59,19 @@ def main(argv: list[str]) -> None:
         work = Path(_WORK.value).absolute() if _WORK.value else folder / "work"
         environment["JAX_COMPILATION_CACHE_DIR"] = str(work / "compiled")
         records = PartRecords(folder, {"rehearsal": _REHEARSE.value, **device})
-        places = Places(Path(_MODELS.value).absolute(), Path(_DATA.value).absolute(), _DECODER.value)
-        jobs = [job for job in all_jobs(places, rehearse=_REHEARSE.value) if job.part in _PARTS.value]
         with runner.locked(work / "lock") as lock:
             runner.run_all(jobs, records, clock, work, environment, lock, again=_AGAIN.value)
     except (ValueError, OSError, RuntimeError) as error:
         command_line.stop(error)
     sys.exit(_summary(jobs, records))
+
+
+def _chosen(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+    """The jobs that are named, by their part or by themselves."""
+    known = [*PARTS, *(job.name for job in jobs)]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--parts={','.join(unknown)} is unknown; choose among {', '.join(known)}")
+    return [job for job in jobs if {job.part, job.name} & set(names)]
 
 
 def _environment() -> dict[str, str]:

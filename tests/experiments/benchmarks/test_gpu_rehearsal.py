@@ -17,7 +17,6 @@ import pytest
 import experiments
 from experiments.benchmarks.gpu.jobs import PARTS, Places, all_jobs
 
-pytestmark = pytest.mark.slow
 ROOT = Path(experiments.__file__).parents[1]
 ROW = '"name[Blue Spice], eatType[pub], near[Rose {n}]","Blue Spice is a pub near Rose {n} ."\n'
 
@@ -40,12 +39,35 @@ def places(
     return folder
 
 
-def test_every_part_is_rehearsed(places: Path, tmp_path: Path) -> None:
-    options = [f"--models={places / 'models'}", f"--data={places / 'data'}", f"--results={tmp_path}", "--minutes=30"]
-    command = ["bash", str(ROOT / "experiments" / "benchmarks" / "gpu.sh"), "--rehearse", *options]
+def rehearsed(places: Path, results: Path, *more: str) -> str:
+    """What one call prints that leaves nothing."""
+    options = [f"--models={places / 'models'}", f"--data={places / 'data'}", f"--results={results}", "--minutes=30"]
+    command = ["bash", str(ROOT / "experiments" / "benchmarks" / "gpu.sh"), "--rehearse", *options, *more]
     environment = {**os.environ, "PYTHON": sys.executable}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.thorough
+def test_the_cheapest_jobs_are_rehearsed_and_not_done_twice(places: Path, tmp_path: Path) -> None:
+    """Of three parts; the others take minutes."""
+    names = ("a/laws", "c/tiny", "e/decoding_2")
+    printed = rehearsed(places, tmp_path, f"--parts={','.join(names)}")
+    assert "3 of 3 jobs have ended" in printed
+    (folder,) = tmp_path.iterdir()
+    parts = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    jobs = {name: job for text in parts.values() for name, job in json.loads(text)["jobs"].items()}
+    assert sorted(jobs) == sorted(names)
+    assert all((job["status"], bool(job["records"])) == ("done", True) for job in jobs.values())
+    assert jobs["a/laws"]["records"]["laws.json"]["counts"] == {"passed": 3}
+    rehearsed(places, tmp_path, f"--parts={','.join(names)}")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == parts
+
+
+@pytest.mark.slow
+def test_every_part_is_rehearsed(places: Path, tmp_path: Path) -> None:
+    printed = rehearsed(places, tmp_path)
     (folder,) = tmp_path.iterdir()
     jobs: dict[str, Any] = {}
     for letter, name in PARTS.items():
@@ -57,7 +79,7 @@ def test_every_part_is_rehearsed(places: Path, tmp_path: Path) -> None:
         jobs |= part["jobs"]
     for name, job in jobs.items():
         if job["status"] == "skipped":
-            assert f"{name}: skipped, {job['reason']}" in ended.stdout
+            assert f"{name}: skipped, {job['reason']}" in printed
             assert job["reason"] in ("jax_privacy not installed", "torch not installed")
         else:
             assert (job["status"], bool(job["records"])) == ("done", True), (name, job)
@@ -76,6 +98,7 @@ for given in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -97,6 +120,7 @@ def test_every_program_knows_its_flags(module: str, tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.slow
 def test_every_config_knows_its_keys(tmp_path: Path) -> None:
     from dp_rmt.finetuning import command_line
     from dp_rmt.finetuning.checks import arm_settings

@@ -134,6 +134,7 @@ def test_it_holds_wheels_project_models_and_data(bundle: Path) -> None:
     np.testing.assert_allclose(half["a"], [[1.0, 1 / 3], [-7.0, 65504.0]], rtol=2**-11)  # half a unit of 10 bits
 
 
+@pytest.mark.thorough
 def test_what_the_machine_has_is_left_out(build: Callable[..., Path], tmp_path: Path) -> None:
     have = tmp_path / "have.txt"
     have.write_text("# pip freeze\nfake-core\nfake-leaf==2.1\n-e git+somewhere\nunrelated==1\n")
@@ -150,6 +151,7 @@ def test_what_only_the_other_python_asks_for_is_there(build: Callable[..., Path]
     assert "the wheels are for Python 3.99" in ended.stderr
 
 
+@pytest.mark.thorough
 def test_it_installs_without_an_index(bundle: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     # An index that has something newer: whoever asks it would get that.

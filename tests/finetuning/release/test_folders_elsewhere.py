@@ -46,6 +46,7 @@ def test_a_copied_folder_goes_on_with_copied_data_and_model(stopped: tuple[Setti
     assert json.loads((folder / "config.json").read_text())["data"]["path"] == str(tmp_path / "data")
 
 
+@pytest.mark.thorough
 def test_other_data_or_another_model_are_refused(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
     settings, folder = copies(*stopped, tmp_path)
     config = tmp_path / "model" / "config.json"
@@ -111,6 +112,7 @@ def test_an_arms_own_settings_may_change_as_a_runs(make_config: Callable[..., Se
 # ---- Asked again ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_is_asked_without_being_trained(stopped: tuple[Settings, Path], tmp_path: Path) -> None:
     """It answers with the last checkpoint, has its own scores again, and leaves the folder as it was."""
     settings, folder = copies(*stopped, tmp_path)

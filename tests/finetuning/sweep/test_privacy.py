@@ -103,7 +103,9 @@ SST2: dict[str, Any] = {
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("count", "apart", "together"), [(2, 3.76, 8.19), (8, 6.76, 58.0)])
+@pytest.mark.parametrize(
+    ("count", "apart", "together"), [(2, 3.76, 8.19), pytest.param(8, 6.76, 58.0, marks=pytest.mark.slow)]
+)
 def test_runs_that_share_samples_cost_more_than_their_composition(
     choices: Choices, count: int, apart: float, together: float
 ) -> None:

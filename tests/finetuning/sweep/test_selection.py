@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,8 @@ def test_the_winner_alone_leaves_and_nothing_that_counts_the_jobs(
     launch.announce(sweep, workdir)
     assert "PRICE, before the first job" in capsys.readouterr().out
     finish(sweep, workdir, {"draw0": math.nan, "draw1": 0.75, "draw2": 0.5})
+    for path in workdir.rglob("*"):
+        os.utime(path, (1e9, 1e9))
     assert launch.run_missing(sweep, workdir, ("finetune",), by="local")
     printed = capsys.readouterr().out
     released = {str(path.relative_to(workdir / "release")): path for path in (workdir / "release").rglob("*")}
@@ -146,6 +149,7 @@ def test_the_winner_alone_leaves_and_nothing_that_counts_the_jobs(
         "privacy.md",
         "winner.json",
     ]
+    assert min(path.stat().st_mtime for path in released.values()) > 1.7e9  # no date of the job's
     assert released.pop("model/model.safetensors").read_text() == "draw1"  # the stub's weights; the best score
     texts = [path.read_text() for path in released.values() if path.is_file()]
     for text in [printed, *texts]:

@@ -31,10 +31,10 @@ CONFIGS, LENGTH, build, padded_batch = (_tiny[name] for name in ("CONFIGS", "LEN
     [
         ("llama_tied_biases", "ghost"),
         ("qwen2", "bookkeeping"),
-        ("qwen3", "ghost"),
+        pytest.param("qwen3", "ghost", marks=pytest.mark.slow),
         ("gemma2", "bookkeeping"),
         ("gemma3_untied", "bookkeeping"),
-        ("gpt_neox", "ghost"),
+        pytest.param("gpt_neox", "ghost", marks=pytest.mark.slow),
         ("gpt2", "bookkeeping"),
         pytest.param("mistral", "bookkeeping", marks=pytest.mark.slow),
         pytest.param("gemma3_text", "ghost", marks=pytest.mark.slow),
