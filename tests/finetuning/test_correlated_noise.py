@@ -79,7 +79,7 @@ def test_runs_with_correlated_noise_are_composed_of_their_rounds(statement: dict
     correlated = {**statement, "noise_coefficients": [1.0, 0.5], "delta_of_truncation": 0.0}
     run = SpentRun("job", correlated, {"privacy": {}})
     rounds = -(-statement["num_steps"] // 2)
-    assert run.count == rounds
+    assert run.num_rounds == rounds
     choice = cost_of_choosing([run, run])
     expected = accounting.epsilon(
         noise_multiplier=statement["noise_multiplier"],

@@ -56,7 +56,7 @@ class SpentRun(NamedTuple):
         return len(self.statement.get("noise_coefficients") or (1.0,))
 
     @property
-    def count(self) -> int:
+    def num_rounds(self) -> int:
         """How many times it consists of `step`: of its updates, or of rounds of all groups."""
         return self._rounds.num_steps
 
@@ -113,7 +113,7 @@ def released(runs: Sequence[SpentRun]) -> Counter[Step]:
     shared, steps = sharing(runs), Counter[Step]()
     for run in runs:
         if run.seed("sampling_seed") not in shared:
-            steps[run.step] += run.count
+            steps[run.step] += run.num_rounds
     for seed in shared:
         steps.update(_on_shared_samples([run for run in runs if run.seed("sampling_seed") == seed]))
     return steps
@@ -131,7 +131,7 @@ def _on_shared_samples(runs: Sequence[SpentRun]) -> Mapping[Step, int]:
             "shape or data: their samples are neither the same nor independent, and no bound for all of them together "
             "is known here, and none for the best. For a choice on private data leave the seeds out."
         )
-    return accounting.steps_on_shared_samples([(run.step, run.count) for run in runs])
+    return accounting.steps_on_shared_samples([(run.step, run.num_rounds) for run in runs])
 
 
 def _rows(run: SpentRun) -> str:
