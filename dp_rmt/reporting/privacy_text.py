@@ -231,7 +231,7 @@ def _clipping(statement: PrivacyStatement) -> str:
     """What is clipped and what gets noise."""
     norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
     whose = "example's gradient" if statement.unit == "example" else "user's gradient, the mean over the rows taken,"
-    if statement.noise_coefficients is not None:
+    if statement.num_groups > 1:
         return f"""Each {whose} is clipped to norm {norm}. **The noise of a step is correlated with that of earlier
         steps** (BandMF with {statement.num_groups} bands, Choquette-Choo et al. 2023), so that much of it cancels over
         the run. Multiplied by the strategy matrix, which is public, the gradients of all steps together have
