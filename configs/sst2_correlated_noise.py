@@ -7,8 +7,8 @@ Source: Choquette-Choo et al. 2023 (arXiv 2306.08153), square-root bands by Kali
 Bands are those of the least noise by `experiments.noise_bands`: in sums, and in the first moment where it is denoised.
 Expected: not run yet. At equal epsilon the noise of sums is about .7 of DP-SGD's over 30 steps and .57 over 300, and
 that of the first moment .87 (docs/design/0023-correlated-noise.md).
-Cost: a step takes 10 to 12 seconds of one core of an AMD EPYC: all arms of 30 steps take half an hour, those of 300 steps
-5.5 hours. With tuned rates it is 1.5 and 6.5 hours for the first seed and epsilon.
+Cost: a step takes 10 to 12 seconds of one core of an AMD EPYC: all arms of 30 steps take half an hour, those of 300
+steps 5.5 hours. With tuned rates it is 1.5 and 6.5 hours for the first seed and epsilon.
 Command: python -m experiments.finetune --config=configs/sst2_correlated_noise.py:300 --config.data.path=DIR
 With a tuned learning rate for each arm, over seeds: python -m experiments.studies.methods.study with the same flags and
 --batch_sizes=1024 --selection_steps=12 --results=experiments/studies/methods/results/sst2_correlated_noise_300

@@ -1,8 +1,8 @@
 """Gaussian noise that is correlated over the steps of a run, so that much of it cancels in the sum of the steps.
 
 A matrix factorisation mechanism releases ``G + C^-1 Z`` for the gradients G of all steps (a row each) and independent
-noise Z: that is ``C G + Z``, multiplied by the public ``C^-1``. Here the strategy matrix C is lower triangular, Toeplitz
-and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153). Examples take part at most once in as many steps as
+noise Z: that is ``C G + Z``, multiplied by the public ``C^-1``. Here the strategy matrix C is lower triangular,
+Toeplitz and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153). Examples take part at most once in as many steps as
 it has bands (`dp_rmt.PoissonSampling` with `num_groups`).
 """
 
@@ -278,7 +278,7 @@ def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[fl
 
 
 def without_history(noise: Any) -> Any:
-    """The state of a noise without what follows from its key and its steps, which is all zeros before the first step."""
+    """The state of a noise without its history, which before the first step is all zeros."""
     strip = lambda node: node._replace(earlier=()) if _is_correlated(node) else node  # noqa: E731
     return jax.tree.map(strip, noise, is_leaf=_is_correlated)
 
