@@ -119,7 +119,8 @@ def traced_step(
     """
     rows = options.get("rows_per_user")
     size = batch_size * (rows or 1)
-    workload = make_workload(model, batch_size=size, sequence_length=sequence_length, num_layers=num_layers)
+    sizes: dict[str, Any] = {"batch_size": size, "sequence_length": sequence_length, "num_layers": num_layers}
+    workload = make_workload(model, dtype="float32", **sizes)
     mechanism = DPSGD(
         num_examples=100 * batch_size,
         expected_batch_size=batch_size,
