@@ -27,7 +27,7 @@ FINETUNE = [
 METEOR = ["pycocoevalcap>=1.2"]
 PRESIDIO = ["presidio-analyzer>=2.2"]  # data.sensitive="presidio"; needs a spaCy model, too
 TENSORBOARD = ["tensorboard>=2.18"]  # writers.to=("tensorboard",)
-WANDB = ["wandb>=0.19"]  # writers.to=("wandb",)
+WANDB = ["wandb>=0.19.11"]  # writers.to=("wandb",)
 SLURM = ["submitit>=1.5"]  # sweeps with --executor=submitit
 
 setup(
@@ -66,7 +66,6 @@ setup(
         "all": [*FINETUNE, *METEOR, *PRESIDIO, *SLURM, *TENSORBOARD, *WANDB],
         "test": [
             *FINETUNE,
-            "build>=1.2",
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pre-commit>=4.0",
@@ -78,6 +77,7 @@ setup(
         # The site: make -C docs html.
         "docs": [
             *FINETUNE,
+            "equinox>=0.13",  # a tutorial has a model of it
             "furo>=2025.7.19",
             "jupytext>=1.17",
             "latex2mathml>=3.78",

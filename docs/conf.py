@@ -1,5 +1,6 @@
 """The documentation site; docs/design/0024-documentation-site.md says why it is built like this."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ suppress_warnings: list[str] = []
 html_theme = "furo"
 html_title = f"dp_rmt {release}"
 html_static_path = ["_static"]
+templates_path = ["_templates"]  # the list of versions in the sidebar
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
@@ -48,7 +50,12 @@ napoleon_use_rtype = False
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
-nb_execution_mode = "force" if os.environ.get("DP_RMT_DOCS_EXECUTE") == "1" else "off"
+nb_execution_mode = "cache" if os.environ.get("DP_RMT_DOCS_EXECUTE") == "1" else "off"
+# What a tutorial printed is kept for the next build, until the tutorial or any module of the library changes.
+_library = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((HERE.parent / "dp_rmt").rglob("*.py"))))
+nb_execution_cache_path = str(HERE / "_build" / "executed" / _library.hexdigest()[:16])
+nb_execution_in_temp = True  # a tutorial writes files
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # its models are so small that compiling takes longest
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True

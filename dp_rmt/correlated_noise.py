@@ -2,8 +2,8 @@
 
 A matrix factorisation mechanism releases ``G + C^-1 Z`` for the gradients G of all steps (a row each) and independent
 noise Z: that is ``C G + Z``, multiplied by the public ``C^-1``. Here the strategy matrix C is lower triangular,
-Toeplitz and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153). Examples take part at most once in as many steps as
-it has bands (`dp_rmt.PoissonSampling` with `num_groups`).
+Toeplitz and banded (BandMF: Choquette-Choo et al. 2023, arXiv 2306.08153). Examples take part at most once in as many
+steps as it has bands (`dp_rmt.PoissonSampling` with `num_groups`).
 """
 
 from __future__ import annotations

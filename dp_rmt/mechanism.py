@@ -24,6 +24,7 @@ from dp_rmt.correlated_noise import BandedToeplitz, CorrelatedNoiseLevel, add_co
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
+from dp_rmt.random_bits import NoiseGenerator, generator_of
 from dp_rmt.types import PerExampleLosses, Unit
 
 ClippingMethod = Literal["auto", "vmap", "bookkeeping", "ghost"]
@@ -90,7 +91,10 @@ class DPSGD:
         step takes; the guarantee does not depend on it.
       clip_quantile: lets the clip norm follow a quantile of the gradients' norms, from l2_clip_norm on; None keeps it.
         Gradients, noise_std and updates are then in units of the clip norm (`dp_rmt.clipping.quantile`), and the noise
-        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together.
+        takes a `Counted`. The noise multiplier, and the accounting, are those of gradient and count together. Where the
+        unit is a user, norms and count are those of the users' mean gradients.
+      noise_generator: what the bits of the noise come from, "threefry2x32" or "chacha20", a cipher with a key of 256
+        bits (`dp_rmt.random_bits`). The accounting is the same.
       noise_strategy: None for independent noise in every step. A strategy matrix of b bands correlates the noise of
         different steps (BandMF, `dp_rmt.correlated_noise`). `sampling` then lets b groups of examples take turns, and
         noise_multiplier is the std of the independent noise Z over ``l2_clip_norm`` times the norm of a column of C.
@@ -110,6 +114,7 @@ class DPSGD:
     accountant: accounting.Accountant = "pld"
     rows_per_user: int | None = None
     clip_quantile: QuantileClipping | None = None
+    noise_generator: NoiseGenerator = "threefry2x32"
     noise_strategy: BandedToeplitz | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +134,7 @@ class DPSGD:
         settle("l2_clip_norm", self._validated_clip_norm())
         one_of("clip", self.clip, get_args(ClippingStyle))
         one_of("accountant", self.accountant, get_args(accounting.Accountant))
+        one_of("noise_generator", self.noise_generator, get_args(NoiseGenerator))
         check_arguments(self.l2_clip_norm, self.expected_batch_size, self.clip, microbatch_size=None)
         if self.clip_quantile is not None:
             self._check_clip_quantile()
@@ -142,11 +148,6 @@ class DPSGD:
                 f"clip_quantile needs noise, clip='flat' and an l2_clip_norm in [{SMALLEST:g}, {LARGEST:g}] to begin "
                 f"with, got noise_multiplier={self.noise_multiplier}, clip={self.clip!r}, "
                 f"l2_clip_norm={self.l2_clip_norm}: leave clip_quantile out, or change these"
-            )
-        if self.rows_per_user is not None:
-            raise ValueError(
-                "clip_quantile and rows_per_user: that the count moves by 1/2 with a whole user is not tested, so it "
-                "is not promised; choose a fixed l2_clip_norm, or clip='automatic'"
             )
 
     def _check_noise_strategy(self, strategy: BandedToeplitz) -> None:
@@ -333,7 +334,16 @@ class DPSGD:
         return ghost_clipped_grad(per_example_losses, method=execution.clipping_method, **arguments)
 
     def noise(self, key: jax.Array) -> optax.GradientTransformation:
-        """The noise that makes the clipped gradient private; with `clip_quantile` that of a `Counted`."""
+        """The noise that makes the clipped gradient private; with `clip_quantile` that of a `Counted`.
+
+        Raises:
+          ValueError: the key is not one of the mechanism's `noise_generator`.
+        """
+        if (given := generator_of(key)) != self.noise_generator:
+            raise ValueError(
+                f"the mechanism's noise_generator is {self.noise_generator!r}, and the key is one of {given!r}: give "
+                "noise_key(seed, mechanism.noise_generator), or change the mechanism"
+            )
         if self.clip_quantile is not None:
             return follow_quantile(
                 self.clip_quantile,

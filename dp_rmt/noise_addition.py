@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.random import threefry2x32_p
 
-from dp_rmt.arguments import integer
+from dp_rmt.arguments import integer, one_of
+from dp_rmt.random_bits import NoiseGenerator, generator_of, key_of_seed, key_of_words, words_of_entries
 from dp_rmt.types import Params
 
 NOISE_SUPPORT = 9.155
@@ -22,12 +22,13 @@ NOISE_SUPPORT = 9.155
 A draw is ``Phi^-1((v + 1/2) / 2^64)`` of a 64-bit integer v, so that the outermost draw has ``Phi_c(z) = 2^-65``. The
 probability that a Gaussian has beyond it is part of delta (`dp_rmt.accounting`)."""
 
-NOISE_LAW = "64 bits of Threefry an entry, through the inverse of the normal distribution"
-"""How a key and a step become noise. A step that is repeated must repeat its noise. Therefore checkpoints hold this
-sentence, and a checkpoint that holds another one, of an earlier version, is not resumed. Change the sentence when the
-noise changes, and at no other time."""
-
-_IMPLEMENTATION = "threefry2x32"
+NOISE_LAWS: dict[str, str] = {
+    "threefry2x32": "64 bits of Threefry an entry, through the inverse of the normal distribution",
+    "chacha20": "64 bits of ChaCha20 an entry, through the inverse of the normal distribution",
+}
+"""How a key and a step become noise, by the generator. A step that is repeated must repeat its noise. Therefore
+checkpoints hold this sentence, and a checkpoint that holds another one, of an earlier version, is not resumed. Change
+the sentence when the noise changes, and at no other time."""
 
 # Wichura 1988, algorithm AS 241, routine PPND16: numerators and denominators, lowest power first. Relative error 1e-16.
 _CENTRE = (
@@ -110,19 +111,22 @@ class GaussianNoiseState(NamedTuple):
     key: jax.Array
 
 
-def noise_key(seed: int) -> jax.Array:
+def noise_key(seed: int, generator: NoiseGenerator = "threefry2x32") -> jax.Array:
     """Makes the key of a run's noise from a seed in [0, 2^128); two seeds give unrelated keys.
 
-    `jax.random.key` keeps 32 bits of a seed, which can be searched. This function keeps the 64 bits of a Threefry key.
+    `jax.random.key` keeps 32 bits of a seed, which can be searched. A key of "threefry2x32" has 64 bits, and Threefry
+    was made for statistics: nobody proves that who knows a part of its bits cannot find others. A key of "chacha20" has
+    256 bits, made from all 128 of the seed, and its bits are those of a cipher (RFC 8439).
 
     >>> bool((jax.random.key_data(noise_key(7)) != jax.random.key_data(noise_key(7 + 2**32))).any())
     True
+    >>> jax.random.key_data(noise_key(7, "chacha20")).shape
+    (8,)
     """
     # A longer seed could be the same words as a seed and a step of `PoissonSampling`.
     wanted = "be in [0, 2^128), an integer; see batch_selection.fresh_seed()"
-    seed = integer("seed", seed, wanted, lambda n: 0 <= n < 2**128)
-    words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl=_IMPLEMENTATION)
+    one_of("generator", generator, get_args(NoiseGenerator))
+    return key_of_seed(integer("seed", seed, wanted, lambda n: 0 <= n < 2**128), generator)
 
 
 def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> optax.GradientTransformation:
@@ -139,14 +143,15 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
     Args:
       noise_std: standard deviation of one entry, or a schedule of it by step. It may be traced
         (`optax.inject_hyperparams`). A traced or scheduled value is not checked.
-      key: a typed Threefry key. For private data it is ``noise_key(fresh_seed())``, new for every training run.
+      key: a typed key of Threefry or ChaCha20. For private data it is ``noise_key(fresh_seed())``, new for every
+        training run.
 
     Returns:
       An `optax.GradientTransformation` with a `GaussianNoiseState`.
 
     Raises:
-      ValueError: noise_std is negative, not finite or not a scalar; the key is not a typed Threefry key; an update has
-        a leaf that is not real and floating.
+      ValueError: noise_std is negative, not finite or not a scalar; the key is of another kind; an update has a leaf
+        that is not real and floating.
 
     >>> import jax
     >>> noise = add_gaussian_noise(1.0, jax.random.key(0))
@@ -156,19 +161,21 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
     """
     if not callable(noise_std):
         _check_noise_std(noise_std)
-    _check_key(key)
+    generator = generator_of(key)
 
     def init(params: Params) -> GaussianNoiseState:
         del params
         # A copy: a state that shares its buffer with the caller's key would take the key along when it is donated.
         return GaussianNoiseState(jnp.zeros([], jnp.int32), jnp.array(jax.random.key_data(key), copy=True))
 
+    @jax.named_scope("noise")  # for profiles
     def update(updates: Params, state: GaussianNoiseState, params: Params | None = None):
         del params
         std = noise_std(state.step) if callable(noise_std) else noise_std
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=_IMPLEMENTATION), state.step)
+        step_key = jax.random.fold_in(key_of_words(state.key, generator), state.step)
         leaves, structure = jax.tree.flatten_with_path(updates)
-        noisy = [_add_noise(path, leaf, std, jax.random.fold_in(step_key, j)) for j, (path, leaf) in enumerate(leaves)]
+        keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(leaves)))
+        noisy = [_add_noise(path, leaf, std, keys[j]) for j, (path, leaf) in enumerate(leaves)]
         return jax.tree.unflatten(structure, noisy), GaussianNoiseState(state.step + 1, state.key)
 
     return optax.GradientTransformation(init, update)
@@ -184,7 +191,11 @@ def _add_noise(path: jax.tree_util.KeyPath, leaf: jax.Array, std: float | jax.Ar
             "ones, its real and its imaginary part"
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    return leaf.astype(dtype) + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    leaf = leaf.astype(dtype)
+    noisy = leaf + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    # Divided by ones, of which XLA cannot know that they are: it repeats no division in each reader of the result, such
+    # as the two moments of Adam, where it would otherwise draw most of the noise anew (tests/laws/test_threefry.py).
+    return noisy / (1 + jnp.minimum(0, jnp.square(leaf)))
 
 
 def _check_noise_std(noise_std: Any) -> None:
@@ -201,33 +212,21 @@ def _check_noise_std(noise_std: Any) -> None:
         )
 
 
-def _check_key(key: jax.Array) -> None:
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key must be a typed key such as noise_key(seed), got {key!r}")
-    if key.shape != ():
-        raise ValueError(f"key must be one key such as noise_key(seed), got an array of keys of shape {key.shape}")
-    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
-        raise ValueError(
-            f"key must be a {_IMPLEMENTATION} key such as noise_key(seed), got one of {jax.random.key_impl(key)!r}: "
-            "bits of other generators may depend on the backend and the mesh, and a run that is resumed elsewhere "
-            "would release a step again with other noise"
-        )
-
-
 def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Draws independent N(0, 1) numbers with a Gaussian's tails, up to `NOISE_SUPPORT` deviations on both sides.
 
-    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011).
-    `jax.random.normal` inverts the same distribution function from 23 bits only, so it never exceeds 5.2201.
+    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)``. The 64-bit integer is ``v_i = Threefry_key(i)`` (Salmon et al. 2011), or
+    for ChaCha20 an eighth of a block, which eight neighbours share (`dp_rmt.random_bits`). `jax.random.normal` inverts
+    the same distribution function from 23 bits only, so it never exceeds 5.2201.
 
     Args:
-      key: a typed Threefry key.
+      key: a typed key of Threefry or ChaCha20.
       shape: the shape of the result.
       dtype: float32 or float64. Both give the same draws, but for rounding.
 
     Returns:
-      An array of that shape and dtype. Entry i depends on the key and its position alone, not on how the array is
-      divided among devices.
+      An array of that shape and dtype. Entry i depends on the key, the shape and its position alone, not on how the
+      array is divided among devices.
 
     Raises:
       ValueError: the key or the dtype is of another kind, or an axis of the shape has more than 2^32 entries.
@@ -236,10 +235,10 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
     >>> print(f"{z.std():.1f}")
     1.0
     """
-    _check_key(key)
+    generator_of(key)
     if jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
         raise ValueError(f"standard_normal: dtype must be float32 or float64, got {dtype}: fewer digits have no tails")
-    high, low = _words(key, tuple(shape))
+    high, low = words_of_entries(key, tuple(shape))
     return normal_of_words(high, low, dtype)
 
 
@@ -280,32 +279,3 @@ def _fraction(high: jax.Array, low: jax.Array, dtype: Any) -> jax.Array:
 def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: jax.Array) -> jax.Array:
     numerator, denominator = (jnp.polyval(np.array(c[::-1], x.dtype), x, unroll=16) for c in coefficients)
     return numerator / denominator
-
-
-def _words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The 64 bits of every entry as two uint32. One Threefry hash of the entry's position gives both."""
-    first, second = jax.random.key_data(key)
-    high, low = threefry2x32_p.bind(first, second, *_positions(shape))
-    return high, low
-
-
-def _positions(shape: tuple[int, ...], words: int = 2**32) -> tuple[jax.Array, jax.Array]:
-    """A pair of uint32 for each entry, no pair twice: the block, of at most `words` entries, and the place in it."""
-    split = 0
-    while math.prod(shape[split:]) > words:
-        split += 1
-    if math.prod(shape[:split]) > words or max(shape, default=0) > words:
-        raise ValueError(
-            f"standard_normal: shape {shape} has an axis of more than {words} entries, or more than {words} blocks of "
-            "as many: divide the array into several"
-        )
-    return _linear_index(shape, range(split)), _linear_index(shape, range(split, len(shape)))
-
-
-def _linear_index(shape: tuple[int, ...], axes: range) -> jax.Array:
-    """Row-major index over some axes, broadcast over the others. XLA divides iotas among devices without sending."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in axes:
-        stride = math.prod(shape[axis + 1 : axes.stop])
-        index += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return index

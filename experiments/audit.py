@@ -15,10 +15,10 @@ import re
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from dp_rmt.auditing.audits import write_records
-from dp_rmt.finetuning import console
+from dp_rmt.finetuning import command_line, console
 
 
 def main(argv: list[str]) -> None:
@@ -43,4 +43,4 @@ if __name__ == "__main__":
         flags.DEFINE_integer("canaries", 16_000, "of the one run; a multiple of 500, or less than 500", lower_bound=2)
         flags.DEFINE_integer("seed", 0, "seed of coins, sampling and noise")
         flags.DEFINE_string("results", "experiments/studies/audit/results", "where the records lie")
-        app.run(main)
+        command_line.run(main)

@@ -11,7 +11,7 @@ from dp_rmt import environment
 environment.prepare()
 
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 
 from dp_rmt.batch_selection import number_users  # noqa: E402
 from dp_rmt.data.readers.rows import text_of  # noqa: E402
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("delta", None, "Of a person; None: N^-1.1 for N persons.")
     flags.DEFINE_float("batch_size", 256.0, "Persons in a step.")
     flags.DEFINE_integer("num_steps", 300, "Updates.")
-    app.run(main)
+    command_line.run(main)

@@ -163,7 +163,7 @@ def test_refuses_a_wrong_noise_std(noise_std):
         (lambda: 0, "typed key"),
         (lambda: np.zeros(2, np.uint32), "typed key"),
         (lambda: jax.random.split(noise_key(0)), "one key"),
-        (lambda: jax.random.key(0, impl="rbg"), "threefry2x32 key"),
+        (lambda: jax.random.key(0, impl="rbg"), "threefry2x32 key or a chacha20 key"),
     ],
 )
 def test_refuses_other_keys(key, match):

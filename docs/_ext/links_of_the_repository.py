@@ -15,6 +15,7 @@ PAGES = {
     "README.md": "start/readme",
     "CONTRIBUTING.md": "project/contributing",
     "CHANGELOG.md": "project/changelog",
+    "RELEASING.md": "project/releasing",
     "experiments/README.md": "project/experiments",
     "experiments/studies/whitening/README.md": "project/whitening",
     "docs/design": "design/index",

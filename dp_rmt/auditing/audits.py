@@ -22,9 +22,9 @@ import numpy as np
 from dp_rmt.auditing.canaries import coin_flips
 from dp_rmt.auditing.engines import OneRun, one_run_bound, repeated_bound
 from dp_rmt.auditing.problems import (
-    APART,
     CLIP_NORM,
     MUTATIONS,
+    OF_USERS,
     Audited,
     canary_losses,
     canary_params,
@@ -36,9 +36,9 @@ from dp_rmt.files import write_atomically
 from dp_rmt.reporting import machine
 
 ONE_RUN_MUTATIONS = tuple(
-    name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume", APART)
+    name for name in MUTATIONS if name not in ("padding counted", "noise reused on resume", *OF_USERS)
 )
-"""The one run cannot show two mistakes, and one of users is not made there. Padding that is counted concerns one
+"""The one run cannot show two mistakes, and those of users are not made there. Padding that is counted concerns one
 canary among the many. In full batches the canary is in every step, so that it cancels together with noise that is used
 twice."""
 
@@ -131,10 +131,10 @@ def audit(
     names = tuple(MUTATIONS) if mutations else ("none",)
     rows = []
     for mutation in names:
-        if mutation in ("none", APART):
+        if mutation in ("none", *OF_USERS):
             of_users: dict[str, Any] = {"delta": DELTA_OF_USERS, "rows_per_user": 2}
             rows.append(audit_repeated(epsilon, num_runs=num_runs, seed=seed, mutation=mutation, **of_users))
-        if mutation != APART:
+        if mutation not in OF_USERS:
             rows.append(audit_repeated(epsilon, delta=delta, num_runs=num_runs, seed=seed, mutation=mutation))
         if mutation in ONE_RUN_MUTATIONS:
             one_run_delta = min(delta, 0.01 / num_canaries)

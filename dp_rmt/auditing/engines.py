@@ -14,8 +14,9 @@ import optax
 
 from dp_rmt.auditing import canaries, lower_bounds
 from dp_rmt.auditing.membership import Interval, auc
-from dp_rmt.auditing.problems import Audited, canary_losses, canary_params
+from dp_rmt.auditing.problems import CLIP_NORM, Audited, canary_losses, canary_params
 from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.clipping.quantile import QuantileClippingState
 from dp_rmt.mechanism import Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.train_state import TrainState, Transforms
@@ -54,7 +55,7 @@ class OneRun:
         present = np.concatenate([np.flatnonzero(flips), np.arange(num_canaries, total)])
         planted = {name: jnp.asarray(x[:num_canaries]) for name, x in self.arrays.items()}
         mechanism = self.mechanism
-        transforms = _transforms(mechanism, noise_key(seed), learning_rate)
+        transforms = _transforms(mechanism, noise_key(seed, mechanism.noise_generator), learning_rate)
         state = TrainState.create(transforms, self.params, {})
         train_step = jax.jit(
             make_train_step(mechanism, self.losses, transforms, execution=self.execution, nonprivate_metrics=False)
@@ -141,7 +142,8 @@ def repeated_scores(
     short = size - indices.shape[2]
     rows = np.pad(present[indices], ((0, 0), (0, 0), (0, short)), constant_values=present[-1])
     is_padding = np.pad(is_padding, ((0, 0), (0, 0), (0, short)), constant_values=True)
-    words = np.random.SeedSequence(seed).generate_state(2 * num_runs, np.uint32).reshape(num_runs, 2)
+    size_of_key = len(jax.random.key_data(noise_key(0, mechanism.noise_generator)))
+    words = np.random.SeedSequence(seed).generate_state(size_of_key * num_runs, np.uint32).reshape(num_runs, -1)
     run = _repeated_runs(mechanism)
     chunks = [slice(start, start + chunk) for start in range(0, num_runs, chunk)]
     parts = [run(words[part], rows[part], is_padding[part]) for part in chunks]
@@ -172,21 +174,21 @@ def repeated_bound(
 @functools.lru_cache(maxsize=1)  # compiled once for runs with and without the canary
 def _repeated_runs(mechanism: Audited) -> Any:
     """``(key words (R, 2), rows (R, T, N), is_padding (R, T, N)) -> (sum scores, repetition scores)``, each (R,)."""
-    transforms = _transforms(mechanism, jax.random.key(0), learning_rate=1.0)
+    transforms = _transforms(mechanism, noise_key(0, mechanism.noise_generator), learning_rate=1.0)
     execution = Execution("vmap")
     train_step = make_train_step(mechanism, canary_losses, transforms, execution=execution, nonprivate_metrics=False)
     initial = TrainState.create(transforms, canary_params(mechanism.num_examples), {})
     canary = {"row": jnp.zeros(1, jnp.int32)}
     # The canary's rows are alike, so that their mean gradient is that of one.
-    right = dataclasses.replace(mechanism, mutation="none", rows_per_user=None).clipped_grad(canary_losses, execution)
+    by_row = dataclasses.replace(mechanism, mutation="none", rows_per_user=None, clip_quantile=None)
+    right = by_row.clipped_grad(canary_losses, execution)
 
     def step(state: TrainState, sample: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TrainState, jax.Array]:
         number, rows, is_padding = sample
         if mechanism.repeats_noise:
-            restarted = state.noise._replace(step=number % (mechanism.num_steps // 2))
-            state = dataclasses.replace(state, noise=restarted)
+            state = _with_noise(state, step=number % (mechanism.num_steps // 2))
         _, per_example = right(state.params, canary, is_padding_example=None)
-        params = state.params
+        params, before = state.params, state.noise
         if mechanism.rows_per_user is not None:  # each user has so many rows, all alike
             rows, is_padding = (jnp.stack([a] * mechanism.rows_per_user, axis=-1) for a in (rows, is_padding))
         state, _ = train_step(state, [({"row": rows}, is_padding)])
@@ -194,14 +196,37 @@ def _repeated_runs(mechanism: Audited) -> Any:
         score = canaries.gradient_scores(
             canary_losses, params, canary, released, per_example.grad_norm, l2_clip_norm=mechanism.l2_clip_norm
         )
-        return state, score
+        return state, score + _score_of_count(mechanism, before, state.noise)
 
     def run(words: jax.Array, rows: jax.Array, is_padding: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = dataclasses.replace(initial, noise=initial.noise._replace(key=words))
+        state = _with_noise(initial, key=words)
         _, scores_TxM = jax.lax.scan(step, state, (jnp.arange(mechanism.num_steps), rows, is_padding))
         return jnp.sum(scores_TxM), canaries.repetition_scores(scores_TxM)[0]
 
     return jax.jit(jax.vmap(run))
+
+
+def _with_noise(state: TrainState, **changes: Any) -> TrainState:
+    """The state with another step or key of its noise."""
+    noise = state.noise
+    if isinstance(noise, QuantileClippingState):
+        return dataclasses.replace(state, noise=noise._replace(noise=noise.noise._replace(**changes)))
+    return dataclasses.replace(state, noise=noise._replace(**changes))
+
+
+def _score_of_count(mechanism: Audited, before: Any, after: Any) -> jax.Array:
+    """What the noisy count of a clip norm that follows a quantile adds to the score of a step.
+
+    The count is read from the move of the norm. The canary's gradient is too long, which moves it by -1/2, where it
+    moves the gradient by 1: by their noise these weigh as ``-1/2 (z_g / z_c)^2`` to 1.
+    """
+    clipping = mechanism.clip_quantile
+    if clipping is None:
+        return jnp.zeros([])
+    of_sum, of_count = clipping.noise_multipliers(mechanism.noise_multiplier)
+    moved = jnp.log(after.l2_clip_norm / before.l2_clip_norm)
+    count = clipping.quantile - moved / clipping.learning_rate - 0.5
+    return -0.5 * (of_sum / of_count) ** 2 * CLIP_NORM * count
 
 
 def _transforms(mechanism: Audited, key: jax.Array, learning_rate: float) -> Transforms:

@@ -24,7 +24,9 @@ CLIP_NORM = 1.0
 SMALL, LARGE = 0.1, 100.0
 """Norms of a canary's parts, over the clip norm. Without noise a part of either size is plain to see."""
 
-APART = "rows of a user clipped apart"
+APART, TWICE = "rows of a user clipped apart", "a user drawn twice"
+OF_USERS = APART, TWICE
+"""The mistakes that only runs of users can make."""
 MUTATIONS = {
     "none": "",
     "noise removed": "laws/test_private_step.py::"
@@ -37,6 +39,7 @@ MUTATIONS = {
     "tied weight counted once": "clipping/test_layer_rules.py::test_leaving_the_cross_term_out_would_be_noticed",
     "noise reused on resume": "training/test_resume.py::test_resumed_equals_uninterrupted",
     APART: "laws/test_users.py::test_neighbours_differ_by_one_users_rows_and_by_at_most_the_sensitivity",
+    TWICE: "laws/test_user_sampler.py::test_users_are_poisson_samples",
 }
 """The mistakes, each with the test under tests/ that guards against it."""
 
@@ -120,6 +123,11 @@ class Audited(DPSGD):
         elif self.mutation == "padding counted":
             function = lambda params, batch, is_padding: right.function(  # noqa: E731
                 params, batch, jnp.zeros_like(is_padding)
+            )
+        elif self.mutation == TWICE:
+            twice = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x, x]), tree)  # noqa: E731
+            function = lambda params, batch, is_padding: right.function(  # noqa: E731
+                params, twice(batch), twice(is_padding)
             )
         elif self.mutation == APART:
             function = self._with_rows_apart(per_example_losses, execution)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 from dp_rmt.auditing.audits import EXAMPLES
 from dp_rmt.auditing.engines import repeated_bound
 from dp_rmt.auditing.problems import CLIP_NORM, Audited
+from dp_rmt.clipping.per_example import ClippingStyle
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.reporting.audit_bound import AuditBound, write_audit
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
@@ -17,10 +20,10 @@ from dp_rmt.training.ledger import only_writer, read_ledger
 
 
 def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
-    """Audits the code with a run's noise multiplier, sampling and updates, and puts the bound into its statement.
+    """Audits the code with a run's mechanism and updates, and puts the bound into its statement.
 
-    It attacks repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be
-    in its data.
+    The mechanism is the run's, with its noise, sampling, unit and way of clipping, but for the clip norm. It attacks
+    repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be in its data.
 
     Args:
       workdir: folder of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.
@@ -58,15 +61,20 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         num_steps=statement.num_steps,
         noise_multiplier=statement.noise_multiplier,
         l2_clip_norm=CLIP_NORM,
+        clip=cast(ClippingStyle, statement.clip),
         max_batch_size=EXAMPLES,
+        rows_per_user=statement.rows_per_user,
+        clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
+        noise_generator=statement.noise_generator,
     )
     found = repeated_bound(mechanism, num_runs=num_runs, delta=statement.delta, seed=seed, confidence=confidence)
+    counted = "examples" if mechanism.rows_per_user is None else f"users with {mechanism.rows_per_user} rows each"
     bound = AuditBound(
         epsilon=found["epsilon"],
         delta=statement.delta,
         confidence=confidence,
         is_this_run=False,
-        subject=f"{2 * num_runs:,} repeated runs of {EXAMPLES} examples, one a worst-case canary that is in or out",
+        subject=f"{2 * num_runs:,} repeated runs of {EXAMPLES} {counted}, one a worst-case canary that is in or out",
         noise_multiplier=statement.noise_multiplier,
         sampling_probability=statement.sampling_probability,
         num_steps=statement.num_steps,

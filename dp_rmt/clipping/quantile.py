@@ -80,7 +80,8 @@ class Counted(NamedTuple):
     Attributes:
       gradient: sum of gradients over ``normalize_by``, in units of the clip norm: each is clipped to 1.
       num_below: ``sum_i (b_i - 1/2)`` over ``normalize_by``, where ``b_i`` says that gradient i was not longer than the
-        clip norm; padding counts nothing.
+        clip norm; padding counts nothing. Where the unit is a user, i counts users: one user, with all rows, has one
+        mean gradient, one norm and one ``b_i``.
     """
 
     gradient: Params
@@ -93,7 +94,7 @@ def in_units_of(losses: PerExampleLosses, l2_clip_norm: jax.Array) -> PerExample
 
 
 def centred_count(per_example: PerExample, is_padding_example: jax.Array, normalize_by: float) -> jax.Array:
-    """``sum_i (b_i - 1/2) / normalize_by`` of gradients in units of the clip norm; one example moves the sum by 1/2.
+    """``sum_i (b_i - 1/2) / normalize_by`` of gradients in units of the clip norm; one of them moves the sum by 1/2.
 
     A gradient that is not finite counts as one that is too long.
     """

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from dp_rmt.finetuning import broken_pipe
 from dp_rmt.finetuning.options import Group, check_name, described, group_of, kinds, parsed, walk
 from dp_rmt.finetuning.settings import Settings, Synthetic
 
@@ -34,11 +35,12 @@ _ASSIGNMENT = re.compile(r"--?config\.(?P<key>[\w.-]+)(=(?P<value>.*))?", re.DOT
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """`absl.app.run` for programs that have only flags; it logs no more than warnings unless --verbosity is given."""
-    app.run(
-        _quietly(main),
-        argv,
-        flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, _read_flags),
-    )
+    with broken_pipe.ending_quietly():
+        app.run(
+            _quietly(main),
+            argv,
+            flags_parser=lambda arguments: _parsed(arguments, _help_of_flags, _read_flags),
+        )
 
 
 def run_with_settings(
@@ -64,15 +66,22 @@ def run_with_settings(
         return rest
 
     flags.DEFINE_string("config", None, "A file of settings, FILE.py or FILE.py:CHOICE, with a function get_config.")
-    app.run(
-        _quietly(lambda rest: main(found[0], rest)),
-        argv,
-        flags_parser=lambda arguments: _parsed(arguments, lambda: _help_of_flags() + _help_of_settings(), parse),
-    )
+    with broken_pipe.ending_quietly():
+        app.run(
+            _quietly(lambda rest: main(found[0], rest)),
+            argv,
+            flags_parser=lambda arguments: _parsed(arguments, lambda: _help_of_flags() + _help_of_settings(), parse),
+        )
 
 
 def stop(error: Exception) -> NoReturn:
-    """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose."""
+    """Ends the program with the message of an error; with --verbosity=1 the log also shows where it arose.
+
+    Raises:
+      BrokenPipeError: that is the error, and nobody reads what is printed (`broken_pipe.ending_quietly`).
+    """
+    if isinstance(error, BrokenPipeError) and broken_pipe.without_reader():
+        raise error
     logging.debug("stopped", exc_info=error)
     text = str(error)
     if isinstance(error, OSError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from dp_rmt import environment
-from dp_rmt.finetuning import command_line, shorthand
+from dp_rmt.finetuning import broken_pipe, command_line, shorthand
 from dp_rmt.finetuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def main() -> None:
         names = "\n".join(f"  dp-rmt {name:9} {(do.__doc__ or '').splitlines()[0]}" for name, do in COMMANDS.items())
         usage = f"usage: dp-rmt COMMAND ...\n{names}\n`dp-rmt COMMAND --help` lists what a command takes."
         if command in ("-h", "--help", "help"):
-            print(usage)
+            with broken_pipe.ending_quietly():
+                print(usage)
             sys.exit(0)
         sys.exit(f"dp-rmt: there is no command {command!r}\n{usage}")
     COMMANDS[command]([f"dp-rmt {command}", *sys.argv[2:]])

@@ -108,6 +108,10 @@ class Privacy(Group):
     noise_seed: int | None = option(
         None, "Of the noise; None takes the operating system's entropy, as private data needs.", SECRET_SEED
     )
+    noise_generator: Literal["threefry2x32", "chacha20"] = option(
+        "threefry2x32",
+        "What the noise's bits come from: JAX's own generator, or a cipher, whose noise takes several times as long.",
+    )
     nonprivate_metrics: bool = option(
         True, "Also logs nonprivate/..., which are raw values: then keep the logs to yourself."
     )

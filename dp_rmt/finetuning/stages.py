@@ -63,7 +63,7 @@ def build_transforms(
     if decay is not None:
         stepper, published = optax.chain(stepper, average_iterates(decay)), averaged_params
     return Transforms(
-        mechanism.noise(noise_key(noise_seed)),
+        mechanism.noise(noise_key(noise_seed, mechanism.noise_generator)),
         denoiser,
         stepper,
         published=published,

@@ -130,9 +130,8 @@ def _of_checkpoint(settings: Settings, folder: Path, task: Task) -> Params:
         l2_clip_norm=statement.l2_clip_norm,
         max_batch_size=statement.max_batch_size,
         clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
-        noise_strategy=None
-        if statement.noise_coefficients is None
-        else BandedToeplitz(statement.noise_coefficients),
+        noise_generator=statement.noise_generator,
+        noise_strategy=None if statement.noise_coefficients is None else BandedToeplitz(statement.noise_coefficients),
     )
     mesh, geometry = make_mesh(**settings.mesh.as_dict()), geometry_of(settings, task)
     coordinates = None if geometry is None else geometry.coordinates

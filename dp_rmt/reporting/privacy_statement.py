@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dp_rmt.random_bits import NoiseGenerator
 from dp_rmt.reporting.audit_bound import AuditBound
 from dp_rmt.reporting.numbers import Rounding, align, number
 from dp_rmt.reporting.provenance import Provenance
@@ -58,6 +59,7 @@ class PrivacyStatement:
       date: when the last of these updates was announced or done; None if not known.
       unit: what every number counts, and whose guarantee it is: an example's, or a user's with all rows.
       rows_per_user: the most rows of a user that a step takes; None where the unit is an example.
+      noise_generator: what the bits of the noise come from, as in `dp_rmt.random_bits`.
       noise_coefficients: the bands of the strategy matrix where the noise of different steps is correlated, and as many
         groups of examples take turns; None for independent noise.
     """
@@ -93,6 +95,7 @@ class PrivacyStatement:
     date: str | None = None
     unit: Unit = "example"
     rows_per_user: int | None = None
+    noise_generator: NoiseGenerator = "threefry2x32"
     noise_coefficients: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -210,9 +210,19 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         {coordinates}
 
         The seeds of sampling and noise stay secret and are used for this run only. {seeds}
+        {_generator(statement)}
 
         The number of training {statement.unit}s, {statement.num_examples:,}, is taken as public.
     """)
+
+
+def _generator(statement: PrivacyStatement) -> str:
+    """Where the bits of the noise come from."""
+    if statement.noise_generator == "chacha20":
+        return """The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits that is made
+        from a seed of 128 bits."""
+    return """The noise came from Threefry-2x32 with a key of 64 bits. It passes tests of randomness but is no cipher:
+        that nobody finds the key, or the rest of the noise, from a part of it is an assumption."""
 
 
 def _sampling(statement: PrivacyStatement) -> str:
@@ -298,7 +308,8 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
         guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
         all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
         number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is
-        in two of these data sets, or in the training data, too, has the sum of their ε."""
+        in two of these data sets, or in the training data, too, has the sum of their ε. These rows are the unit here
+        also where a person is that of training: a person with several of them has a weaker guarantee."""
     if statement.compares_raw_losses:
         choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
         compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data

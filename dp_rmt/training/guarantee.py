@@ -99,6 +99,7 @@ class Guarantee:
             l2_clip_norm=mechanism.l2_clip_norm,
             clip=mechanism.clip,
             clip_quantile=None if quantile is None else (quantile.quantile, quantile.share),
+            noise_generator=mechanism.noise_generator,
             sampling_probability=mechanism.sampling_probability,
             expected_batch_size=mechanism.expected_batch_size,
             max_batch_size=mechanism.truncation.max_batch_size,

@@ -323,7 +323,7 @@ def prepare_run(
         return init_state(stages, params, frozen, mesh, rules)[0]
 
     state, shardings = init_state(stages, params, frozen, mesh, rules)
-    checks.check_noise(state, noise_seed)
+    checks.check_noise(state, mechanism, noise_seed)
     checks.warn_of_nothing_to_denoise(name, state)
     train_step = make_train_step(
         mechanism,
@@ -364,8 +364,13 @@ def prepare_run(
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
-    for option in ("clip_quantile", "rows_per_user", "noise_strategy"):
-        if facts[option] is None:  # so that what was begun before there was this option can go on
+    for option, default in {
+        "clip_quantile": None,
+        "rows_per_user": None,
+        "noise_strategy": None,
+        "noise_generator": "threefry2x32",
+    }.items():
+        if facts[option] == default:  # so that what was begun before there was this option can go on
             del facts[option]
     if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel
         facts |= {"private_scores": dataclasses.astuple(private_scores), "mesh": dict(mesh.shape)}

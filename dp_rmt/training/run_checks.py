@@ -37,16 +37,17 @@ def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
         )
 
 
-def check_noise(state: TrainState, noise_seed: int) -> None:
+def check_noise(state: TrainState, mechanism: DPSGD, noise_seed: int) -> None:
     """Raises ValueError unless the noise's state has the key of the run's seed."""
     is_noise = lambda node: isinstance(node, GaussianNoiseState)  # noqa: E731
     found = [node for node in jax.tree.leaves(state.noise, is_leaf=is_noise) if is_noise(node)]
-    wanted = jax.random.key_data(noise_key(noise_seed))
+    wanted = jax.random.key_data(noise_key(noise_seed, mechanism.noise_generator))
     if len(found) != 1 or not np.array_equal(processes.to_host(found[0].key), wanted):
         raise ValueError(
             "the transforms' noise is not that of the run's seed: let the function return "
             "Transforms(noise=mechanism.noise(noise_key(noise_seed)), ...) of the mechanism and the noise_seed that it "
-            "is called with (dp_rmt.noise_addition.noise_key)"
+            "is called with (dp_rmt.noise_addition.noise_key; with noise_generator='chacha20' it is "
+            "noise_key(noise_seed, 'chacha20'))"
         )
 
 

@@ -189,4 +189,4 @@ def render(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -190,4 +190,4 @@ if __name__ == "__main__":  # flags are defined here, so that other programs and
     flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
     flags.DEFINE_string("note", "", "What else is to be known of the machine at the time, for the record.")
     flags.DEFINE_string("results", "experiments/benchmarks/results/generation", "Folder of the records.")
-    app.run(main)
+    command_line.run(main)

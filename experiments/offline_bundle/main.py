@@ -1,4 +1,4 @@
-"""One archive for a machine without a network: wheels, this project, models, data, hashes and install.sh.
+"""One archive for a machine without a network: wheels, this project, models, data, licences, hashes and install.sh.
 
     scripts/offline_bundle.sh --output=FILE.tar.xz --python=3.12 --extras=finetune,cuda \\
         --model=roberta-base --data=sst2=SST-2
@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from dp_rmt.finetuning import command_line
-from experiments.offline_bundle import archive, contents, wheels
+from experiments.offline_bundle import archive, contents, licences, wheels
 
 _OUTPUT = flags.DEFINE_string("output", None, "The archive: FILE.tar.xz, .tar.gz or .tar.", required=True)
 _PYTHON = flags.DEFINE_string("python", wheels.THIS_PYTHON, "Version of Python on the machine.")
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
                 contents.add_model(given, folder / "models", in_half=in_half)
             for given in _DATA.value:
                 contents.add_data(given, folder / "data")
+            licences.add_licences(folder)
             archive.add_installer(folder, target.python, requirements)
             archive.write(folder, output)
             print(archive.summary(folder, output))

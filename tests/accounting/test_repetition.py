@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import dp_accounting
 import numpy as np
@@ -119,6 +120,23 @@ def test_an_audit_of_the_winner_lies_below_the_bound_and_above_the_price_of_one_
     """The typical mistake is to publish the best of many at the epsilon of one."""
     repetitions = Repetitions(300.0, 1.0)
     assert of_one_run() < audited(repetitions) < epsilon_of_best(ONE_RUN, repetitions, delta=DELTA)
+
+
+def delta_of_losing(epsilon: float, generating_function: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The delta that the event "the winner's score is below t" needs: all runs are, ``f(Phi(t))``; over all t."""
+    t = np.linspace(-2.0, 8.0, 20_001)
+    without, with_example = (generating_function(special.ndtr(t - shift)) for shift in (0.0, 1.0))
+    return float(np.max(without - math.exp(epsilon) * with_example))
+
+
+def test_a_fixed_number_of_runs_is_beyond_the_bound_of_a_random_one() -> None:
+    """The typical mistake of a grid: of many runs one at least has a high score, and with the example surely."""
+    mean = 3000.0
+    repetitions = Repetitions(mean, 1.0)
+    bound = epsilon_of_best(ONE_RUN, repetitions, delta=DELTA)
+    gamma = repetitions.gamma
+    assert delta_of_losing(bound, lambda u: gamma * u / (1 - (1 - gamma) * u)) <= DELTA
+    assert delta_of_losing(bound, lambda u: u**mean) > 10 * DELTA
 
 
 def test_the_end_of_the_noise_is_paid_for_by_each_of_the_runs() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dp_rmt.auditing import audits, canaries
-from dp_rmt.auditing.engines import OneRun
-from dp_rmt.auditing.problems import APART, MUTATIONS, Audited, canary_losses, canary_params
+from dp_rmt.auditing.engines import OneRun, repeated_bound
+from dp_rmt.auditing.problems import MUTATIONS, OF_USERS, Audited, canary_losses, canary_params
 from dp_rmt.auditing.run_folder import audit_workdir
+from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.reporting.audit_bound import read_audit
 from dp_rmt.reporting.privacy_files import write_privacy
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
@@ -20,22 +21,41 @@ from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy
 PROVEN, DELTA, RUNS = 3.0, 1e-5, 600
 
 
-@pytest.mark.parametrize("mutation", ["none", APART])
+@pytest.mark.parametrize("mutation", ["none", *OF_USERS])
 def test_repeated_runs_of_users(mutation):
-    """A user with two rows: clipped as one it stays below the proven value, and its rows clipped apart end above."""
+    """A user with two rows stays below the proven value, and ends above with rows clipped apart, or drawn twice."""
     row = audits.audit_repeated(
         PROVEN, delta=audits.DELTA_OF_USERS, num_runs=RUNS, seed=1, mutation=mutation, rows_per_user=2
     )
-    assert (row["epsilon"] > PROVEN) == (mutation == APART)
+    assert (row["epsilon"] > PROVEN) == (mutation in OF_USERS)
     assert audits.failures([row]) == []
 
 
-@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if name != APART])
+@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if name not in OF_USERS])
 def test_repeated_runs(mutation):
     """A right mechanism may exceed 3 in 5% of all seeds at most; really far less often: it is not that leaky."""
     row = audits.audit_repeated(PROVEN, delta=DELTA, num_runs=RUNS, seed=1, mutation=mutation)
     assert (row["epsilon"] > PROVEN) == (mutation != "none")
     assert audits.failures([row]) == []
+
+
+class Unnoised(QuantileClipping):
+    """The typical mistake: the clip norm follows a count that has no noise to speak of."""
+
+    def noise_multipliers(self, noise_multiplier: float) -> tuple[float, float]:
+        return super().noise_multipliers(noise_multiplier)[0], 1e-3
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("clipping", "is_right"), [(QuantileClipping(share=0.5), True), (Unnoised(), False)])
+def test_repeated_runs_whose_clip_norm_follows_a_quantile(clipping, is_right):
+    """In full batches, where nothing but its noise hides the count."""
+    delta = audits.DELTA_OF_USERS  # of so few runs a smaller one shows nothing
+    mechanism = audits.full_batch_mechanism(PROVEN, delta, audits.EXAMPLES, num_steps=8)
+    mechanism = dataclasses.replace(mechanism, clip_quantile=clipping)
+    bound = repeated_bound(mechanism, num_runs=RUNS, delta=delta, seed=1)["epsilon"]
+    assert (bound <= PROVEN) == is_right
+    assert bound > 0.2  # it does see something
 
 
 @pytest.mark.parametrize("mutation", ["none", "clipping skipped"])
@@ -127,6 +147,35 @@ def test_a_run_s_own_statement_gets_the_bound(tmp_path, run_statement):
     page = (tmp_path / "privacy.md").read_text()
     assert "An attack on 1,200 repeated runs of 20 examples" in page
     assert "repeat the audit" not in page
+
+
+def test_what_ran_is_attacked(tmp_path, run_statement, monkeypatch):
+    """Not plain clipping of examples in the place of it: all that the statement says of the mechanism."""
+    attacked = []
+
+    def bound(mechanism, **options):
+        attacked.append(mechanism)
+        return {"epsilon": 0.5}
+
+    monkeypatch.setattr("dp_rmt.auditing.run_folder.repeated_bound", bound)
+    of_users = {"unit": "user", "rows_per_user": 3, "clip_quantile": (0.4, 0.1), "noise_generator": "chacha20"}
+    for changes in (of_users, {"clip": "automatic"}):
+        write_privacy(tmp_path, dataclasses.replace(run_statement, **changes))
+        audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+    first, second = attacked
+    assert (first.rows_per_user, first.noise_generator, first.clip) == (3, "chacha20", "flat")
+    assert first.clip_quantile == QuantileClipping(0.4, 0.1)
+    assert (second.clip, second.clip_quantile, second.rows_per_user) == ("automatic", None, None)
+    write_privacy(tmp_path, dataclasses.replace(run_statement, **of_users))
+    audit_workdir(tmp_path, num_runs=RUNS, seed=1)
+    assert "1,200 repeated runs of 20 users with 3 rows each" in (tmp_path / "privacy.md").read_text()
+
+
+@pytest.mark.thorough
+def test_a_run_of_users_with_all_options_is_attacked(tmp_path, run_statement):
+    options = {"unit": "user", "rows_per_user": 2, "clip_quantile": (0.5, 0.1), "noise_generator": "chacha20"}
+    write_privacy(tmp_path, dataclasses.replace(run_statement, **options))
+    assert 0 <= audit_workdir(tmp_path, num_runs=100, seed=4).epsilon < PROVEN
 
 
 def test_only_private_runs_have_something_to_audit(tmp_path, run_statement):

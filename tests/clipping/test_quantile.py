@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import dp_accounting
@@ -16,7 +17,13 @@ from dp_accounting.pld import pld_privacy_accountant
 from dp_rmt import accounting
 from dp_rmt.auditing import lower_bounds
 from dp_rmt.clipping.per_example import PerExample, clipped_grad
-from dp_rmt.clipping.quantile import Counted, QuantileClipping, centred_count, follow_quantile
+from dp_rmt.clipping.quantile import (
+    Counted,
+    QuantileClipping,
+    QuantileClippingState,
+    centred_count,
+    follow_quantile,
+)
 from dp_rmt.mechanism import DPSGD, Execution
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
@@ -119,6 +126,44 @@ def test_the_gradient_is_that_of_flat_clipping_in_units_of_the_norm() -> None:
     assert unit.l2_norm_bound == 1 / 64
 
 
+USERS, ROWS = 6, 3
+OF_USERS = dataclasses.replace(
+    MECHANISM, num_examples=USERS, expected_batch_size=float(USERS), l2_clip_norm=1.0, rows_per_user=ROWS
+)
+
+
+@functools.cache
+def released_before_noise():
+    """``(rows of users, mask) -> Counted``: what a step of `OF_USERS` gives its noise, compiled."""
+    seen = optax.GradientTransformation(
+        lambda params: QuantileClippingState(None, jnp.float32(OF_USERS.l2_clip_norm)),  # type: ignore[arg-type]
+        lambda clean, state, params=None: ({"w": jnp.append(clean.gradient["w"], clean.num_below)}, state),
+    )
+    keeps = optax.GradientTransformation(lambda params: {"w": jnp.zeros(7)}, lambda g, state, params=None: (g, g))
+    forgets = optax.stateless(lambda g, params: jax.tree.map(jnp.zeros_like, params))
+    transforms = Transforms(seen, keeps, forgets)
+    state = TrainState.create(transforms, {"w": jnp.zeros(6)}, {})
+    step = jax.jit(make_train_step(OF_USERS, losses, transforms, execution=Execution("vmap"), nonprivate_metrics=False))
+    return lambda batch, mask: np.asarray(step(state, [(batch, mask)])[0].denoise["w"])
+
+
+@pytest.mark.parametrize("norms", [(9.0, 9.0, 9.0), (0.5, 0.5, 0.5), (0.1, 50.0, 0.2), (0.3, 0.9, 0.9)])
+@pytest.mark.parametrize("size", [1, 2, ROWS])
+def test_a_user_with_all_rows_moves_the_sum_by_at_most_one_and_the_count_by_a_half(norms, size) -> None:
+    """Rows clipped or counted apart would move them by as many as there are."""
+    batch = rows(np.geomspace(0.2, 5.0, USERS * ROWS)).reshape(USERS, ROWS, 6)
+    batch[2] = rows(norms)
+    present = np.zeros((USERS, ROWS), bool)
+    present[2, size:] = True
+    absent = present.copy()
+    absent[2] = True
+    moved = (released_before_noise()(batch, present) - released_before_noise()(batch, absent)) * USERS
+    mean = batch[2, :size].mean(axis=0)
+    assert np.linalg.norm(moved[:6]) <= 1 + 1e-6
+    np.testing.assert_allclose(moved[:6], mean / max(1.0, np.linalg.norm(mean)), rtol=1e-4, atol=1e-6)
+    assert moved[6] == pytest.approx(0.5 if np.linalg.norm(mean) <= 1 else -0.5, abs=1e-6)
+
+
 def test_a_step_that_is_repeated_repeats_clip_norm_and_noise() -> None:
     batch = rows(np.geomspace(0.5, 8.0, 64))
     once, _ = trained(MECHANISM, batch, 5)
@@ -127,8 +172,6 @@ def test_a_step_that_is_repeated_repeats_clip_norm_and_noise() -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="clip_quantile and rows_per_user"):
-        dataclasses.replace(MECHANISM, rows_per_user=2)
     for change in ({"noise_multiplier": 0.0}, {"clip": "automatic"}, {"l2_clip_norm": 1e7}):
         with pytest.raises(ValueError, match="clip_quantile needs noise"):
             dataclasses.replace(MECHANISM, **change)
@@ -149,6 +192,13 @@ class Unpaid(QuantileClipping):
 
     def noise_multipliers(self, noise_multiplier: float) -> tuple[float, float]:
         return noise_multiplier, super().noise_multipliers(noise_multiplier)[1]
+
+
+class Unnoised(QuantileClipping):
+    """The other one: the count follows the norms without noise."""
+
+    def noise_multipliers(self, noise_multiplier: float) -> tuple[float, float]:
+        return super().noise_multipliers(noise_multiplier)[0], 1e-3
 
 
 def audited(clipping: QuantileClipping, size: float = 40.0, runs: int = 60_000) -> float:
@@ -178,3 +228,4 @@ def test_an_audit_lies_below_the_proven_epsilon_and_above_it_where_the_count_is_
     proven = accounting.epsilon(noise_multiplier=1.0, delta=1e-3, sampling_probability=1.0, num_steps=1)
     assert 0.6 * proven < audited(QuantileClipping(share=0.9)) < proven
     assert audited(Unpaid(share=0.9)) > proven
+    assert audited(Unnoised(share=0.01)) > proven

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import jax
@@ -24,7 +25,10 @@ GROUPS = {key.rpartition(".")[0] for key in SETTINGS}
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The blocks of a page, those inside of lists included."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(rf"^ *(?:\d+\. )?```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for block in found]
 
 
 class Model(nn.Module):
@@ -54,7 +58,17 @@ def names_around(page: str) -> dict:
     }
 
 
-PYTHON = [(path, number) for path in PAGES for number in range(len(blocks(path, "python")))]
+def run_block(path: Path, number: int) -> dict:
+    """Runs a block, and returns its names."""
+    names = names_around(path.stem)
+    exec(compile(blocks(path, "python")[number], str(path), "exec"), names)
+    return names
+
+
+# The programs of the page of the first ten minutes are files, which tests/docs/test_ten_minutes.py runs in order.
+PYTHON = [
+    (path, number) for path in PAGES if path.stem != "ten_minutes" for number in range(len(blocks(path, "python")))
+]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +76,20 @@ PYTHON = [(path, number) for path in PAGES for number in range(len(blocks(path, 
 )
 def test_a_block_of_python_runs(path, number, monkeypatch):
     monkeypatch.setattr("dp_rmt.environment.prepare", lambda: None)  # JAX is imported here already
-    names = names_around(path.stem)
-    exec(compile(blocks(path, "python")[number], str(path), "exec"), names)
+    names = run_block(path, number)
     if "losses" in names:
         params = Model().init(jax.random.key(0), np.ones((1, 3), np.float32))
         assert names["losses"](params, names["batch"]).shape == (3,)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+OTHERS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "experiments").rglob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.py")),
+]
+
+
+@pytest.mark.parametrize("path", [*OTHERS, *PAGES], ids=lambda path: path.stem)
 def test_commands_and_settings_exist(path):
     text = path.read_text(encoding="utf-8")
     assert unknown_commands(text) == []
@@ -91,6 +111,13 @@ def test_errors_that_troubleshooting_quotes_are_raised_somewhere():
     assert quoted
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dp_rmt").rglob("*.py"))
     assert [words for words in quoted if words not in source] == []
+
+
+def test_a_broken_block_of_python_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("- In a list:\n\n  ```python\n  import dp_rmt\n  dp_rmt.calibrate()\n  ```\n", encoding="utf-8")
+    with pytest.raises(AttributeError, match="calibrate"):
+        run_block(page, 0)
 
 
 def test_a_wrong_command_and_a_wrong_setting_are_found():

@@ -14,10 +14,11 @@ from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TAS
 from dp_rmt.data.readers import tables
 from dp_rmt.finetuning import data_settings
 from dp_rmt.finetuning.options import Group, fitted, kinds, parsed, walk
-from dp_rmt.finetuning.settings import Model, Settings, Synthetic, Train
+from dp_rmt.finetuning.settings import Model, Privacy, Settings, Synthetic, Train
 from dp_rmt.finetuning.workdir import as_json
 from dp_rmt.mechanism import ClippingMethod
 from dp_rmt.models.tuning import PATTERNS
+from dp_rmt.random_bits import NoiseGenerator
 
 OPTIONS = {key: (kind, field) for key, kind, field in walk(Settings)}
 
@@ -48,6 +49,7 @@ def test_the_words_of_an_option_are_those_that_the_library_knows() -> None:
     assert typing.get_args(data_settings.DocumentTaskName) == DOCUMENT_TASKS
     assert typing.get_args(data_settings.SensitiveKind) == SENSITIVE
     assert set(typing.get_args(kinds(Train)["clipping_method"])) == set(typing.get_args(ClippingMethod))
+    assert typing.get_args(kinds(Privacy)["noise_generator"]) == typing.get_args(NoiseGenerator)
     assert typing.get_args(kinds(Model)["tuning"]) == tuple(PATTERNS)
 
 

@@ -18,6 +18,8 @@ FLOORS = [
     "files",
     "random_matrix",
     "scoring",
+    "threefry",
+    "random_bits",
     "noise_addition",
     "correlated_noise",
     "accounting",

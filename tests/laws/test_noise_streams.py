@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_rmt.noise_addition import _positions, _words, add_gaussian_noise, noise_key, standard_normal
+from dp_rmt.noise_addition import add_gaussian_noise, noise_key, standard_normal
+from dp_rmt.random_bits import positions, words_of_entries
 
 LENGTH = 4  # entries looked at; by chance alone all four agree once in 2^100 pairs
 
@@ -78,7 +79,7 @@ def test_no_two_entries_share_a_position(shape):
     """Whatever the size of a block: 2^32 in earnest, 16 here."""
     for words in (16, 2**32):
         if max(shape, default=0) <= words:
-            high, low = (np.asarray(part) for part in _positions(shape, words))
+            high, low = (np.asarray(part) for part in positions(shape, words))
             assert high.shape == low.shape == shape
             assert max(high.max(initial=0), low.max(initial=0)) < words
             assert len(set(zip(high.ravel().tolist(), low.ravel().tolist(), strict=True))) == high.size
@@ -92,7 +93,7 @@ def test_the_words_are_those_of_jax():
         np.testing.assert_array_equal(drawn, standard_normal(noise_key(0), (4,)))
     for shape in ((), (5,), (3, 4, 5)):
         key = noise_key(1)
-        high, low = _words(key, shape)
+        high, low = words_of_entries(key, shape)
         with jax.threefry_partitionable(True):
             np.testing.assert_array_equal(high ^ low, jax.random.bits(key, shape, "uint32"))
 
@@ -101,7 +102,7 @@ def test_leaves_of_more_than_a_word_of_entries():
     """Shapes alone: 2^33 entries. The upper word counts rows where the lower one would start again."""
     shape = (2**20, 2**13)
     assert jax.eval_shape(lambda key: standard_normal(key, shape), noise_key(0)).shape == shape
-    corners = jax.jit(lambda: [part[:: 2**20 - 1, :: 2**13 - 1] for part in _positions(shape)]).lower().compile()
+    corners = jax.jit(lambda: [part[:: 2**20 - 1, :: 2**13 - 1] for part in positions(shape)]).lower().compile()
     assert corners.memory_analysis().temp_size_in_bytes < 10**6  # XLA computes the corners alone; all would be 64 GB
     high, low = (np.asarray(part, np.int64) for part in corners())
     np.testing.assert_array_equal(high, [[0, 0], [2**20 - 1, 2**20 - 1]])

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from dp_rmt.noise_addition import NOISE_SUPPORT, _words, add_gaussian_noise, noise_key, normal_of_words, standard_normal
+from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise, noise_key, normal_of_words, standard_normal
+from dp_rmt.random_bits import words_of_entries
 
 DOCS = Path(__file__).parents[2] / "docs"
 TOP = 2**64 - 1
@@ -213,7 +214,7 @@ def test_the_draws_are_the_map_of_the_words(dtype):
     with jax.enable_x64(dtype == "float64"):
         key = noise_key(2)
         np.testing.assert_array_equal(
-            standard_normal(key, (20, 50), dtype), normal_of_words(*_words(key, (20, 50)), dtype)
+            standard_normal(key, (20, 50), dtype), normal_of_words(*words_of_entries(key, (20, 50)), dtype)
         )
 
 

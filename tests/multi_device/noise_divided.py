@@ -17,7 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from dp_rmt.correlated_noise import add_correlated_noise, square_root
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
-SHAPES = {"matrix": (64, 96), "stack": (3, 16, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
+# Each divided axis has whole blocks of ChaCha20 (8 entries) on every device.
+SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
 
 
@@ -42,6 +43,14 @@ def spec_for(shape, mesh, spec):
     return PartitionSpec(*[None] * (len(shape) - 2), *spec) if even else PartitionSpec()
 
 
+def cases():
+    """All layouts with the noise of Threefry, and one of each kind with that of ChaCha20."""
+    for name, (mesh, spec) in layouts().items():
+        yield f"threefry2x32 {name}", "threefry2x32", (mesh, spec)
+        if spec == ("rows", "cols"):
+            yield f"chacha20 {name}", "chacha20", (mesh, spec)
+
+
 def second_step(zeros, shardings=None):
     """The correlated noise of a second step, compiled for these shardings of its history."""
     noise = add_correlated_noise(1.0, square_root(3), noise_key(9))
@@ -55,9 +64,10 @@ def second_step(zeros, shardings=None):
 
 def main(out: str) -> None:
     """Draws, compiled for every layout, and saves."""
-    noise, zeros = add_gaussian_noise(1.0, noise_key(9)), {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    zeros = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
     results = {"num_devices": np.array(jax.device_count())}
-    for layout, (mesh, spec) in layouts().items():
+    for layout, generator, (mesh, spec) in cases():
+        noise = add_gaussian_noise(1.0, noise_key(9, generator))
         shardings = {name: NamedSharding(mesh, spec_for(shape, mesh, spec)) for name, shape in SHAPES.items()}
         divided, state = jax.device_put(zeros, shardings), noise.init(zeros)
         compiled = jax.jit(noise.update).lower(divided, state).compile()

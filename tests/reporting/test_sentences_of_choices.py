@@ -35,6 +35,7 @@ STATEMENT = {
         ({"selected_among": "geometric, mean 6"}, "chosen as the best of a secret random number of runs"),
         ({"clip_quantile": (0.5, 0.01)}, "begins at 0.1 and follows the 0.5-quantile"),
         ({"compares_raw_losses": True}, "it is for public data only"),
+        ({"noise_generator": "chacha20"}, "The noise came from ChaCha20 (RFC 8439)"),
     ],
 )
 def test_a_choice_has_its_sentence(change: dict[str, Any], sentence: str) -> None:

@@ -14,7 +14,7 @@ from dp_rmt.batch_selection import fresh_seed
 from dp_rmt.data import fingerprint
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.noise_addition import add_gaussian_noise, noise_key
+from dp_rmt.noise_addition import NOISE_LAWS, add_gaussian_noise, noise_key
 from dp_rmt.training.checkpoint import Checkpoints
 from dp_rmt.training.train_state import TrainState, Transforms
 
@@ -137,7 +137,7 @@ def test_another_experiment_is_refused_with_the_difference_shown(checkpoints, tm
 def test_a_run_whose_noise_was_made_otherwise_is_refused(checkpoints, monkeypatch):
     """Such as one of an earlier version: repeated, its steps would be released a second time with other noise."""
     with monkeypatch.context() as earlier:
-        earlier.setattr("dp_rmt.training.checkpoint.NOISE_LAW", "jax.random.normal")
+        earlier.setitem(NOISE_LAWS, "threefry2x32", "jax.random.normal")
         first = checkpoints(identity())
         first.save(1, make_state(), sampling_seed=0)
         first.close()

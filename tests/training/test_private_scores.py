@@ -166,6 +166,14 @@ def test_an_audit_lies_below_the_proven_epsilon_and_above_it_where_the_noise_is_
     assert audited(repeated, (-1, 1, 0)) > SCORES.epsilon
 
 
+def test_noise_that_is_repeated_on_other_rows_cancels() -> None:
+    """The typical mistake of a resumed run: why its identity has the content of the evaluation data."""
+    steps, key = sorted(SCORES.planned), KEYS[0]
+    with_row = {step: count(SCORES, 501, step=step, key=key) for step in steps}
+    without = {step: count(SCORES, 500, step=step, key=key) for step in steps}
+    assert [with_row[step] - without[step] for step in steps] == [1.0] * len(steps)  # the row itself, with no noise
+
+
 def test_the_secret_of_the_noise_is_in_the_state() -> None:
     state = make_run(dataclasses.replace(SCORES, rows={"dev": 200})).state
     assert secret_of(state.noise) == np.asarray(jax.random.key_data(noise_key(2))).tobytes()

@@ -76,6 +76,36 @@ def cost_of_choosing(runs: Sequence[SpentRun], repetitions: Repetitions | None =
     return _selection(runs, kinds[0], len(jobs), repetitions)
 
 
+def cost_of_scores(runs: Sequence[SpentRun]) -> str:
+    """What all private scores of these runs cost a row of their evaluation data, in words; "" where none has any.
+
+    Args:
+      runs: all runs that have used the data. Their evaluation data is taken to be one data set.
+    """
+    guarantees = [run.statement.get("evaluation_guarantee") for run in runs]
+    found = [guarantee for guarantee in guarantees if guarantee]
+    if not found:
+        return ""
+    given = [run.seed("noise_seed") for run in runs]
+    if any(seed is not None and given.count(seed) > 1 for seed in given):
+        return (
+            "Evaluation data: runs share a noise seed, and so the noise of their scores, which cancels: no bound for "
+            "its rows is claimed."
+        )
+    steps = Counter[Step]()
+    for _, _, noise, count in found:
+        steps[Step(noise, sampling_probability=1.0)] += count
+    delta = min(delta for _, delta, _, _ in found)
+    epsilon = accounting.epsilon_of_composition(steps, delta=delta, noise_support=NOISE_SUPPORT)
+    raw = len(runs) - len(found)
+    others = f" {raw} of the runs gave scores without noise, which nothing bounds." if raw else ""
+    return (
+        f"Evaluation data: the scores of {len(found)} runs together have (ε = {number(epsilon, 'up')}, "
+        f"δ = {number(delta, 'up')}) for each of its rows, if all runs were evaluated on it. That is beside what a "
+        f"training {runs[0].unit} has.{others}"
+    )
+
+
 def _selection(runs: Sequence[SpentRun], steps: Mapping[Step, int], jobs: int, repetitions: Repetitions) -> Choice:
     """The best of a random number of jobs, each of which consists of these steps."""
     delta = _delta(runs)

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
 import dp_rmt
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.reporting import machine
 from dp_rmt.types import Params
@@ -160,4 +161,4 @@ def _on_both(function: Callable[..., Params], *arguments: Any) -> tuple[Params, 
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from absl import app, flags
+from absl import flags
 
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from dp_rmt.reporting import machine
 from experiments.benchmarks.gpu.records import without_folders
 
@@ -65,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from experiments.benchmarks.scaling.cost_model import (
     FLOAT32,
     Layout,
@@ -199,4 +200,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/benchmarks/results/scaling", "Folder of the records.")
-    app.run(main)
+    command_line.run(main)

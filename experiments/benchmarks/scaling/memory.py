@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from experiments.benchmarks.scaling.hardware import CHIPS
 from experiments.benchmarks.scaling.main import compiled
 
@@ -76,4 +77,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/benchmarks/results/scaling", "Folder of the records.")
-    app.run(main)
+    command_line.run(main)

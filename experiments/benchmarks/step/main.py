@@ -116,4 +116,4 @@ def _progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -13,9 +13,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.palette import BLACK, BLUE, GREY, ORANGE, PICTURE_STYLE
 from dp_rmt.reporting.records import learning_rate
 
@@ -196,4 +197,4 @@ def _label(epsilon: float, arm: str) -> str:
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/studies/memorisation/results", "Folder of the records.")
     flags.DEFINE_string("image", "docs/images/memorisation_customersim.png", "Where the picture goes.")
-    app.run(main)
+    command_line.run(main)

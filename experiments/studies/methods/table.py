@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.records import learning_rate
 
 _SHARE = 0.95
@@ -128,4 +129,4 @@ def _grouped(records: Sequence[Record], key: Any) -> dict[Any, list[Record]]:
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
     flags.DEFINE_string("baseline", "dp_adam", "The arm whose final accuracy sets the target.")
-    app.run(main)
+    command_line.run(main)

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage
 from dp_rmt.reporting.palette import BLACK, BLUE, DARK_GREY, GREY, ORANGE, PICTURE_STYLE
 
@@ -210,4 +211,4 @@ def _batch(record: dict[str, Any]) -> str:
 if __name__ == "__main__":  # flags are defined here, so that other programs and tests can import the rest
     flags.DEFINE_string("results", "experiments/studies/spectra/results", "Folder of the records.")
     flags.DEFINE_string("output", "docs/images", "Folder of the figures.")
-    app.run(main)
+    command_line.run(main)

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from dp_rmt.files import write_atomically
+from dp_rmt.finetuning import command_line
 from dp_rmt.finetuning.statements import privacy_record
 from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
@@ -126,4 +127,4 @@ def _epsilon(made: Record) -> float:
 if __name__ == "__main__":
     flags.DEFINE_list("workdirs", [], "Folders of runs; those that are not finished are left out.")
     flags.DEFINE_string("results", "experiments/studies/texts/results/stories260k", "Folder of the records.")
-    app.run(main)
+    command_line.run(main)

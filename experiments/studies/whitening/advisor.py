@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.advice import OVERSHOT, alarm_from
 from dp_rmt.reporting.records import learning_rate
 from experiments.studies.methods.score import score_at
@@ -98,4 +99,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("results", ["experiments/studies/whitening/results/sst2"], "Folders of records.")
-    app.run(main)
+    command_line.run(main)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.advice import alarm_from
 from dp_rmt.reporting.records import learning_rate
 from experiments.studies.methods.score import score_at
@@ -124,4 +125,4 @@ def _overshot(run: Record) -> str:
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", "experiments/studies/whitening/results/sst2", "Folder of the records.")
-    app.run(main)
+    command_line.run(main)

@@ -129,6 +129,9 @@ def test_it_holds_wheels_project_models_and_data(bundle: Path) -> None:
     assert not (bundle / "project" / "private.txt").exists()
     assert names(bundle / "models" / "whole") == {"config.json", "model.safetensors"}
     assert names(bundle / "data" / "sst2") == {"rows.tsv"}
+    licences = (bundle / "LICENCES.md").read_text(encoding="utf-8")
+    assert "| fake_core | 1.0 | not said | none |" in licences
+    assert "LICENCES.md" in (bundle / "SHA256SUMS").read_text(encoding="utf-8")
     half = safetensors.numpy.load_file(bundle / "models" / "half" / "model.safetensors")
     assert {name: tensor.dtype.name for name, tensor in half.items()} == {"a": "float16", "ids": "int64"}
     np.testing.assert_allclose(half["a"], [[1.0, 1 / 3], [-7.0, 65504.0]], rtol=2**-11)  # half a unit of 10 bits

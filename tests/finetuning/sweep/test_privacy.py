@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,12 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import pld_privacy_accountant
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from dp_rmt import accounting
 from dp_rmt.accounting import Repetitions
-from dp_rmt.finetuning.sweep.privacy import cost_of_choosing
+from dp_rmt.finetuning.sweep.privacy import cost_of_choosing, cost_of_scores
 from dp_rmt.finetuning.sweep.spent_runs import SpentRun, released
 
 Choices = Callable[..., list[SpentRun]]
@@ -174,6 +176,21 @@ def test_jobs_that_share_samples_are_no_independent_repetitions(choices: Choices
     assert plain.epsilon is not None
     assert best.epsilon > plain.epsilon
     assert "Runs share a sampling seed" in best.text
+
+
+def test_private_scores_of_several_runs_add_up_for_a_row_of_the_evaluation_data(choices: Choices) -> None:
+    """By dp_accounting: two runs of three scores each are six Gaussian mechanisms on all rows."""
+    assert cost_of_scores(choices(3)) == ""
+    scored: dict[str, Any] = {"evaluation_guarantee": [1.0, 1e-5, 7.0, 3]}
+    text = cost_of_scores(choices(2, **scored))
+    six = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(7.0), 6)
+    expected = pld_privacy_accountant.PLDAccountant().compose(six).get_epsilon(1e-5)
+    told = float(re.search(r"ε = ([\d.]+)", text)[1])  # type: ignore[index]
+    assert expected * (1 - 1e-6) <= told <= expected * 1.005
+    assert "of 2 runs together" in text
+    assert "without noise" not in text
+    assert "1 of the runs gave scores without noise" in cost_of_scores([*choices(1, **scored), *choices(1)])
+    assert "no bound" in cost_of_scores(choices(2, seed=3, **scored))
 
 
 def test_a_given_seed_of_either_kind_is_named(choices: Choices) -> None:
