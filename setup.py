@@ -27,7 +27,7 @@ FINETUNE = [
 METEOR = ["pycocoevalcap>=1.2"]
 PRESIDIO = ["presidio-analyzer>=2.2"]  # data.sensitive="presidio"; needs a spaCy model, too
 TENSORBOARD = ["tensorboard>=2.18"]  # writers.to=("tensorboard",)
-WANDB = ["wandb>=0.19"]  # writers.to=("wandb",)
+WANDB = ["wandb>=0.19.11"]  # writers.to=("wandb",)
 SLURM = ["submitit>=1.5"]  # sweeps with --executor=submitit
 
 setup(
@@ -91,6 +91,7 @@ setup(
         "oracle": ["torch==2.13.0"],
         # Other implementations that experiments/benchmarks/step/main.py compares with.
         "peers": ["jax-privacy==2.0.0"],
+        "bandmf": ["jax-privacy==2.0.0"],  # dp_rmt.correlated_noise.optimised
         "peers-torch": ["opacus==1.6.0", "torch==2.13.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

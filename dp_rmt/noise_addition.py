@@ -168,6 +168,7 @@ def add_gaussian_noise(noise_std: float | optax.Schedule, key: jax.Array) -> opt
         # A copy: a state that shares its buffer with the caller's key would take the key along when it is donated.
         return GaussianNoiseState(jnp.zeros([], jnp.int32), jnp.array(jax.random.key_data(key), copy=True))
 
+    @jax.named_scope("noise")  # for profiles
     def update(updates: Params, state: GaussianNoiseState, params: Params | None = None):
         del params
         std = noise_std(state.step) if callable(noise_std) else noise_std
@@ -190,7 +191,11 @@ def _add_noise(path: jax.tree_util.KeyPath, leaf: jax.Array, std: float | jax.Ar
             "ones, its real and its imaginary part"
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    return leaf.astype(dtype) + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    leaf = leaf.astype(dtype)
+    noisy = leaf + jnp.asarray(std, dtype) * standard_normal(key, leaf.shape, dtype)
+    # Divided by ones, of which XLA cannot know that they are: it repeats no division in each reader of the result, such
+    # as the two moments of Adam, where it would otherwise draw most of the noise anew (tests/laws/test_threefry.py).
+    return noisy / (1 + jnp.minimum(0, jnp.square(leaf)))
 
 
 def _check_noise_std(noise_std: Any) -> None:
@@ -210,8 +215,9 @@ def _check_noise_std(noise_std: Any) -> None:
 def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Draws independent N(0, 1) numbers with a Gaussian's tails, up to `NOISE_SUPPORT` deviations on both sides.
 
-    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011), or
-    with eighth ``i mod 8`` of a block of ChaCha20 for each eight neighbours (`dp_rmt.random_bits`). `jax.random.normal` inverts the same distribution function from 23 bits only, so it never exceeds 5.2201.
+    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)``. The 64-bit integer is ``v_i = Threefry_key(i)`` (Salmon et al. 2011), or
+    for ChaCha20 an eighth of a block, which eight neighbours share (`dp_rmt.random_bits`). `jax.random.normal` inverts
+    the same distribution function from 23 bits only, so it never exceeds 5.2201.
 
     Args:
       key: a typed key of Threefry or ChaCha20.

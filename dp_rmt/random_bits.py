@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import define_prng_impl, threefry2x32_p
+from jax.extend.random import define_prng_impl
+
+from dp_rmt.threefry import threefry2x32
 
 NoiseGenerator = Literal["threefry2x32", "chacha20"]
 
@@ -167,7 +169,7 @@ def words_of_entries(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array,
     if generator_of(key) == "chacha20":
         high, low = _draw(data, shape, 2)
     else:  # one Threefry hash of the entry's position gives both
-        high, low = threefry2x32_p.bind(data[0], data[1], *positions(shape))
+        high, low = threefry2x32(data, *positions(shape))
     return high, low
 
 

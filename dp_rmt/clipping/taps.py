@@ -31,6 +31,9 @@ from dp_rmt.clipping.products import with_range_of_float32
 BIAS = "bias"
 """How layers with rules name what they add to a product."""
 
+NORMS, SUMS = "squared_norm", "weighted_sum"
+"""Names of scopes, by which a profile tells what clipping adds to a backward pass."""
+
 HEAD = Contraction("bsd", "vd", "bsv")
 """The rule of a tied head, ``y = x E^T``."""
 
@@ -100,11 +103,13 @@ def _tap_backward(static: tuple[Any, ...], residuals: Any, g: Any) -> tuple[Any,
     for name, of_rows in static:
         if marks[name] is not None:
             rule = of_rows.of_users() if by_user else of_rows
-            sums[name] = rule.weighted_sum(x_B, g_B, weights_B).astype(weights_B.dtype)
-            if name in maps:
-                squared_norms += squared_norm_of_mapped(rule, x_B, g_B, maps[name]).astype(weights_B.dtype)
-            elif not (name == BIAS and any(of_matrix.has_bias for of_matrix in maps.values())):
-                squared_norms += rule.squared_norm(x_B, g_B).astype(weights_B.dtype)
+            with jax.named_scope(SUMS):
+                sums[name] = rule.weighted_sum(x_B, g_B, weights_B).astype(weights_B.dtype)
+            with jax.named_scope(NORMS):
+                if name in maps:
+                    squared_norms += squared_norm_of_mapped(rule, x_B, g_B, maps[name]).astype(weights_B.dtype)
+                elif not (name == BIAS and any(of_matrix.has_bias for of_matrix in maps.values())):
+                    squared_norms += rule.squared_norm(x_B, g_B).astype(weights_B.dtype)
     return sums, None, g, squared_norms, None
 
 

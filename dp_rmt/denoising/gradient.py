@@ -115,6 +115,7 @@ def denoise_matrices(
         sharding,
     )
 
+    @jax.named_scope("denoise")  # for profiles
     def update(updates: Params, state: DenoiseState, params: Params | None = None) -> tuple[Params, DenoiseState]:
         del params
         return tree_denoiser(updates, state, noise_std(state.step) if callable(noise_std) else noise_std)

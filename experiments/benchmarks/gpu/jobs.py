@@ -97,6 +97,11 @@ def _step(name: str, *arguments: str, packages: tuple[str, ...] = ()) -> Job:
     return Job(f"b/{name}", (command,), packages=packages)
 
 
+def _profile(name: str, *arguments: str) -> Job:
+    """Where the time of a plain, a clipped and a whole private step goes."""
+    return Job(f"b/{name}_profile", (_module("benchmarks.step.profile", f"--results={RECORDS}", *arguments),))
+
+
 def _with_peers(name: str, *arguments: str) -> Iterator[Job]:
     """The same shapes in peers, each beside the plain gradient and in a process of its own."""
     yield _step(f"{name}_optax", *arguments, "--arms=optax")
@@ -116,6 +121,8 @@ def _steps() -> Iterator[Job]:
         return (f"--model={model}", "--dtype=bfloat16", *sizes, "--repeats=5", *more)
 
     yield _step("roberta_base_256", *encoder("roberta_base", 256, own))
+    sizes = ("--batch_size=256", "--sequence_length=128", "--dtype=bfloat16")
+    yield _profile("roberta_base_256", "--model=roberta_base", *sizes)
     yield _step("qwen3_4b_lora_8_flash", *decoder("qwen3_4b_lora", 8, fast, "--flash_attention"))
     yield from _with_peers("roberta_base_256", *encoder("roberta_base", 256))
     yield _step("roberta_base_256_torch", *encoder("roberta_base", 256, "--arms=plain", "--torch"), packages=("torch",))
@@ -213,6 +220,7 @@ def _small_steps() -> Iterator[Job]:
     sizes = ("--batch_size=4", "--sequence_length=8", "--num_layers=1", "--microbatch_sizes=2", "--repeats=2")
     arms = ("--arms=bookkeeping,vmap", "--dtype=bfloat16")
     yield _step("tiny_llama_lora", "--model=tiny_llama_lora", *sizes, *arms)
+    yield _profile("tiny", "--model=tiny", "--batch_size=4", "--sequence_length=8", "--num_layers=1", "--repeats=1")
     yield from _with_peers("tiny", "--model=tiny", *sizes)
     yield _step("tiny_torch", "--model=tiny", *sizes, "--arms=plain", "--torch", packages=("torch",))
     arguments = ("--model=tiny", "--num_layers=1", "--repeats=2", f"--results={RECORDS}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0}
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     [
         "abs",
         "add",
@@ -99,7 +99,9 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """A line of a module: its name, the shape of its result, its opcode, and what follows the opening bracket."""
+
     name: str
     shape: str
     op: str
@@ -115,6 +117,7 @@ class _Instruction:
         return re.findall(r"%([\w.-]+)", self.rest[:end])
 
     def called(self, attribute: str) -> list[str]:
+        """Names of the computations that an attribute holds."""
         found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.-]+)", self.rest)
         return re.findall(r"[\w.-]+", found[1]) if found else []
 
@@ -137,7 +140,7 @@ def cost_of(hlo: str) -> Cost:
     >>> cost_of(loop.lower(jnp.ones((4, 4))).compile().as_text()).matrix_flops
     640.0
     """
-    computations, entry = _parse(hlo)
+    computations, entry = parse(hlo)
     known: dict[str, Cost] = {}
 
     def cost(name: str) -> Cost:
@@ -146,11 +149,11 @@ def cost_of(hlo: str) -> Cost:
             known[name] = sum((one(instruction, shapes) for instruction in computations[name]), Cost())
         return known[name]
 
-    def one(instruction: _Instruction, shapes: dict[str, str]) -> Cost:
+    def one(instruction: Instruction, shapes: dict[str, str]) -> Cost:
         op = instruction.op.removesuffix("-start")
         if op == "dot":
             return Cost(matrix_flops=_dot_flops(instruction, shapes))
-        if op in _ELEMENTWISE:
+        if op in ELEMENTWISE:
             return Cost(vector_ops=float(sum(math.prod(sizes) for _, sizes in _arrays(instruction.shape))))
         if op in COLLECTIVES:
             return Cost(payload=Counter({(op, _group_size(instruction)): _payload(instruction, op, shapes)}))
@@ -170,8 +173,9 @@ def cost_of(hlo: str) -> Cost:
     return cost(entry)
 
 
-def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    computations: dict[str, list[_Instruction]] = {}
+def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Reads the text of a module: its computations by name, and the name of the one that is entered."""
+    computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
         if header := _COMPUTATION.match(line):
@@ -179,13 +183,13 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
             computations[current] = []
             entry = current if line.startswith("ENTRY") else entry
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(_Instruction(found["name"], found["shape"], found["op"], found["rest"]))
+            computations[current].append(Instruction(found["name"], found["shape"], found["op"], found["rest"]))
     if not entry:
         raise ValueError("this is not the text of an HLO module: it has no ENTRY; pass compiled.as_text()")
     return computations, entry
 
 
-def _dot_flops(instruction: _Instruction, shapes: dict[str, str]) -> float:
+def _dot_flops(instruction: Instruction, shapes: dict[str, str]) -> float:
     (left, *_) = instruction.operands()
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
     (_, sizes), (_, product) = next(_arrays(shapes[left])), next(_arrays(instruction.shape))
@@ -193,7 +197,7 @@ def _dot_flops(instruction: _Instruction, shapes: dict[str, str]) -> float:
     return 2.0 * math.prod(product) * math.prod(sizes[axis] for axis in axes)
 
 
-def _payload(instruction: _Instruction, op: str, shapes: dict[str, str]) -> int:
+def _payload(instruction: Instruction, op: str, shapes: dict[str, str]) -> int:
     if op in ("reduce-scatter", "all-reduce"):
         return sum(_bytes(shapes[name]) for name in instruction.operands())
     if op == "all-gather" and instruction.op.endswith("-start"):  # (operands, results)
@@ -201,7 +205,7 @@ def _payload(instruction: _Instruction, op: str, shapes: dict[str, str]) -> int:
     return _bytes(instruction.shape)
 
 
-def _group_size(instruction: _Instruction) -> int:
+def _group_size(instruction: Instruction) -> int:
     """Of ``replica_groups=``: ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` or ``mesh['a'=2,'b'=2] {'b'}``."""
     if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}", instruction.rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))

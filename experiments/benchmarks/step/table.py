@@ -25,6 +25,7 @@ _UPDATE_COLUMNS: tuple[Column, ...] = (
     ("time/noisy", "time_ratio", "{:.4f}".format),
     ("seconds", "seconds", "{:.4g}".format),
     ("FLOPs/noisy", "matrix_flops_ratio", "{:.4f}".format),
+    ("moved MB", "bytes_accessed", lambda value: f"{value / 1e6:.1f}"),
     ("temp MB", "temporary_bytes", lambda value: f"{value / 1e6:.1f}"),
     ("state MB", "state_bytes", lambda value: f"{value / 1e6:.1f}"),
     ("microbatch", "microbatch_size", str),

@@ -103,6 +103,7 @@ for given in json.load(sys.stdin):
     "module",
     [
         "experiments.benchmarks.step.main",
+        "experiments.benchmarks.step.profile",
         "experiments.benchmarks.denoiser",
         "experiments.benchmarks.gpu.against_cpu",
         "experiments.benchmarks.gpu.laws",
