@@ -268,12 +268,13 @@ def add_correlated_noise(noise_std: float, strategy: BandedToeplitz, key: jax.Ar
     return optax.GradientTransformation(init, update)
 
 
-@functools.partial(jax.jit, static_argnames="coefficients")  # as one piece, so that it rounds alike in every program
+@functools.partial(jax.jit, static_argnames="coefficients")
 def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[float, ...]) -> jax.Array:
-    """``y_t`` of z_t and of the y before it."""
-    total = z
+    """``y_t`` of z_t and of the y before it, which rounds alike in every program."""
+    kind, total = jnp.finfo(z.dtype), z
     for c, y in zip(coefficients[1:], earlier, strict=True):
-        total = total - c * y
+        # A compiler may fuse a product into the sum, which rounds once for twice, or not, as the program around it is.
+        total = total - jax.lax.reduce_precision(c * y, kind.nexp, kind.nmant - 1)
     return total / coefficients[0]
 
 
