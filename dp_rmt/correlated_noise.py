@@ -115,7 +115,7 @@ def square_root(bands: int) -> BandedToeplitz:
 
 
 def optimised(bands: int, num_steps: int) -> BandedToeplitz:
-    """The banded strategy with the least mean squared error of prefix sums, found by `jax_privacy` (extra "bandmf").
+    """The banded strategy with the least mean squared error of prefix sums, found by `jax_privacy` (extra "peers").
 
     It begins at `square_root` and descends by L-BFGS. The coefficients are rounded to six digits, so that another
     machine finds the same ones.
@@ -131,7 +131,7 @@ def optimised(bands: int, num_steps: int) -> BandedToeplitz:
       ModuleNotFoundError: `jax_privacy` is not installed; the message says how to install it.
     """
     begin = square_root(bands)
-    with extra("bandmf"):
+    with extra("peers"):
         from jax_privacy.matrix_factorization import toeplitz
 
     found = toeplitz.optimize_banded_toeplitz(num_steps, bands, jnp.array(begin.coefficients))
