@@ -270,7 +270,7 @@ def add_correlated_noise(noise_std: float, strategy: BandedToeplitz, key: jax.Ar
 
 @functools.partial(jax.jit, static_argnames="coefficients")
 def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[float, ...]) -> jax.Array:
-    """``y_t`` of z_t and of the y before it, which rounds alike in every program."""
+    """``y_t`` of z_t and of the y before it."""
     kind, total = jnp.finfo(z.dtype), z
     for c, y in zip(coefficients[1:], earlier, strict=True):
         # A compiler may fuse a product into the sum, which rounds once for twice, or not, as the program around it is.
