@@ -75,7 +75,7 @@ def main(out: str) -> None:
         assert all(noisy[name].sharding.is_equivalent_to(shardings[name], len(SHAPES[name])) for name in SHAPES), layout
         results[f"{layout}/collectives"] = np.array(sorted(set(COLLECTIVE.findall(compiled.as_text()))), dtype=str)
         results |= {f"{layout}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
-        if generator == "threefry2x32" and layout.endswith("('rows', 'cols')"):
+        if layout.startswith("threefry2x32") and spec == ("rows", "cols"):
             correlated = second_step(divided, shardings)
             results |= {f"{layout}/correlated/{name}": np.asarray(leaf) for name, leaf in correlated.items()}
     np.savez(out, **results)
