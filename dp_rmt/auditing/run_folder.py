@@ -36,7 +36,8 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: the run is not private or has done no update, or its statement is broken or older than its ledger.
+      ValueError: the run is not private, has correlated noise or has done no update, or its statement is broken or
+        older than its ledger.
     """
     statement = PrivacyStatement.from_json(read_privacy(workdir))
     if not statement.is_private or statement.delta is None:
@@ -49,6 +50,11 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         )
     if statement.num_steps == 0:
         raise ValueError(f"{workdir}: this run has done no update, so there is nothing to audit")
+    if statement.num_groups > 1:
+        raise ValueError(
+            f"{workdir}: the noise of this run is correlated over its steps, and the attack here is on independent "
+            "noise: it would say nothing of this run"
+        )
     mechanism = Audited(
         num_examples=EXAMPLES,
         expected_batch_size=EXAMPLES * statement.sampling_probability,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dp_rmt.clipping.quantile import QuantileClipping
+from dp_rmt.correlated_noise import square_root
 from dp_rmt.finetuning import defaults
 from dp_rmt.finetuning.settings import Privacy, Settings
 from dp_rmt.mechanism import DPSGD
@@ -75,6 +76,8 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
             options["clip_quantile"] = QuantileClipping(
                 privacy.clip_quantile, privacy.clip_quantile_share, privacy.clip_quantile_rate
             )
+        if privacy.noise_bands > 1:
+            options["noise_strategy"] = square_root(privacy.noise_bands)
         # The noise is that of the plan, whatever microbatches the memory has room for: filling the batch's shape up to
         # whole ones only makes it rarer that a sample is cut, and epsilon no larger.
         mechanism = _calibrated(privacy.epsilon, delta, tuple(options.items()))
@@ -105,6 +108,8 @@ def plan(settings: Settings, num_examples: int) -> str:
     if mechanism.noise_multiplier == 0:
         return ", ".join([*parts, "no noise, and no privacy"])
     noise = f"noise {mechanism.noise_multiplier:.3g}"
+    if mechanism.num_groups > 1:
+        noise += f" correlated over {mechanism.num_groups} steps"
     return ", ".join(
         [*parts, noise, f"epsilon {number(settings.privacy.epsilon, 'up')}", f"delta {number(delta, 'up')}"]
     )

@@ -59,7 +59,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
         path = programs / name
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **found}
 
 
 @pytest.mark.slow
