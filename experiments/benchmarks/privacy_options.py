@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     values = flags.FLAGS
-    sizes = {name: values[name].value for name in ("num_layers", "batch_size", "sequence_length")}
+    sizes: dict[str, Any] = {name: values[name].value for name in ("num_layers", "batch_size", "sequence_length")}
     try:
         record = {
             "model": values.model,
@@ -119,7 +119,9 @@ def traced_step(
     """
     rows = options.get("rows_per_user")
     size = batch_size * (rows or 1)
-    workload = make_workload(model, batch_size=size, sequence_length=sequence_length, num_layers=num_layers)
+    workload = make_workload(
+        model, batch_size=size, sequence_length=sequence_length, num_layers=num_layers, dtype="float32"
+    )
     mechanism = DPSGD(
         num_examples=100 * batch_size,
         expected_batch_size=batch_size,
