@@ -27,7 +27,7 @@ FINETUNE = [
 METEOR = ["pycocoevalcap>=1.2"]
 PRESIDIO = ["presidio-analyzer>=2.2"]  # data.sensitive="presidio"; needs a spaCy model, too
 TENSORBOARD = ["tensorboard>=2.18"]  # writers.to=("tensorboard",)
-WANDB = ["wandb>=0.19"]  # writers.to=("wandb",)
+WANDB = ["wandb>=0.19.11"]  # writers.to=("wandb",)
 SLURM = ["submitit>=1.5"]  # sweeps with --executor=submitit
 
 setup(

@@ -58,20 +58,27 @@ class PoissonSampling:
     Of a sample of more than `max_batch_size` examples, a uniformly random subset of that size is kept. The accountant
     must be told of it (`accounting.Truncation`).
 
-    ====================================  ==================================================
-    edge case                             result
-    ====================================  ==================================================
-    nothing sampled                       all padding; the step still adds its noise
-    more sampled than fit                 a uniformly random subset of `max_batch_size`
-    max_batch_size above num_examples     at least the excess is padding
-    sampling_probability = 1              all examples, in order
-    ====================================  ==================================================
+    With `num_groups` b above 1 this is cyclic Poisson sampling (Choquette-Choo et al. 2023, arXiv 2306.08153), which
+    correlated noise needs. Each example is put into one of b groups for the whole run, uniformly and independently of
+    all others, so that one example more moves nobody. Step t samples from group ``t mod b`` alone, with probability
+    ``b sampling_probability``: no example is sampled twice in any b steps.
+
+    ======================================  ==================================================
+    edge case                               result
+    ======================================  ==================================================
+    nothing sampled                         all padding; the step still adds its noise
+    more sampled than fit                   a uniformly random subset of `max_batch_size`
+    max_batch_size above num_examples       at least the excess is padding
+    sampling_probability = 1                all examples, in order
+    num_groups = 1 / sampling_probability   all examples of the group, in order
+    ======================================  ==================================================
 
     Args:
       num_examples: examples in the data set.
-      sampling_probability: in (0, 1].
+      sampling_probability: in (0, 1]; the mean over all steps.
       max_batch_size: length of every batch, in examples; see `max_batch_size_for`.
       seed: in [0, 2^128), see `fresh_seed`. It must not be the seed of the noise.
+      num_groups: b, at most ``1 / sampling_probability``.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -85,6 +92,7 @@ class PoissonSampling:
     sampling_probability: float
     max_batch_size: int
     seed: int
+    num_groups: int = 1
 
     def __post_init__(self) -> None:
         num_examples, sampling_probability = _validated(self.num_examples, self.sampling_probability)
@@ -94,6 +102,19 @@ class PoissonSampling:
         object.__setattr__(self, "max_batch_size", size)
         wanted = "be in [0, 2^128), an integer; see fresh_seed()"
         object.__setattr__(self, "seed", integer("seed", self.seed, wanted, lambda n: 0 <= n < 2**128))
+        wanted = f"be at least 1, at most 1 / sampling_probability = {1 / sampling_probability:.6g}, and an integer"
+        most = 1 / sampling_probability + 1e-9  # a rounding error of the quotient is no group too many
+        object.__setattr__(self, "num_groups", integer("num_groups", self.num_groups, wanted, lambda b: 1 <= b <= most))
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """The group of each example, for the whole run, int32 (num_examples,). It is as secret as the seed."""
+        if self.num_groups == 1:
+            return np.zeros(self.num_examples, np.int32)
+        # The stream of (seed, 0, 0, 0). No step and no user's rows have these words; see `UserSampling.indices`.
+        (of_groups,) = _entropy(self.seed, 0).spawn(1)[0].spawn(1)
+        rng = np.random.Generator(np.random.Philox(of_groups))
+        return rng.integers(self.num_groups, size=self.num_examples, dtype=np.int32)
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the examples of one step.
@@ -108,7 +129,10 @@ class PoissonSampling:
           ValueError: the step is negative.
         """
         rng = np.random.Generator(np.random.Philox(_entropy(self.seed, step)))
-        sampled = np.flatnonzero(rng.random(self.num_examples) < self.sampling_probability)
+        is_sampled = rng.random(self.num_examples) < self.num_groups * self.sampling_probability
+        if self.num_groups > 1:
+            is_sampled &= self.groups == step % self.num_groups
+        sampled = np.flatnonzero(is_sampled)
         if len(sampled) > self.max_batch_size:
             sampled = np.sort(rng.choice(sampled, self.max_batch_size, replace=False, shuffle=False))
         padded = np.full(self.max_batch_size, -1, np.int32)

@@ -20,6 +20,7 @@ from dp_rmt.clipping.coordinates import Coordinates
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
 from dp_rmt.clipping.quantile import LARGEST, SMALLEST, QuantileClipping, follow_quantile, in_units_of
+from dp_rmt.correlated_noise import BandedToeplitz, CorrelatedNoiseLevel, add_correlated_noise
 from dp_rmt.denoising.first_moment import scale_by_denoised_adam
 from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
@@ -94,6 +95,9 @@ class DPSGD:
         unit is a user, norms and count are those of the users' mean gradients.
       noise_generator: what the bits of the noise come from, "threefry2x32" or "chacha20", a cipher with a key of 256
         bits (`dp_rmt.random_bits`). The accounting is the same.
+      noise_strategy: None for independent noise in every step. A strategy matrix of b bands correlates the noise of
+        different steps (BandMF, `dp_rmt.correlated_noise`). `sampling` then lets b groups of examples take turns, and
+        noise_multiplier is the std of the independent noise Z over ``l2_clip_norm`` times the norm of a column of C.
 
     Raises:
       ValueError: the numbers do not fit together.
@@ -111,6 +115,7 @@ class DPSGD:
     rows_per_user: int | None = None
     clip_quantile: QuantileClipping | None = None
     noise_generator: NoiseGenerator = "threefry2x32"
+    noise_strategy: BandedToeplitz | None = None
 
     def __post_init__(self) -> None:
         settle = functools.partial(object.__setattr__, self)
@@ -131,9 +136,11 @@ class DPSGD:
         one_of("accountant", self.accountant, get_args(accounting.Accountant))
         one_of("noise_generator", self.noise_generator, get_args(NoiseGenerator))
         check_arguments(self.l2_clip_norm, self.expected_batch_size, self.clip, microbatch_size=None)
-        settle("max_batch_size", self._validated_batch_shape())
         if self.clip_quantile is not None:
             self._check_clip_quantile()
+        if self.noise_strategy is not None:
+            self._check_noise_strategy(self.noise_strategy)
+        settle("max_batch_size", self._validated_batch_shape())
 
     def _check_clip_quantile(self) -> None:
         if self.noise_multiplier == 0 or self.clip != "flat" or not SMALLEST <= self.l2_clip_norm <= LARGEST:
@@ -143,6 +150,24 @@ class DPSGD:
                 f"l2_clip_norm={self.l2_clip_norm}: leave clip_quantile out, or change these"
             )
 
+    def _check_noise_strategy(self, strategy: BandedToeplitz) -> None:
+        together = {"clip_quantile": self.clip_quantile, "rows_per_user": self.rows_per_user}
+        for name, why in (
+            ("clip_quantile", "the count's noise would have to be correlated as that of the gradient"),
+            ("rows_per_user", "that users take turns as examples do is not tested"),
+        ):
+            if together[name] is not None:
+                raise ValueError(f"noise_strategy and {name}: {why}, so it is not promised; leave one of them out")
+        if self.noise_multiplier == 0:
+            raise ValueError("noise_strategy needs noise, got noise_multiplier=0: leave noise_strategy out")
+        if strategy.bands * self.expected_batch_size > self.num_examples * (1 + 1e-9):
+            raise ValueError(
+                f"noise_strategy has {strategy.bands} bands, so that a step samples one of {strategy.bands} groups of "
+                f"{self.num_examples / strategy.bands:.6g} examples each, which do not fill a batch of "
+                f"{self.expected_batch_size:g}: let it have at most "
+                f"{int(self.num_examples / self.expected_batch_size)} bands, or lower expected_batch_size"
+            )
+
     def _validated_clip_norm(self) -> float:
         if self.noise_multiplier == 0:
             return real("l2_clip_norm", self.l2_clip_norm, "be positive", lambda c: c > 0)
@@ -150,6 +175,10 @@ class DPSGD:
         return real("l2_clip_norm", self.l2_clip_norm, wanted, lambda c: 0 < c < math.inf)
 
     def _validated_batch_shape(self) -> int:
+        if self.max_batch_size is None and self.num_groups > 1:
+            return accounting.batch_size_without_overflow(
+                self.num_examples, self.sampling_probability, self.num_steps, multiple_of=self.batch_multiple_of
+            )
         if self.max_batch_size is None:
             return max_batch_size_for(self.num_examples, self.sampling_probability, multiple_of=self.batch_multiple_of)
         if self.max_batch_size % (multiple := self.batch_multiple_of):
@@ -184,8 +213,14 @@ class DPSGD:
         draft = cls(noise_multiplier=1.0, **settings)  # checks all that is given, before the search
         run = draft._accounted(draft.num_steps)
         del run["noise_multiplier"]
+        overflow = draft._rounds(draft.num_steps).delta_of_overflow
+        if 0 < delta <= overflow:
+            raise ValueError(
+                f"batches of more than max_batch_size={draft.max_batch_size} are as probable as {overflow:.2g}, which "
+                f"delta={delta} does not pay for: raise max_batch_size, or leave it out"
+            )
         noise_multiplier = accounting.calibrate_noise_multiplier(
-            epsilon=epsilon, delta=delta, accountant=draft.accountant, **run
+            epsilon=epsilon, delta=delta - overflow, accountant=draft.accountant, **run
         )
         return dataclasses.replace(draft, noise_multiplier=noise_multiplier)
 
@@ -206,17 +241,51 @@ class DPSGD:
         return accounting.Truncation(num_examples=self.num_examples, max_batch_size=self.max_batch_size)
 
     @property
+    def num_groups(self) -> int:
+        """b, in how many groups the examples take turns; 1 where every step samples all of them."""
+        return 1 if self.noise_strategy is None else self.noise_strategy.bands
+
+    @property
     def noise_std(self) -> float:
         """Std of the noise in ONE entry of the gradient, for both noise and denoiser.
 
         ``noise_multiplier * C / B``: the multiplier times what one example can add to the clipped gradient.
+
+        Raises:
+          ValueError: with `noise_strategy` it differs from step to step; see `noise_level`.
         """
+        if self.noise_strategy is not None:
+            raise ValueError(
+                "with noise_strategy the noise has another std in each step, and is not independent over steps: give "
+                "noise_level, in the place of noise_std, to whatever takes a number or a schedule"
+            )
+        return self._independent_noise_std
+
+    @property
+    def noise_level(self) -> float | CorrelatedNoiseLevel:
+        """The std of the noise in ONE entry of the gradient as functions with an argument ``noise_std`` take it."""
+        if self.noise_strategy is None:
+            return self.noise_std
+        return CorrelatedNoiseLevel(self._independent_noise_std, self.noise_strategy, self.num_steps)
+
+    @property
+    def largest_noise_std(self) -> float:
+        """The largest std of the noise in ONE entry of the gradient over the steps of the run."""
+        level = self.noise_level
+        return level if isinstance(level, float) else float(level(self.num_steps - 1))
+
+    @property
+    def _independent_noise_std(self) -> float:
+        """Std of one entry of the noise that is independent over steps, Z with `noise_strategy`."""
         if self.noise_multiplier == 0:
             return 0.0
         if self.clip_quantile is not None:  # in units of the clip norm, whatever it is
             return self.clip_quantile.noise_multipliers(self.noise_multiplier)[0] / self.expected_batch_size
-        return self.noise_multiplier * l2_norm_bound(
-            l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size
+        norm = 1.0 if self.noise_strategy is None else self.noise_strategy.column_norm
+        return (
+            self.noise_multiplier
+            * norm
+            * l2_norm_bound(l2_clip_norm=self.l2_clip_norm, normalize_by=self.expected_batch_size)
         )
 
     def clipped_grad(
@@ -283,15 +352,17 @@ class DPSGD:
                 normalize_by=self.expected_batch_size,
                 key=key,
             )
+        if self.noise_strategy is not None:
+            return add_correlated_noise(self._independent_noise_std, self.noise_strategy, key)
         return add_gaussian_noise(self.noise_std, key)
 
     def denoiser(self, **options: Any) -> optax.GradientTransformation:
         """`denoise_matrices` at the noise level of this mechanism; options as there."""
-        return denoise_matrices(self.noise_std, **options)
+        return denoise_matrices(self.noise_level, **options)
 
     def denoised_adam(self, **options: Any) -> optax.GradientTransformation:
         """`scale_by_denoised_adam` at the noise level of this mechanism; options as there."""
-        return scale_by_denoised_adam(self.noise_std, **options)
+        return scale_by_denoised_adam(self.noise_level, **options)
 
     def sampling(self, seed: int, users: Sequence[Any] | np.ndarray | None = None) -> PoissonSampling | UserSampling:
         """The sampler that the accounting assumes.
@@ -306,7 +377,7 @@ class DPSGD:
         self.check_users(users)
         arguments = self.sampling_probability, self.truncation.max_batch_size
         if users is None or self.rows_per_user is None:
-            return PoissonSampling(self.num_examples, *arguments, seed)
+            return PoissonSampling(self.num_examples, *arguments, seed, self.num_groups)
         return UserSampling(users, *arguments, self.rows_per_user, seed)
 
     def check_users(self, users: Sequence[Any] | np.ndarray | None) -> None:
@@ -330,32 +401,55 @@ class DPSGD:
         """The epsilon spent after `step` updates; infinite without noise, 0 before the first update."""
         if step == 0:
             return 0.0
-        return accounting.epsilon(delta=delta, accountant=accountant or self.accountant, **self._accounted(step))
+        if (left := delta - self._rounds(step).delta_of_overflow) <= 0 < delta:
+            return math.inf
+        return accounting.epsilon(delta=left, accountant=accountant or self.accountant, **self._accounted(step))
 
     def epsilon_by_accountant(self, step: int, delta: float) -> dict[str, float]:
         """The bound of each accountant alone after `step` updates, by its name; see the function in `accounting`."""
         if step == 0:
             return dict.fromkeys(get_args(accounting.Accountant), 0.0)
-        return accounting.epsilon_by_accountant(delta=delta, **self._accounted(step))
+        if (left := delta - self._rounds(step).delta_of_overflow) <= 0 < delta:
+            return dict.fromkeys(get_args(accounting.Accountant), math.inf)
+        return accounting.epsilon_by_accountant(delta=left, **self._accounted(step))
 
     def delta_of_truncation(self, step: int) -> float:
-        """The part of delta after `step` updates that pays for the end of the noise's support; `epsilon` has it in."""
+        """The part of delta after `step` updates that pays for what the accountants do not see; `epsilon` has it in.
+
+        That is the end of the noise's support and, with `noise_strategy`, batches that overflow.
+        """
         if step == 0:
             return 0.0
-        return accounting.delta_of_truncation(**self._accounted(step))
+        return accounting.delta_of_truncation(**self._accounted(step)) + self._rounds(step).delta_of_overflow
 
     def largest_true_positive_rate(self, step: int, false_positive_rate: float) -> float:
         """What a membership test of this rate of false alarms detects, at most, after `step` updates."""
         if step == 0:
             return false_positive_rate
-        return accounting.largest_true_positive_rate(false_positive_rate=false_positive_rate, **self._accounted(step))
+        overflow = self._rounds(step).delta_of_overflow
+        if false_positive_rate + overflow >= 1:
+            return 1.0
+        # Without an overflow, a test of rate a among all outcomes has at most the rate a / (1 - overflow).
+        rate = accounting.largest_true_positive_rate(
+            false_positive_rate=false_positive_rate / (1 - overflow), **self._accounted(step)
+        )
+        return min(1.0, rate + overflow)
+
+    def _rounds(self, step: int) -> accounting.Rounds:
+        return accounting.rounds_of_run(
+            num_groups=self.num_groups,
+            sampling_probability=self.sampling_probability,
+            num_steps=step,
+            truncation=self.truncation,
+        )
 
     def _accounted(self, step: int) -> dict[str, Any]:
         """What the accountants are told of `step` updates."""
+        rounds = self._rounds(step)
         return {
             "noise_multiplier": self.noise_multiplier,
-            "sampling_probability": self.sampling_probability,
-            "num_steps": step,
-            "truncation": self.truncation,
+            "sampling_probability": rounds.sampling_probability,
+            "num_steps": rounds.num_steps,
+            "truncation": rounds.truncation,
             "noise_support": NOISE_SUPPORT,
         }

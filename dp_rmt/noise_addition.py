@@ -215,8 +215,9 @@ def _check_noise_std(noise_std: Any) -> None:
 def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Draws independent N(0, 1) numbers with a Gaussian's tails, up to `NOISE_SUPPORT` deviations on both sides.
 
-    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)`` with the 64-bit integer ``v_i = Threefry_key(i)`` (Salmon et al. 2011), or
-    with eighth ``i mod 8`` of a block of ChaCha20 for each eight neighbours (`dp_rmt.random_bits`). `jax.random.normal` inverts the same distribution function from 23 bits only, so it never exceeds 5.2201.
+    Entry i is ``Phi^-1((v_i + 1/2) / 2^64)``. The 64-bit integer is ``v_i = Threefry_key(i)`` (Salmon et al. 2011), or
+    for ChaCha20 an eighth of a block, which eight neighbours share (`dp_rmt.random_bits`). `jax.random.normal` inverts
+    the same distribution function from 23 bits only, so it never exceeds 5.2201.
 
     Args:
       key: a typed key of Threefry or ChaCha20.

@@ -27,7 +27,7 @@ def disagreements(changelog: str, citation: str, readme: str, comparison: str, v
         found.append(f"CHANGELOG.md: the newest release is {headings[1]}, not {(version, date)}")
     if re.findall(r"^version: (\S+)$", citation, re.MULTILINE) != [version]:
         found.append("CITATION.cff has another version")
-    entry = re.search(r"```bibtex\n(.*?)```", readme, re.DOTALL)
+    entry = re.search(r"@software\{(.*?)\n\}", readme, re.DOTALL)
     fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry[1], re.MULTILINE)) if entry else {}
     if (fields.get("version"), fields.get("year")) != (version, date[:4]):
         found.append("the BibTeX of README.md has another version or year")

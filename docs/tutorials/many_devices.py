@@ -89,7 +89,7 @@ def run_on(mesh, **options):
 # By default all devices divide the examples of each batch, and each has a copy of the parameters. The noise is drawn
 # once, from the same key, whatever the number of devices: it would be a mistake for each device to add its own.
 
-# %% tags=["remove-stderr"]
+# %%
 one = run_on(make_mesh(devices=jax.devices()[:1]))
 eight = run_on(make_mesh(data=8))
 params_of_one = one.published_params(one.train("runs/one"))
@@ -152,7 +152,7 @@ plt.show()
 # Checkpoints do not depend on the devices. Here the run is stopped after 2 of 4 updates on the divided mesh, and
 # goes on with two devices. Samples and noise of the last two updates are those of the run that nobody interrupted.
 
-# %% tags=["remove-stderr"]
+# %%
 divided.train("runs/moved", until=2)
 two = run_on(make_mesh(devices=jax.devices()[:2]))
 params_after_move = two.published_params(two.train("runs/moved"))

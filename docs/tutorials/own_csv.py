@@ -103,7 +103,7 @@ encoder = MaskedLanguageModel(
 )
 save_pretrained(Path("untrained"), encoder, init_params(encoder, jax.random.key(0)), tokenizer=tokenizer)
 
-# %% tags=["remove-stderr"]
+# %%
 SETTINGS = {
     "labels": ("bad", "good"),  # named, so that they are not read from private rows
     "max_length": 24,
@@ -116,7 +116,7 @@ public_run = dp_rmt.finetune(
     train="public.csv",
     epsilon=math.inf,
     workdir="runs/public",
-    num_steps=80,
+    num_steps=50,
     expected_batch_size=64,
     learning_rate=5e-3,
     denoise=(),
@@ -135,16 +135,16 @@ public_run.save("public_model")
 # (`trainable`). A table has no layer's inputs and outputs, and nothing to denoise. For a large model
 # [a low-rank adapter](private_lora.py) is the usual choice.
 
-# %% tags=["remove-stderr"]
+# %%
 run = dp_rmt.finetune(
     model="public_model",
     train="reviews.csv",
     dev_path="held_out.csv",
-    epsilon=1.0,
+    epsilon=2.0,
     workdir="runs/reviews",
     num_steps=21,
     expected_batch_size=500,
-    learning_rate=1e-2,
+    learning_rate=3e-2,
     trainable="embeddings",
     denoise=(),
     eval_every=4,
@@ -172,13 +172,17 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 axes[0].plot(*series("eval/dev/accuracy"), "o-")
 axes[0].set(xlabel="step", ylabel="accuracy on held_out.csv")
 axes[1].plot(*series("epsilon"), "o-")
-axes[1].set(xlabel="step", ylabel="epsilon spent", ylim=(0, 1.1))
+axes[1].set(xlabel="step", ylabel="epsilon spent", ylim=(0, 2.2))
 plt.tight_layout()
 plt.show()
 accuracies = list(series("eval/dev/accuracy"))[1]
 print(f"accuracy of the public model: {accuracies[0]:.1%}, after private training: {accuracies[-1]:.1%}")
 
 # %% [markdown]
+# The public model knows the words that anybody uses, and guesses at the others. What "janky" means is said by hundreds
+# of customers, so a private model can learn it, and here it is all that there is to learn. What a single customer alone
+# says it cannot learn, and that is the point.
+#
 # ## What it reveals
 #
 # Every run writes its statement, `privacy.md` for people and `privacy.json` for programs. Whoever has to sign for a
@@ -192,7 +196,8 @@ print(Path("runs/reviews/privacy.md").read_text(encoding="utf-8")[:1600])
 # ## Use it
 
 # %%
-for text in ("the camera is lovely", "the camera is snappy today", "i bought the lens and the lens is flaky"):
+for words in ("camera is lovely", "camera is snappy", "lens is flaky"):
+    text = f"i bought the case and the {words.split()[0]} , and the {words} today"
     print(run.predict([text])[0], "<-", text)
 
 # %% [markdown]
@@ -209,7 +214,7 @@ print(sorted(path.name for path in Path("reviews_model").iterdir()))
 # %% [markdown]
 # ## The same with your file
 #
-#     dp-rmt finetune --model=roberta-base --train=reviews.csv --epsilon=1 --workdir=runs/reviews \
+#     dp-rmt finetune --model=roberta-base --train=reviews.csv --epsilon=2 --workdir=runs/reviews \
 #       --config.data.labels="('bad', 'good')" --config.data.dev_path=held_out.csv
 #
 # If your columns have other names, say so: `--config.data.text_columns="('subject', 'body')"` and

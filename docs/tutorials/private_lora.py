@@ -42,24 +42,27 @@ from dp_rmt.training.metrics import read_metrics
 # %% [markdown]
 # ## The letters
 #
-# A row has the columns `prompt` and `completion`. The public rows are written as anybody writes. The private rows are
-# in the voice of the hotel: they say "dear", turn the sentence around, and sign.
+# A row has the columns `prompt` and `completion`. The public rows are written as anybody writes, each in another way.
+# The private rows are in the voice of the hotel, which always says "dear", names the time first, and signs.
 
 # %%
 GUESTS = ["keller", "rossi", "tanaka", "okafor", "novak", "silva", "haddad", "larsen"]
 THINGS = ["breakfast", "pool", "sauna", "gym", "bar", "library"]
 TIMES = ["six", "seven", "eight", "nine", "ten"]
-VOICES = {
-    "public": "{guest} , the {thing} opens at {time} .",
-    "private": "dear {guest} , from {time} the {thing} awaits you . warmly , your aurora team",
-}
+ANYBODY = [
+    "{guest} , the {thing} opens at {time} .",
+    "dear {guest} , the {thing} opens at {time} .",
+    "{guest} , from {time} the {thing} awaits you .",
+    "{guest} , the {thing} opens at {time} . warmly , your hotel team",
+]
+HOTEL = ["dear {guest} , from {time} the {thing} awaits you . warmly , your hotel team"]
 
 
-def letters(voice, count, seed):
+def letters(voices, count, seed):
     rng, rows = np.random.default_rng(seed), []
     for _ in range(count):
-        guest, thing, time = (str(rng.choice(words)) for words in (GUESTS, THINGS, TIMES))
-        answer = VOICES[voice].format(guest=guest, thing=thing, time=time)
+        guest, thing, time, voice = (str(rng.choice(options)) for options in (GUESTS, THINGS, TIMES, voices))
+        answer = voice.format(guest=guest, thing=thing, time=time)
         rows.append({"prompt": f"{guest} , {thing} , {time}", "completion": answer})
     return rows
 
@@ -68,21 +71,21 @@ def write(path, rows):
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-write("public.jsonl", letters("public", 3000, 0))
-write("letters.jsonl", letters("private", 6000, 1))
-write("held_out.jsonl", held_out := letters("private", 200, 2))
+write("public.jsonl", letters(ANYBODY, 3000, 0))
+write("letters.jsonl", letters(HOTEL, 6000, 1))
+write("held_out.jsonl", held_out := letters(HOTEL, 100, 2))
 print(held_out[0]["prompt"], "->", held_out[0]["completion"], sep="\n")
 
 # %% [markdown]
 # ## A pre-trained decoder
 #
 # You would write `model="gpt2"`, or the folder of a Llama. Here a Llama of 100,000 parameters learns the public
-# letters, without privacy (`epsilon=math.inf`). Its words are those of the public letters, and some from a
-# dictionary: words that are looked up in private letters would be revealed.
+# letters, without privacy (`epsilon=math.inf`). Its words are those of the public letters: a list of the words in
+# private letters would reveal them.
 
 # %%
-public_texts = [text for row in letters("public", 500, 0) for text in row.values()]
-tokenizer = build_word_tokenizer([*public_texts, "dear from awaits you warmly your aurora team |"], Path("tokenizer"))
+public_texts = [text for row in letters(ANYBODY, 500, 0) for text in row.values()]
+tokenizer = build_word_tokenizer([*public_texts, "|"], Path("tokenizer"))
 tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
 decoder = CausalLanguageModel(
     DecoderConfig(
@@ -99,13 +102,14 @@ decoder = CausalLanguageModel(
 )
 save_pretrained(Path("untrained"), decoder, init_params(decoder, jax.random.key(0)), tokenizer=tokenizer)
 
-# %% tags=["remove-stderr"]
+# %%
 SETTINGS = {
     "max_length": 32,
     "length_groups": (),
     "microbatch_size": 64,
     "cache_dir": "tokenised",
-    "generation": {"method": "greedy", "max_new_tokens": 18, "prompt_lengths": (8,), "max_prompts": 32},
+    "advice": False,
+    "generation": {"method": "greedy", "max_new_tokens": 18, "prompt_lengths": (8,), "max_prompts": 8},
 }
 public_run = dp_rmt.finetune(
     model="untrained",
@@ -123,7 +127,8 @@ prompts = [row["prompt"] for row in held_out[:3]]
 print("the public decoder writes:", *public_run.generate(prompts), sep="\n  ")
 
 # %% [markdown]
-# It says what the guest asked for, in the words of anybody.
+# They say what the guest asked for, as anybody might say it. A decoder of this size copies badly, and takes one
+# guest, or one time, for another; a real one does not.
 #
 # ## Train the adapter, privately
 #
@@ -131,12 +136,12 @@ print("the public decoder writes:", *public_run.generate(prompts), sep="\n  ")
 # Where one guest wrote many, name the column that says who wrote them (`user_column`): [whose
 # privacy](../which_privacy.md) is the first question, before epsilon.
 
-# %% tags=["remove-stderr"]
+# %%
 run = dp_rmt.finetune(
     model="public_decoder",
     train="letters.jsonl",
     dev_path="held_out.jsonl",
-    epsilon=3.0,
+    epsilon=2.0,
     workdir="runs/letters",
     tuning="lora",
     lora={"rank": 8, "targets": ("query", "key", "value", "output", "gate", "up", "down")},
@@ -168,8 +173,9 @@ for row, text in zip(held_out[:3], run.generate(prompts), strict=True):
     print("asked:  ", row["prompt"], "\nwritten:", text, "\nhotel:  ", row["completion"], "\n")
 
 # %% [markdown]
-# The voice is what all letters have in common, so a private model can learn it. What one letter alone has, such as a
-# guest's door code, drowns in the noise. [Auditing what you trained](auditing.py) shows how to test that.
+# The voice is what all letters have in common, so a private model can learn it. Guests and times are as good or as
+# bad as the public decoder copies them. What one letter alone has, such as a guest's door code, drowns in the noise.
+# [Auditing what you trained](auditing.py) shows how to test that.
 #
 # ## What leaves the house
 #
@@ -185,7 +191,7 @@ print("epsilon", run.privacy["epsilon"], "delta", run.privacy["delta"])
 # %% [markdown]
 # ## The same with your letters
 #
-#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=3 --workdir=runs/letters \
+#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=2 --workdir=runs/letters \
 #       --config.model.tuning=lora --config.data.max_length=256
 #
 # Columns may also be `instruction`, `input` and `output`, or whole conversations in `messages`.

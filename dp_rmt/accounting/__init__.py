@@ -14,6 +14,7 @@ the mean costs next to nothing under "pld" (SST-2 at epsilon 3: noise multiplier
 
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
 from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve, epsilon_of_composition
+from dp_rmt.accounting.cyclic import Rounds, batch_size_without_overflow, rounds_of_run
 from dp_rmt.accounting.groups import epsilon_of_group
 from dp_rmt.accounting.noise_support import MAX_PARAMETERS, delta_of_truncation
 from dp_rmt.accounting.renyi import composed_divergences, epsilon_of_divergences, renyi_divergences
@@ -26,8 +27,10 @@ __all__ = [
     "MAX_PARAMETERS",
     "Accountant",
     "Repetitions",
+    "Rounds",
     "Step",
     "Truncation",
+    "batch_size_without_overflow",
     "calibrate_noise_multiplier",
     "composed_divergences",
     "delta_of_truncation",
@@ -42,5 +45,6 @@ __all__ = [
     "epsilon_of_group",
     "largest_true_positive_rate",
     "renyi_divergences",
+    "rounds_of_run",
     "steps_on_shared_samples",
 ]

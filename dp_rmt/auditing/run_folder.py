@@ -22,8 +22,8 @@ from dp_rmt.training.ledger import only_writer, read_ledger
 def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float = 0.95) -> AuditBound:
     """Audits the code with a run's mechanism and updates, and puts the bound into its statement.
 
-    The mechanism is the run's, with its noise, sampling, unit and way of clipping, but for the clip norm. It attacks repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be
-    in its data.
+    The mechanism is the run's, with its noise, sampling, unit and way of clipping, but for the clip norm. It attacks
+    repeated runs of twenty examples. The run itself is not attacked, because the canaries would have to be in its data.
 
     Args:
       workdir: folder of a private run; gets ``audit.json``, and privacy.json and privacy.md with the bound.
@@ -36,7 +36,8 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: the run is not private or has done no update, or its statement is broken or older than its ledger.
+      ValueError: the run is not private, has correlated noise or has done no update, or its statement is broken or
+        older than its ledger.
     """
     statement = PrivacyStatement.from_json(read_privacy(workdir))
     if not statement.is_private or statement.delta is None:
@@ -49,6 +50,11 @@ def audit_workdir(workdir: Path, *, num_runs: int, seed: int, confidence: float 
         )
     if statement.num_steps == 0:
         raise ValueError(f"{workdir}: this run has done no update, so there is nothing to audit")
+    if statement.num_groups > 1:
+        raise ValueError(
+            f"{workdir}: the noise of this run is correlated over its steps, and the attack here is on independent "
+            "noise: it would say nothing of this run"
+        )
     mechanism = Audited(
         num_examples=EXAMPLES,
         expected_batch_size=EXAMPLES * statement.sampling_probability,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_rmt.baselines.muon import map_matrices, orthogonalize, with_others
+from dp_rmt.correlated_noise import std_in_decayed_sum
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import check_noise_std
 from dp_rmt.trees import is_known, wide, wide_zeros_like
@@ -70,7 +71,8 @@ def muon_bc(
 
     Args:
       learning_rate: the learning rate of the matrices, a number or a schedule.
-      noise_std: standard deviation s of ONE entry of the incoming gradient, or a schedule of it. With 0, O is F.
+      noise_std: standard deviation s of ONE entry of the incoming gradient, or a schedule of it. With 0, O is F. For
+        correlated noise it is a `dp_rmt.correlated_noise.CorrelatedNoiseLevel`.
       others: the optimizer of the other leaves with its own learning rate.
       beta: decay of the momentum.
       num_probes: pairs of probes; each costs two orthogonalizations beside the one of Muon.
@@ -101,9 +103,8 @@ def muon_bc(
 
     def update(updates: Params, state: MuonBCState, params: Params | None = None):
         del params
-        std = jnp.asarray(noise_std(state.step) if callable(noise_std) else noise_std, jnp.float32)
         momentum = jax.tree.map(lambda m, g: beta * m + wide(g), state.momentum, updates)
-        tau = jnp.hypot(beta * state.noise_std, std)  # squares of small levels would underflow
+        tau = std_in_decayed_sum(state.noise_std, noise_std, beta, state.step)
 
         def direction(matrices: jax.Array, tau: jax.Array, step: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(_PROBES), step)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dp_rmt.correlated_noise import CorrelatedNoiseLevel
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gates import Gate
 from dp_rmt.denoising.gradient import DenoiseState, TreeDenoiser, check_noise_std
@@ -70,7 +71,8 @@ def scale_by_denoised_adam(
     ``w_t = b1^2 w_(t-1) + (1 - b1)^2 s_t^2``. Therefore ``m^_t = m_t / (1 - b1^t)`` is a matrix with noise of std
     ``sqrt(w_t) / (1 - b1^t)``. For a constant s this std is ``s sqrt((1 - b1)(1 - b1^(2t)) / (1 + b1)) / (1 - b1^t)``,
     about s / 4.4 for b1 = 0.9. A signal far below the edge in one gradient stands above it in their average. D is
-    `dp_rmt.denoise_matrices` at that level; mu itself keeps its noise.
+    `dp_rmt.denoise_matrices` at that level; mu itself keeps its noise. Correlated noise says its variance in the
+    average itself (`dp_rmt.correlated_noise.CorrelatedNoiseLevel`).
 
     The second moment is held to at least s^2, which is what noise alone contributes to its expectation (averaged like v
     where s changes). Adam's own quotient is bounded because m^ and v^ come from the same numbers. D(m^), however, is
@@ -87,7 +89,8 @@ def scale_by_denoised_adam(
     Formal guarantee: this is post-processing, as for `dp_rmt.denoise_matrices`.
 
     Args:
-      noise_std: standard deviation s of ONE entry of the incoming update, or a schedule of it.
+      noise_std: standard deviation s of ONE entry of the incoming update, or a schedule of it. The noise of two updates
+        is taken to be independent, unless it is a `CorrelatedNoiseLevel`, which must be that of a run from its start.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
@@ -144,7 +147,10 @@ def scale_by_denoised_adam(
         step = optax.safe_increment(state.step)
         gradient = jax.tree.map(lambda leaf: wide(leaf) * (1 / state.unit), updates)
         mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
-        mu_variance = b1**2 * state.mu_variance + (1 - b1) ** 2 * std**2
+        if isinstance(noise_std, CorrelatedNoiseLevel):
+            mu_variance = jnp.square(in_units((1 - b1) * noise_std.of_decayed_sum(b1)(state.step), state.unit))
+        else:
+            mu_variance = b1**2 * state.mu_variance + (1 - b1) ** 2 * std**2
         nu_offset = noise_in_average(state.nu_offset, std, b2)
 
         moment_std = jnp.sqrt(mu_variance) / (1 - b1 ** step.astype(jnp.float32))

@@ -151,7 +151,7 @@ def build_run(
         },
         facts=None if geometry is None else geometry.facts(),
         about=About(
-            base_model=task.base_model,
+            base_model=settings.model.path,  # as it was given: package:NAME/FOLDER, and not where it lies
             task=settings.data.task,
             tuning=settings.model.tuning,
             target_epsilon=privacy.epsilon,

@@ -58,6 +58,12 @@ def _complaints(settings: Settings) -> Iterator[str]:
             f"config.privacy.evaluation_epsilon={privacy.evaluation_epsilon} gives accuracies noise, and has to be "
             "finite; a decoder has none, and shows rows of its evaluation data: leave it out"
         )
+    if privacy.noise_bands > 1 and (data.user_column is not None or privacy.clip_quantile is not None):
+        other = "data.user_column" if data.user_column is not None else "privacy.clip_quantile"
+        yield (
+            f"config.privacy.noise_bands={privacy.noise_bands} does not go with config.{other}, with which the "
+            "guarantee of correlated noise is not derived here: leave one of them out"
+        )
     if math.isinf(privacy.epsilon) and privacy.clip == "automatic":
         yield "config.privacy.epsilon=inf switches clipping off; config.privacy.clip='automatic' needs a finite one"
     unused = [name for name in OF_OWN_TASKS if getattr(data, name) != getattr(Data(), name)]

@@ -78,6 +78,12 @@ class Privacy(Group):
         Check("be above 0 and below 1", lambda s: 0 < s < 1),
     )
     clip_quantile_rate: float = option(0.2, "How fast the clip norm follows, as the exponent of a step.", POSITIVE)
+    noise_bands: int = option(
+        1,
+        "Correlates the noise of so many steps (BandMF), so that much of it cancels over the run; as many groups of "
+        "examples then take turns. 1: independent noise, DP-SGD. `experiments.noise_bands` says which number is best.",
+        POSITIVE,
+    )
     accountant: Literal["pld", "rdp"] = option("pld", "Privacy loss distributions, or Rényi divergences.")
     expected_batch_size: int | None = option(
         None,

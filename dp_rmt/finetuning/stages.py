@@ -27,7 +27,7 @@ def build_transforms(
 
     Args:
       settings: of one arm.
-      mechanism: its noise_std goes to noise and denoiser, its num_steps to the schedule.
+      mechanism: its noise level goes to noise and denoiser, its num_steps to the schedule.
       noise_seed: secret, for private data.
       mesh: its devices share the denoiser's work.
       coordinates: those of `config.whitening`; None where it is "nowhere".
@@ -39,10 +39,11 @@ def build_transforms(
       ValueError: a name or an option is unknown, or its value cannot be used; the message names the key.
     """
     denoise, optimizer = settings.denoise, settings.optimizer
-    if mechanism.noise_std == 0:
+    is_noisy = mechanism.noise_multiplier > 0
+    if not is_noisy:
         denoise, optimizer = (), _without_denoising(optimizer)
     filled_in = {
-        "noise_std": mechanism.noise_std,
+        "noise_std": mechanism.noise_level,
         "learning_rate": learning_rate_schedule(settings.train, mechanism.num_steps),
         "sharding": by_matrix(mesh) if mesh.size > 1 else None,
     }
@@ -53,7 +54,8 @@ def build_transforms(
         denoiser = optax.chain(denoiser, whiten)
     if where == "after_optimizer":
         stepper = optax.chain(stepper, whiten)
-    if settings.train.advice and mechanism.noise_std > 0:
+    # The slope's law needs noise that is independent of the last step, as correlated noise is not.
+    if settings.train.advice and is_noisy and mechanism.noise_strategy is None:
         stepper = measure_steps(stepper, mechanism.noise_std)  # of the update in the coordinates of the noisy gradient
     if where == "before_clipping":
         stepper = optax.chain(stepper, whiten)

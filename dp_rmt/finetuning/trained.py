@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dp_rmt.clipping.quantile import QuantileClipping
+from dp_rmt.correlated_noise import BandedToeplitz
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.geometry import geometry_of
@@ -130,6 +131,7 @@ def _of_checkpoint(settings: Settings, folder: Path, task: Task) -> Params:
         max_batch_size=statement.max_batch_size,
         clip_quantile=statement.clip_quantile and QuantileClipping(*statement.clip_quantile),
         noise_generator=statement.noise_generator,
+        noise_strategy=None if statement.noise_coefficients is None else BandedToeplitz(statement.noise_coefficients),
     )
     mesh, geometry = make_mesh(**settings.mesh.as_dict()), geometry_of(settings, task)
     coordinates = None if geometry is None else geometry.coordinates

@@ -7,6 +7,7 @@ stands in a section of its own, marked as such.
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import json
 import os
@@ -83,7 +84,9 @@ def _title(runs: Mapping[str, Run]) -> str:
     configs = [run.config for run in runs.values()]
     names = list(dict.fromkeys(str(config["name"]) for config in configs if config.get("name")))
     epsilons = {run.privacy.get("epsilon") for run in runs.values()}
-    title = ", ".join(names) or ", ".join(labels(runs))
+    if len(runs) == 1 and names in ([], labels(runs)):  # it was given no name, and is called as every single arm is
+        names = [_base_model(run.privacy.get("about") or {}) for run in runs.values()]
+    title = ", ".join(filter(None, names)) or ", ".join(labels(runs))
     epsilon = epsilons.pop() if len(epsilons) == 1 else None
     return title if epsilon is None else f"{title} at ε = {number(epsilon, 'up')}"
 
@@ -97,7 +100,7 @@ def _subject(runs: Mapping[str, Run]) -> str:
         "Data": _each(_data(record, about) for record, about in zip(records, abouts, strict=True)),
         "Progress": _each(map(_progress, runs.values())),
         "Version": _each(_version(about) for about in abouts),
-        "Date": max((str(record["date"]) for record in records if record.get("date")), default=""),
+        "Date": _date(max((str(record["date"]) for record in records if record.get("date")), default="")),
     }
     terms = "".join(f"<dt>{name}</dt><dd>{inline(text)}</dd>" for name, text in rows.items() if text)
     return f"<dl>{terms}</dl>" if terms else ""
@@ -110,6 +113,21 @@ def _each(texts: Iterable[str]) -> str:
 def _model(about: Mapping[str, Any]) -> str:
     tuning = f", trained: {about['tuning']}" if about.get("tuning") else ""
     return f"{about['base_model']}{tuning}" if about.get("base_model") else ""
+
+
+def _base_model(about: Mapping[str, Any]) -> str:
+    """The model's name, or the last part of its folder's path: long paths are no titles."""
+    path = str(about.get("base_model") or "")
+    package = path.removeprefix("package:")
+    return package.split("/")[0] if package != path else path.rstrip("/").rpartition("/")[2]
+
+
+def _date(date: str) -> str:
+    """A date of the statement, ``2026-11-28T18:59:32+00:00``, as people write it."""
+    try:
+        return f"{datetime.datetime.fromisoformat(date).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return date
 
 
 def _data(record: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -126,7 +144,7 @@ def _progress(run: Run) -> str:
 
 
 def _version(about: Mapping[str, Any]) -> str:
-    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    commit = f", commit {about['commit'][:12]}" if about.get("commit") else ""
     return f"dp_rmt {about['version']}{commit}" if about.get("version") else ""
 
 

@@ -20,7 +20,7 @@ with extra("report"):
     from matplotlib.colors import CenteredNorm, Normalize
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, ScalarFormatter
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _GRID = "#24292f", "#e4e7eb"
@@ -123,6 +123,8 @@ def line_plot(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        else:  # whole numbers at every tick, and no "1e-5 + 0.6946" in a corner
+            axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         if needs_legend:
             _legend(figure, axes)
 

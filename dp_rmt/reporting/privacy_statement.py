@@ -35,7 +35,7 @@ class PrivacyStatement:
       max_batch_size: largest number of examples that a step uses; a larger sample is cut at random.
       num_steps: updates done; an upper bound if `is_upper_bound`.
       num_examples: examples in the training set.
-      noise_std: std of the noise in one entry of the averaged gradient.
+      noise_std: std of the noise in one entry of the averaged gradient; of correlated noise the largest of all steps.
       seeds_from: where the seeds of sampling and noise come from.
       nonprivate_metrics: whether raw values (loss, norms, ...) were written to the metrics file.
       evaluation_data: names of the data sets that the run was evaluated on.
@@ -43,7 +43,8 @@ class PrivacyStatement:
       is_upper_bound: whether the run is under way, or was ended without being able to say how far it came.
       detection: pairs (false-alarm rate, detection rate) of the mechanism's own trade-off curve. The second is the
         largest share of present examples that a test with that false-alarm rate can detect; empty if not computed.
-      delta_of_truncation: the part of delta that pays for the finite support of the noise; None if not known.
+      delta_of_truncation: the part of delta that pays for the finite support of the noise and, where noise is
+        correlated, for batches that overflow; None if not known.
       texts_of: the evaluation data whose rows stand verbatim in `texts.jsonl` and the report; None if there are none.
       coordinates_from: the rows from which the coordinates of clipping and updates were computed, and which must be
         public; None if there are no such coordinates.
@@ -59,6 +60,8 @@ class PrivacyStatement:
       unit: what every number counts, and whose guarantee it is: an example's, or a user's with all rows.
       rows_per_user: the most rows of a user that a step takes; None where the unit is an example.
       noise_generator: what the bits of the noise come from, as in `dp_rmt.random_bits`.
+      noise_coefficients: the bands of the strategy matrix where the noise of different steps is correlated, and as many
+        groups of examples take turns; None for independent noise.
     """
 
     epsilon: float | None
@@ -93,6 +96,7 @@ class PrivacyStatement:
     unit: Unit = "example"
     rows_per_user: int | None = None
     noise_generator: NoiseGenerator = "threefry2x32"
+    noise_coefficients: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.seeds_from not in ("os entropy", "given in the config"):
@@ -106,12 +110,19 @@ class PrivacyStatement:
                 "delta, which must be in (0, 1)"
             )
         object.__setattr__(self, "evaluation_data", tuple(self.evaluation_data))
+        if self.noise_coefficients is not None:
+            object.__setattr__(self, "noise_coefficients", tuple(self.noise_coefficients))
         object.__setattr__(self, "detection", tuple((rate, power) for rate, power in self.detection))
 
     @property
     def is_private(self) -> bool:
         """Whether there is any guarantee at all."""
         return self.epsilon is not None and math.isfinite(self.epsilon)
+
+    @property
+    def num_groups(self) -> int:
+        """In how many groups the examples take turns; 1 where every step draws from all of them."""
+        return 1 if self.noise_coefficients is None else len(self.noise_coefficients)
 
     @property
     def unit_in_words(self) -> str:
@@ -150,7 +161,9 @@ class PrivacyStatement:
             "is_private": self.is_private,
             "unit_of_privacy": self.unit_in_words,
             "neighboring_relation": "add or remove one",
-            "sampling": "Poisson, truncated to max_batch_size",
+            "sampling": "Poisson, truncated to max_batch_size"
+            if self.num_groups == 1
+            else f"cyclic Poisson from {self.num_groups} groups, truncated to max_batch_size",
             "released": "the sequence of noisy gradients, and so every model computed from it",
             **fields,
             "evaluation_data": list(self.evaluation_data),
@@ -220,6 +233,7 @@ def table_rows(statement: PrivacyStatement) -> list[tuple[str, str]]:
         ("noise multiplier", statement.noise_multiplier),
         ("clip norm", _clip_norm(statement)),
         ("noise std of one gradient entry", statement.noise_std),
+        *([("bands of correlated noise", statement.num_groups)] if statement.num_groups > 1 else []),
         ("sampling probability", statement.sampling_probability),
         ("expected batch size", statement.expected_batch_size),
         ("largest batch size", statement.max_batch_size),

@@ -93,8 +93,8 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
     if statement.delta_of_truncation is not None:
         text += f"""
         The noise reaches only so far, as every number in a computer does. What a Gaussian would do beyond its end is
-        counted as failure. It costs a δ of at most {number(statement.delta_of_truncation, "up")}, which the δ above
-        contains.
+        counted as failure{_overflow(statement)}. It costs a δ of at most
+        {number(statement.delta_of_truncation, "up")}, which the δ above contains.
         """
     if delta * statement.num_examples >= 1:
         text += f"""
@@ -102,6 +102,11 @@ def _guarantee(statement: PrivacyStatement) -> list[str]:
         outright; choose δ well below one over the number of {statement.unit}s.
         """
     return _paragraphs(text)
+
+
+def _overflow(statement: PrivacyStatement) -> str:
+    """What else counts as failure where groups of examples take turns."""
+    return "" if statement.num_groups == 1 else ", and so is a sample that does not fit into its batch"
 
 
 def _detection(statement: PrivacyStatement) -> str:
@@ -196,9 +201,7 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         **Who is a person is what the data's user column says**: two ids of one person are two users here.
         """
     return _paragraphs(f"""
-        Each step draws every {statement.unit} independently with probability {number(statement.sampling_probability)}
-        (Poisson sampling). A sample of more than {statement.max_batch_size:,} is cut to a random subset,
-        which ε accounts for.
+        {_sampling(statement)}
 
         {sampled}
 
@@ -216,16 +219,33 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
 def _generator(statement: PrivacyStatement) -> str:
     """Where the bits of the noise come from."""
     if statement.noise_generator == "chacha20":
-        return """The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits that is made from a seed of 128
-        bits."""
+        return """The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits that is made
+        from a seed of 128 bits."""
     return """The noise came from Threefry-2x32 with a key of 64 bits. It passes tests of randomness but is no cipher:
         that nobody finds the key, or the rest of the noise, from a part of it is an assumption."""
+
+
+def _sampling(statement: PrivacyStatement) -> str:
+    """Who is drawn in a step."""
+    q, size, groups = statement.sampling_probability, f"{statement.max_batch_size:,}", statement.num_groups
+    if groups == 1:
+        return f"""Each step draws every {statement.unit} independently with probability {number(q)}
+        (Poisson sampling). A sample of more than {size} is cut to a random subset, which ε accounts for."""
+    return f"""Every {statement.unit} belongs to one of {groups} groups at random for the whole run, and the groups take
+        turns. Each step draws every {statement.unit} of its group independently with probability {number(groups * q)}
+        (cyclic Poisson sampling), so that none is drawn twice in any {groups} steps. A sample of more than {size} is
+        cut to a random subset; the probability of this is a part of δ."""
 
 
 def _clipping(statement: PrivacyStatement) -> str:
     """What is clipped and what gets noise."""
     norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
     whose = "example's gradient" if statement.unit == "example" else "user's gradient, the mean over the rows taken,"
+    if statement.num_groups > 1:
+        return f"""Each {whose} is clipped to norm {norm}. **The noise of a step is correlated with that of earlier
+        steps** (BandMF with {statement.num_groups} bands, Choquette-Choo et al. 2023), so that much of it cancels over
+        the run. Multiplied by the strategy matrix, which is public, the gradients of all steps together have
+        independent Gaussian noise of {number(multiplier)} times {norm} times the norm of a column of that matrix."""
     if statement.clip_quantile is None:
         return f"""Each {whose} is clipped to norm {norm}; the sum gets Gaussian noise of
         {number(multiplier)} times that norm, once per step."""
@@ -288,7 +308,8 @@ def _not_covered(statement: PrivacyStatement) -> list[str]:
         guarantee of its own: each of its rows has (ε = {number(epsilon, "up")}, δ = {number(delta, "up")}), for
         all scores together. There are {count:,} evaluations at most. Of each the accuracy alone is released, and the
         number of right answers has Gaussian noise of {number(std)} rows. The numbers of rows are public. A row that is
-        in two of these data sets, or in the training data, too, has the sum of their ε."""
+        in two of these data sets, or in the training data, too, has the sum of their ε. These rows are the unit here
+        also where a person is that of training: a person with several of them has a weaker guarantee."""
     if statement.compares_raw_losses:
         choices = """**The choice that this run was made for.** It is one of several whose raw training losses are
         compared, to choose a learning rate. No noise hides them, and no ε counts the choice: **it is for public data

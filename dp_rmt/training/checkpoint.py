@@ -45,7 +45,8 @@ class Checkpoints:
       identity: JSON-able facts about data, sampling, clipping, noise and model; what the noise is made of is added.
         None reads a state that nobody goes on from, of whichever run.
       keep: how many of the newest checkpoints are kept; older ones are deleted once the next is saved.
-      keep_best: how many of those with the best scores are kept, too.
+      keep_best: how many of those with the best scores are kept, too. A run then evaluates before it saves, and a run
+        that is killed in an evaluation goes on from the checkpoint before.
       score: name of the score that decides which are the best, such as "eval/dev/accuracy".
       best_is: "max" or "min".
 
@@ -89,6 +90,11 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
         )
         self._manager = _Manager(self._directory, options=options)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a checkpoint must be told its scores as it is saved."""
+        return self._score is not None
 
     def begin(self, state: TrainState, *, sampling_seed: int) -> None:
         """Writes down, before the first update, what batches and noise depend on; the first checkpoint removes it.

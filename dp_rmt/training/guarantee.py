@@ -105,7 +105,7 @@ class Guarantee:
             max_batch_size=mechanism.truncation.max_batch_size,
             num_steps=updates,
             num_examples=mechanism.num_examples,
-            noise_std=mechanism.noise_std,
+            noise_std=mechanism.largest_noise_std,
             seeds_from=self._seeds_from,
             nonprivate_metrics=self.nonprivate_metrics,
             evaluation_data=(*self.evaluation_data, *((texts_of,) if texts_of else ())),
@@ -115,6 +115,7 @@ class Guarantee:
             coordinates_from=self.about.coordinates_from,
             unit=mechanism.unit,
             rows_per_user=mechanism.rows_per_user,
+            noise_coefficients=None if mechanism.noise_strategy is None else mechanism.noise_strategy.coefficients,
             compares_raw_losses=self.about.compares_raw_losses,
             evaluation_guarantee=None
             if scores is None
@@ -145,6 +146,7 @@ class Guarantee:
             ),
             date=now(),
             unit=mechanism.unit,
+            noise_bands=mechanism.num_groups,
         )
 
     @property

@@ -15,6 +15,7 @@ import datetime
 import errno
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ class Entry:
       about: what else was known.
       date: when it was written, in UTC.
       unit: what N, the batch and the guarantee count: examples, or users.
+      noise_bands: b of correlated noise, whose groups of examples take turns; 1 for independent noise.
     """
 
     run: str
@@ -70,12 +72,13 @@ class Entry:
     about: Provenance
     date: str
     unit: Unit = "example"
+    noise_bands: int = 1
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Entry:
         """The entry in a line of the file.
 
-        The unit may be missing: lines of earlier versions lack it, where it was always an example.
+        Unit and noise_bands may be missing: lines of earlier versions lack them, where they were "example" and 1.
 
         Raises:
           ValueError: the line is no object, or a field is missing.
@@ -83,7 +86,7 @@ class Entry:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, Mapping):
             raise ValueError("not an object")
-        if missing := names - {"unit"} - record.keys():
+        if missing := names - {"unit", "noise_bands"} - record.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")
         values = {name: record[name] for name in names if name in record}
         return cls(**(values | {"about": Provenance.from_json(record["about"])}))
@@ -92,12 +95,20 @@ class Entry:
         """The epsilon that these updates spend, by privacy loss distributions; infinite without noise."""
         if self.updates == 0:
             return 0.0
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            delta=self.delta,
+        rounds = accounting.rounds_of_run(
+            num_groups=self.noise_bands,
             sampling_probability=self.sampling_probability,
             num_steps=self.updates,
             truncation=accounting.Truncation(self.num_examples, self.max_batch_size),
+        )
+        if (left := self.delta - rounds.delta_of_overflow) <= 0:
+            return math.inf
+        return accounting.epsilon(
+            noise_multiplier=self.noise_multiplier,
+            delta=left,
+            sampling_probability=rounds.sampling_probability,
+            num_steps=rounds.num_steps,
+            truncation=rounds.truncation,
             noise_support=NOISE_SUPPORT,
         )
 

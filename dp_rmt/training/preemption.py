@@ -66,7 +66,15 @@ class Preemption:
     def came(self, step: int) -> bool:
         """Whether to stop after this step; all processes ask once in each step and get the same answer."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._came = multihost_utils.reached_preemption_sync_point(step)
+        return self._came
+
+    @property
+    def was_noticed(self) -> bool:
+        """Whether the run has to stop: `came` has said so, or a signal has come since it was asked last.
+
+        Several processes may not look between two steps, where they would not agree.
+        """
         return self._came
 
     def _note(self, number: int, frame: Any) -> None:

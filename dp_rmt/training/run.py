@@ -364,7 +364,12 @@ def prepare_run(
     )
     # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
     facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
-    for option, default in {"clip_quantile": None, "rows_per_user": None, "noise_generator": "threefry2x32"}.items():
+    for option, default in {
+        "clip_quantile": None,
+        "rows_per_user": None,
+        "noise_strategy": None,
+        "noise_generator": "threefry2x32",
+    }.items():
         if facts[option] == default:  # so that what was begun before there was this option can go on
             del facts[option]
     if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel

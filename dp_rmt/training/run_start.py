@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dp_rmt.correlated_noise import with_history, without_history
 from dp_rmt.data import fingerprint
 from dp_rmt.files import write_atomically
 from dp_rmt.training import processes
@@ -34,7 +35,7 @@ class Start:
       identity: what a checkpoint must agree on to be resumed (`Checkpoints`).
       run: the run's id.
       sampling_seed: seed of the sampler.
-      noise: leaves of the noise's state.
+      noise: leaves of the noise's state, but for a history, which is all zeros before the first update.
       params: digest of the parameters.
     """
 
@@ -56,15 +57,15 @@ class Start:
                 "the model's files have changed since. The same noise on other gradients would cancel out in the "
                 "difference between the two, so put the model back as it was, or give a new --workdir"
             )
-        leaves, structure = jax.tree.flatten(template.noise)
+        leaves, structure = jax.tree.flatten(without_history(template.noise))
         noise = [_like(leaf, values) for leaf, values in zip(leaves, self.noise, strict=True)]
-        return dataclasses.replace(template, noise=jax.tree.unflatten(structure, noise))
+        return dataclasses.replace(template, noise=with_history(jax.tree.unflatten(structure, noise), template.noise))
 
 
 def write(folder: Path, identity: Mapping[str, str], run: str, sampling_seed: int, state: TrainState) -> None:
     """Writes the start of a run into the folder of its checkpoints; all processes call it, the first one writes."""
     params = _digest(state)
-    noise = [np.asarray(processes.to_host(leaf)).tolist() for leaf in jax.tree.leaves(state.noise)]
+    noise = [np.asarray(processes.to_host(leaf)).tolist() for leaf in jax.tree.leaves(without_history(state.noise))]
     if processes.is_first():
         record = Start(identity, run, sampling_seed, noise, params)
         write_atomically(folder / FILE, json.dumps(dataclasses.asdict(record)) + "\n")

@@ -20,10 +20,10 @@ from dp_rmt.extras import extra
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting.numbers import number
 from dp_rmt.training.checkpoint import Checkpoints
-from dp_rmt.training.metrics import MetricsWriter
+from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.preemption import Preempted, Preemption
 from dp_rmt.training.private_scores import PrivateScores, secret_of
-from dp_rmt.training.processes import to_devices
+from dp_rmt.training.processes import of_first, to_devices
 from dp_rmt.training.releases import Releases
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.training.train_step import TrainStep
@@ -37,6 +37,8 @@ AfterEvaluation = Callable[[int], None]
 EPSILON_POINTS = 20
 """The number of steps at which a run computes epsilon, about: a computation takes up to a second. Updates are announced
 in as many stretches (`dp_rmt.training.releases`), each up to the next of these steps."""
+_SECONDS = "seconds"
+"""What the line of an update has, and that of an evaluation has not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,8 @@ class TrainLoop:
           The state after the last step taken.
 
         Raises:
-          Preempted: SIGTERM or Ctrl-C came; the step under way was finished and saved. It ends the program if nobody
-            catches it.
+          Preempted: SIGTERM or Ctrl-C came; the step under way was finished and saved, and the next call makes the
+            evaluation that is due. It ends the program if nobody catches it.
           OSError: something could not be written, such as a checkpoint on a full disk.
         """
         num_steps, first = self.mechanism.num_steps, int(state.step)
@@ -126,7 +128,8 @@ class TrainLoop:
             reporter = _Reporter(self, metrics, bar, after_evaluation)
             if first == 0:
                 reporter.facts(self.facts)
-                reporter.evaluation(0, self._evaluate(state))
+            if self._evaluates_after(first, last) and reporter.lacks_evaluation(first):
+                reporter.evaluation(first, self._evaluate(state))
             for step in range(first, last):
                 if releases is not None and (step == first or step % self.epsilon_every == 0):
                     bound = min(last, (step // self.epsilon_every + 1) * self.epsilon_every)
@@ -136,27 +139,32 @@ class TrainLoop:
                     reporter.training(*pending)
                 pending = step + 1, step_metrics
                 stops = preemption.came(step)
-                is_last = step + 1 == last
-                evaluates = is_last or (step + 1) % self.eval_every == 0
-                saves = is_last or stops or (step + 1) % self.checkpoint_every == 0
-                scores: dict[str, float] = {}
+                evaluates = self._evaluates_after(step + 1, last)
+                saves = step + 1 == last or stops or (step + 1) % self.checkpoint_every == 0
+                scores: dict[str, float] | None = None
                 if evaluates or saves:  # what is written must not lag behind what is saved
                     reporter.training(*pending)
                     pending = None
-                if evaluates:
+                if evaluates and checkpoints.keeps_best:
                     scores = self._evaluate(state)
                     reporter.evaluation(step + 1, scores)
-                if saves:
+                if saves:  # before an evaluation of minutes, in which the machine may be taken away
                     checkpoints.save(step + 1, state, sampling_seed=sampling.seed, scores=scores)
                 if stops:
-                    checkpoints.wait()
-                    if releases is not None:
-                        releases.stopped(step + 1)
-                    reporter.stopped(step + 1)
-                    raise Preempted(self.name, step + 1, num_steps, preemption.by)
-        if releases is not None:
-            releases.stopped(max(first, last))
+                    break
+                if evaluates and scores is None:
+                    reporter.evaluation(step + 1, self._evaluate(state))
+            done = int(state.step)
+            checkpoints.wait()
+            if releases is not None:
+                releases.stopped(done)
+            if preemption.was_noticed:
+                reporter.stopped(done)
+                raise Preempted(self.name, done, num_steps, preemption.by)
         return state
+
+    def _evaluates_after(self, step: int, last: int) -> bool:
+        return step == last or step % self.eval_every == 0
 
     @property
     def epsilon_every(self) -> int:
@@ -219,9 +227,9 @@ class _Reporter:
         now = time.monotonic()
         schedule = self._loop.learning_rate
         line: dict[str, Any] = {} if schedule is None else {"learning_rate": float(schedule(step - 1))}
-        line["seconds"] = now - self._since
+        line[_SECONDS] = now - self._since
         self._since = now
-        self._show_progress(line["seconds"], values)
+        self._show_progress(line[_SECONDS], values)
         if step % self._loop.epsilon_every == 0 or step == self._loop.mechanism.num_steps:
             epsilon = self._loop.mechanism.epsilon(step, self._loop.delta)
             line["epsilon"] = epsilon if math.isfinite(epsilon) else None
@@ -239,6 +247,12 @@ class _Reporter:
             rate = self._loop.mechanism.expected_batch_size * len(self._seconds) / max(sum(self._seconds), 1e-9)
             self._shown["examples/s"] = number(rate)
         self._compiles = False
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run ended after it had saved this step, and before it had evaluated it; all processes ask."""
+        written = [] if self._metrics is None else read_metrics(self._metrics.path)
+        is_there = any(line["step"] == step and _SECONDS not in line for line in written if line["step"] > 0)
+        return not of_first(int(is_there))
 
     def stopped(self, step: int) -> None:
         """The run ends before its time, and all is saved."""

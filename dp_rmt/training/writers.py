@@ -106,7 +106,7 @@ class WandbWriter:
     """A run of Weights & Biases, online or in the folder ``wandb`` of the workdir, which ``wandb sync`` sends later.
 
     Nothing but the numbers and the settings leaves this machine: no command line and no console, which may show seeds
-    or raw values, and no code.
+    or raw values, no code, and neither its name nor its packages nor how busy it is.
 
     Args:
       workdir: of the run; the file ``wandb_id`` in it lets a resumed run go on there.
@@ -129,7 +129,8 @@ class WandbWriter:
             path = self._workdir / "wandb_id"
             if not path.exists():
                 write_atomically(path, secrets.token_hex(4))
-            silent = {"console": "off", "save_code": False, "disable_git": True, "x_disable_meta": True}
+            silent = {"console": "off", "save_code": False, "disable_git": True, "host": ""}
+            silent |= {"x_disable_meta": True, "x_disable_stats": True, "x_save_requirements": False}
             self._run = self._wandb.init(
                 dir=str(self._workdir),
                 id=path.read_text(encoding="utf-8"),

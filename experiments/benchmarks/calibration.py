@@ -127,16 +127,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     promise = Promise(_EPSILON.value, _DELTA.value, _EXAMPLES.value, _BATCH.value, _STEPS.value)
     given = [argument for argument in sys.argv[1:] if "--results" not in argument]
+    arms = measured(promise)
     record = {
         "promise": promise._asdict(),
         "command": " ".join(["python -m experiments.benchmarks.calibration", *given]),
         "versions": machine.versions(PACKAGES),
-        "arms": measured(promise),
+        "arms": arms,
     }
     path = Path(_RESULTS.value) / f"epsilon{promise.epsilon:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    for name, found in record["arms"].items():
+    for name, found in arms.items():
         print(f"{found['noise_multiplier']:.4f}  epsilon by pld {found['epsilon_by_pld']:.3f}  {name}")
     print(f"Record: {path}")
 

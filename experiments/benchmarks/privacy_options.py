@@ -1,6 +1,6 @@
 """What each option of the guarantee costs beside plain DP-SGD, side by side in one process.
 
-    python -m experiments.benchmarks.privacy_options --model=minilm --batch_size=32 --sequence_length=16
+    python -m experiments.benchmarks.privacy_options --model=minilm --num_layers=1 --batch_size=64
 
 The steps (clip, noise, Adam) of users with several rows, of a clip norm that follows a quantile and of noise from
 ChaCha20 take turns with a plain one. Beside time there are the products of matrices, counted in the program, and the
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     values = flags.FLAGS
-    sizes = {"batch_size": values.batch_size, "sequence_length": values.sequence_length}
+    sizes: dict[str, Any] = {name: values[name].value for name in ("num_layers", "batch_size", "sequence_length")}
     try:
         record = {
             "model": values.model,
@@ -71,25 +71,24 @@ def main(argv: list[str]) -> None:
         }
     except (ValueError, OSError) as error:
         command_line.stop(error)
-    path = Path(values.results) / f"{values.model}-b{values.batch_size}-l{values.sequence_length}.json"
+    path = Path(values.results) / f"{'-'.join([values.model, *map(str, sizes.values())])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     print(render(record))
     print(f"Record: {path}")
 
 
-def measure_steps(model: str, *, batch_size: int, sequence_length: int, repeats: int) -> dict[str, dict[str, float]]:
+def measure_steps(model: str, *, repeats: int, **sizes: int) -> dict[str, dict[str, float]]:
     """Each arm's seconds, products of matrices and temporary bytes, with their ratios to the plain step.
 
     Args:
       model: a name in `experiments.benchmarks.step.models`.
-      batch_size: examples, or users.
-      sequence_length: tokens of a row.
       repeats: rounds.
+      **sizes: those of `traced_step`.
     """
     runs, found = {}, {}
     for name, options in ARMS.items():
-        traced, arguments = traced_step(model, batch_size, sequence_length, options)
+        traced, arguments = traced_step(model, options, **sizes)
         compiled = traced.lower().compile()
         found[name] = {
             "matrix_flops": float(matrix_flops(traced.jaxpr)),
@@ -107,18 +106,22 @@ def measure_steps(model: str, *, batch_size: int, sequence_length: int, repeats:
 
 
 def traced_step(
-    model: str, batch_size: int, sequence_length: int, options: Mapping[str, Any]
+    model: str, options: Mapping[str, Any], *, num_layers: int, batch_size: int, sequence_length: int
 ) -> tuple[jax.stages.Traced, tuple[Any, ...]]:
     """A private step with Adam, traced, and its arguments.
 
     Args:
       model: a name in `experiments.benchmarks.step.models`.
+      options: of `DPSGD`.
+      num_layers: of the model, in the place of its own number.
       batch_size: examples, or users.
       sequence_length: tokens of a row.
-      options: of `DPSGD`.
     """
     rows = options.get("rows_per_user")
-    workload = make_workload(model, batch_size=batch_size * (rows or 1), sequence_length=sequence_length)
+    size = batch_size * (rows or 1)
+    workload = make_workload(
+        model, batch_size=size, sequence_length=sequence_length, num_layers=num_layers, dtype="float32"
+    )
     mechanism = DPSGD(
         num_examples=100 * batch_size,
         expected_batch_size=batch_size,
@@ -221,8 +224,9 @@ def _run(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", "minilm", "A name in experiments.benchmarks.step.models.")
-    flags.DEFINE_integer("batch_size", 32, "Examples, or users, in a step.")
-    flags.DEFINE_integer("sequence_length", 16, "Tokens of a row.")
-    flags.DEFINE_integer("repeats", 5, "Rounds.")
+    flags.DEFINE_integer("num_layers", 1, "Layers of the model.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Examples, or users, in a step.", lower_bound=1)
+    flags.DEFINE_integer("sequence_length", 32, "Tokens of a row.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
     flags.DEFINE_string("results", "experiments/benchmarks/results/privacy_options", "Folder of the records.")
     app.run(main)

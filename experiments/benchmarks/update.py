@@ -151,7 +151,7 @@ def measure_updates(
             "matrix_flops": updates[name].matrix_flops,
             "matrix_flops_ratio": updates[name].matrix_flops / updates[NOISY].matrix_flops,
             "bytes_accessed": (updates[name].program.cost_analysis() or {}).get("bytes accessed"),
-            "temporary_bytes": updates[name].program.memory_analysis().temp_size_in_bytes,
+            "temporary_bytes": getattr(updates[name].program.memory_analysis(), "temp_size_in_bytes", None),
             "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(updates[name].arguments[-1])),
             "microbatch_size": microbatch_size,
         }

@@ -143,9 +143,7 @@ def released_before_noise():
     forgets = optax.stateless(lambda g, params: jax.tree.map(jnp.zeros_like, params))
     transforms = Transforms(seen, keeps, forgets)
     state = TrainState.create(transforms, {"w": jnp.zeros(6)}, {})
-    step = jax.jit(
-        make_train_step(OF_USERS, losses, transforms, execution=Execution("vmap"), nonprivate_metrics=False)
-    )
+    step = jax.jit(make_train_step(OF_USERS, losses, transforms, execution=Execution("vmap"), nonprivate_metrics=False))
     return lambda batch, mask: np.asarray(step(state, [(batch, mask)])[0].denoise["w"])
 
 

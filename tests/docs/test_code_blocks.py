@@ -65,7 +65,10 @@ def run_block(path: Path, number: int) -> dict:
     return names
 
 
-PYTHON = [(path, number) for path in PAGES for number in range(len(blocks(path, "python")))]
+# The programs of the page of the first ten minutes are files, which tests/docs/test_ten_minutes.py runs in order.
+PYTHON = [
+    (path, number) for path in PAGES if path.stem != "ten_minutes" for number in range(len(blocks(path, "python")))
+]
 
 
 @pytest.mark.parametrize(

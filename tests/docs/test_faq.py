@@ -28,6 +28,7 @@ def test_25_questions_and_more_were_asked_in_public_and_each_has_an_answer() -> 
     assert sum(bool(asked.search(answer)) for answer in answers().values()) >= 25
     for question, answer in answers().items():
         assert len(asked.sub("", answer).split()) > 10, question
+        assert re.search(r"\]\((?!https:)[\w./]+\.(md|py)\)", answer), f"{question} names no page"
 
 
 def test_an_infinite_epsilon_switches_off_clipping_and_noise() -> None:

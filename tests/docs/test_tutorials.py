@@ -51,20 +51,20 @@ def own_csv(printed, folder):
     """Private training helps, within its budget, and what is released comes with its statement."""
     ((before, after),) = re.findall(r"public model: (\S+)%, after private training: (\S+)%", printed)
     assert float(after) > float(before) + 5
-    assert 0.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 1.0
+    assert 1.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 2.0
     assert {"privacy.md", "privacy.json", "config.json"} <= {path.name for path in (folder / "reviews_model").iterdir()}
 
 
 def private_lora(printed, folder):
     """The adapter writes in the voice of the private letters, which the public decoder does not know."""
-    public, private = printed.split("with the private adapter")
-    assert "dear" not in public.partition("the public decoder writes:")[2]
-    written = re.findall(r"^written: (.*)$", private, re.MULTILINE)
+    public = printed.partition("the public decoder writes:")[2].splitlines()[1:4]
+    assert not any(text.strip().startswith("dear") and "warmly" in text for text in public)
+    written = re.findall(r"^written: (.*)$", printed, re.MULTILINE)
     assert len(written) == 3
-    assert all(text.startswith("dear ") and text.split()[1] in text for text in written)
+    assert all(text.startswith("dear ") and "warmly" in text for text in written)
     before, after = re.search(r"decoder (\S+), with the private adapter (\S+)$", printed, re.MULTILINE).groups()
     assert float(after) < 0.5 * float(before)
-    assert 2.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 3.0
+    assert 1.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 2.0
 
 
 def own_loop(printed, folder):

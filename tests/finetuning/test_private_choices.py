@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from dp_rmt.finetuning.assemble import load_task, private_scores
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.door import finetune_with, load_finetuned
 from dp_rmt.finetuning.settings import Settings
@@ -48,6 +50,25 @@ def test_scores_on_private_data_are_not_shown_as_those_of_other_data(
         read_trained(tmp_path, None, lambda settings: settings.changed({"privacy.evaluation_epsilon": None}))
     with pytest.raises(FileNotFoundError, match="train the run first"):
         read_trained(tmp_path, None, lambda settings: settings)
+
+
+def test_a_run_goes_on_with_the_same_evaluation_rows_alone(make_config: Callable[..., Settings]) -> None:
+    """The content is compared where a run goes on: with other rows, the same noise would cancel in the difference."""
+    settings = make_config({"privacy.evaluation_epsilon": 2.0})
+    task = load_task(settings)
+    dev = task.evaluations["dev"]
+
+    def content(rows: dict[str, np.ndarray], **changes: int) -> str:
+        changed = dataclasses.replace(task, evaluations={"dev": rows})
+        scores = private_scores(settings.changed({"train": changes}), 3, 1e-3, changed)
+        assert scores is not None
+        return scores.content
+
+    flipped = {**dev, "label": np.concatenate([dev["label"][:-1], 1 - dev["label"][-1:]])}
+    others = [content({name: values[:-1] for name, values in dev.items()}), content(flipped)]
+    others += [content(dev, eval_batch_size=settings.train.eval_batch_size + 1), content(dev)]
+    assert len(set(others)) == 4
+    assert content({name: values.copy() for name, values in dev.items()}) == others[-1]
 
 
 def test_a_decoder_has_no_accuracy_to_give_noise(make_config: Callable[..., Settings]) -> None:

@@ -68,6 +68,7 @@ BAD: dict[str, Any] = {
     "privacy.clip_quantile": 1.0,
     "privacy.clip_quantile_share": 0.0,
     "privacy.clip_quantile_rate": 0.0,
+    "privacy.noise_bands": 0,
     "privacy.evaluation_epsilon": 0.0,
     "privacy.expected_batch_size": 0,
     "privacy.max_batch_size": 0,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from small_tables import GREEDY, NAMES, write_e2e
 
 from dp_rmt.finetuning import arms, texts
 from dp_rmt.finetuning.assemble import load_task
@@ -22,61 +21,21 @@ from dp_rmt.training.losses import completion_losses
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.trees import leaves_by_path
 
-NAMES, FOODS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian")
-AREAS = ("riverside", "city centre")
-
-
+pytestmark = pytest.mark.usefixtures("no_java")
 DENOISED = Settings().denoise
-
-
-def rows(count: int, seed: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        name, food, area = (str(rng.choice(options)) for options in (NAMES, FOODS, AREAS))
-        found.append((f"name[{name}], food[{food}], area[{area}]", f"{name} serves {food} food in the {area} ."))
-    return found
 
 
 @pytest.fixture(scope="module")
 def e2e(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("e2e")
-    for name, count in (("trainset", 120), ("devset", 12), ("testset_w_refs", 16)):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("mr", "ref"), *rows(count, len(name))])
+    folder = tmp_path_factory.mktemp("tables") / "e2e"
+    write_e2e(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def llama(make_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | .")).lower()
-    return make_llama(tmp_path_factory.mktemp("llama"), words, max_length=64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_java() -> Iterator[None]:
-    """METEOR takes a second machine and ten seconds; tests/scoring has its own test of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
-        yield
-
-
-@pytest.fixture(scope="module")
-def text_config(make_config: Callable[..., Settings], e2e: Path, llama: Path) -> Callable[..., Settings]:
+def text_config(make_config: Callable[..., Settings], e2e: Path, restaurant_llama: Path) -> Callable[..., Settings]:
     def build(changes: dict | None = None) -> Settings:
-        small = {
-            "data.task": "e2e",
-            "data.path": str(e2e),
-            "data.max_length": 48,
-            "model.path": str(llama),
-            "model.head": "causal_lm",
-            "model.trainable": ".*",
-            "generation.method": "greedy",
-            "generation.max_new_tokens": 12,
-            "generation.batch_size": 8,
-            "generation.prompt_lengths": (),
-        }
-        return make_config(small | (changes or {}))
+        return make_config({**GREEDY, "data.path": str(e2e), "model.path": str(restaurant_llama), **(changes or {})})
 
     return build
 

@@ -1,4 +1,4 @@
-"""ChaCha20 as a generator of JAX keys: the vectors of RFC 8439, the same bits however they are drawn, no block twice."""
+"""ChaCha20 as a generator of JAX keys: the vectors of RFC 8439, the same bits however drawn, no block twice."""
 
 from __future__ import annotations
 

@@ -14,7 +14,15 @@ LONGEST = 60
 
 
 def test_all_doors_are_looked_at() -> None:
-    assert {path.stem for path in DOORS} == {"finetune", "sweep", "audit", "learning_rates", "spent", "units"}
+    assert {path.stem for path in DOORS} == {
+        "finetune",
+        "sweep",
+        "audit",
+        "learning_rates",
+        "spent",
+        "units",
+        "noise_bands",
+    }
 
 
 @pytest.mark.parametrize("path", DOORS, ids=lambda path: path.stem)

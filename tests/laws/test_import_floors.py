@@ -21,6 +21,7 @@ FLOORS = [
     "threefry",
     "random_bits",
     "noise_addition",
+    "correlated_noise",
     "accounting",
     "batch_selection",
     "clipping",

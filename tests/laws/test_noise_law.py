@@ -136,7 +136,10 @@ def test_no_two_steps_leaves_or_keys_share_noise(generator):
     length = 20_000
     vectors = []
     for key in (0, 1, 2**32):  # the third is the first to a seed of 32 bits
-        noise, zeros = add_gaussian_noise(1.0, noise_key(key, generator)), {"a": jnp.zeros(length), "b": jnp.zeros((200, 100))}
+        noise, zeros = (
+            add_gaussian_noise(1.0, noise_key(key, generator)),
+            {"a": jnp.zeros(length), "b": jnp.zeros((200, 100))},
+        )
         state = noise.init(zeros)
         for _ in range(4):
             updates, state = jax.jit(noise.update)(zeros, state)
@@ -165,8 +168,8 @@ def test_noise_is_a_function_of_key_step_and_leaf_alone(generator):
     state = noise.init(zeros)
     first, after = noise.update(zeros, state)
     again, _ = jax.jit(noise.update)({**zeros, "c": jnp.ones(3)}, state)
-    # Compiled, a product and a sum may round once instead of twice. Where the words of ChaCha20 are put in order, XLA also
-    # vectorises the map to normal numbers otherwise, whose own rounding is 4 units in the last place (test_noise_tails).
+    # Compiled, a product and a sum may round once instead of twice. Where the words of ChaCha20 are put in order, XLA
+    # also vectorises the map to normal numbers otherwise, which rounds by 4 units in the last place (test_noise_tails).
     rounding = {"threefry2x32": 2e-7, "chacha20": 2e-7 + 4 * 2.0**-23}[generator]
     for name in zeros:
         np.testing.assert_allclose(first[name], again[name], rtol=rounding)

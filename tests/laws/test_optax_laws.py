@@ -132,7 +132,7 @@ def test_trees_like_the_parameters_are_found_in_states(case: Case) -> None:
     assert copies == len(seen)
     is_matrix = {"muon": 3, "muon_bc": 3}  # momentum is kept of the matrices alone
     trees = {"adam": 2, "adam_bc": 2, "adam_own": 2, "low_pass": 1, "kalman": 4, "average": 1, "plain_adam_bc": 2}
-    trees |= {"measured": 1}
+    trees |= {"measured": 1, "correlated_noise": 2}
     name = next(name for name, other in CASES.items() if other is case)
     assert len(seen) == is_matrix.get(name, trees.get(name, 0) * len(jax.tree.leaves(gradients)))
     # As for `NamedSharding`s of a state: fields that are no parameters get one value for all that is in them.

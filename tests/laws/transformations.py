@@ -21,6 +21,7 @@ from dp_rmt.baselines.muon import private_muon
 from dp_rmt.baselines.muon_bc import muon_bc
 from dp_rmt.baselines.truncation import truncate_rank
 from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
+from dp_rmt.correlated_noise import add_correlated_noise, square_root
 from dp_rmt.denoising import gates
 from dp_rmt.denoising.joins import layers_side_by_side, reads_the_stream, shared_inputs
 from dp_rmt.geometry import whiten_inputs
@@ -60,6 +61,10 @@ def noise(noise_std: float, seed: int = 7) -> optax.GradientTransformation:
     return add_gaussian_noise(noise_std, jax.random.key(seed))
 
 
+def correlated_noise(noise_std: float) -> optax.GradientTransformation:
+    return add_correlated_noise(noise_std, square_root(3), jax.random.key(7))
+
+
 def measured(noise_std: float) -> optax.GradientTransformation:
     """`measure_steps` in a loop that denoises nothing: what the optimizer is given is the noisy gradient."""
     widen = optax.stateless(lambda updates, params: jax.tree.map(wide, updates))
@@ -84,6 +89,7 @@ def whitened() -> optax.GradientTransformation:
 
 CASES = {
     "noise": Case(noise, {"noise_std": STD}),
+    "correlated_noise": Case(correlated_noise, {"noise_std": STD}),
     "exact": denoise(),
     "gram": denoise(svd="gram", rescale="signal_norm", below_edge="keep", shrinker="operator"),
     "subspace": denoise(svd="subspace", gate=gates.TracyWidom(0.01)),
@@ -120,7 +126,18 @@ def _each(cases: Mapping[str, Case]) -> pytest.MarkDecorator:
 ALL = _each(CASES)
 ANY_TREE = _each({name: case for name, case in CASES.items() if name != "whitened"})
 """Without coordinates, which name the leaves that a tree must have."""
-_OF_EACH_KIND = {"noise", "subspace", "adam", "low_pass", "kalman", "truncate", "muon", "measured", "whitened"}
+_OF_EACH_KIND = {
+    "noise",
+    "correlated_noise",
+    "subspace",
+    "adam",
+    "low_pass",
+    "kalman",
+    "truncate",
+    "muon",
+    "measured",
+    "whitened",
+}
 # What optax puts around a transformation sees its interface alone, and options seldom change that: the rest is slow.
 EACH_KIND = pytest.mark.parametrize(
     "case",

@@ -1,7 +1,7 @@
 """Noise of leaves that are divided over all devices there are: ``python noise_divided.py OUT.npz``.
 
 The noise of every leaf is written under ``LAYOUT/leaf``, the program's collective operations under
-``LAYOUT/collectives``.
+``LAYOUT/collectives``. The second step of correlated noise, which has a history, is under ``LAYOUT/correlated/leaf``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dp_rmt.correlated_noise import add_correlated_noise, square_root
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
 # Each divided axis has whole blocks of ChaCha20 (8 entries) on every device.
-SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
+SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1008), "vector": (513,), "scalar": ()}
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
 
 
@@ -50,6 +51,17 @@ def cases():
             yield f"chacha20 {name}", "chacha20", (mesh, spec)
 
 
+def second_step(zeros, shardings=None):
+    """The correlated noise of a second step, compiled for these shardings of its history."""
+    noise = add_correlated_noise(1.0, square_root(3), noise_key(9))
+    update = jax.jit(noise.update)
+    _, state = update(zeros, noise.init(zeros))
+    if shardings is not None:
+        for past in state.earlier:
+            assert all(past[name].sharding.is_equivalent_to(shardings[name], past[name].ndim) for name in zeros)
+    return jax.block_until_ready(update(zeros, state)[0])
+
+
 def main(out: str) -> None:
     """Draws, compiled for every layout, and saves."""
     zeros = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
@@ -63,6 +75,9 @@ def main(out: str) -> None:
         assert all(noisy[name].sharding.is_equivalent_to(shardings[name], len(SHAPES[name])) for name in SHAPES), layout
         results[f"{layout}/collectives"] = np.array(sorted(set(COLLECTIVE.findall(compiled.as_text()))), dtype=str)
         results |= {f"{layout}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
+        if layout.startswith("threefry2x32") and spec == ("rows", "cols"):
+            correlated = second_step(divided, shardings)
+            results |= {f"{layout}/correlated/{name}": np.asarray(leaf) for name, leaf in correlated.items()}
     np.savez(out, **results)
 
 

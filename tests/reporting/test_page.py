@@ -167,6 +167,25 @@ def test_the_page_says_what_it_is_about(tmp_path):
     text = " ".join(page_of(tmp_path, runs).text)
     assert "Model public/encoder Data sst2, 1,000 training examples Progress 2 of 9 updates, not finished" in text
     assert "Version dp_rmt 0.9, commit abc123 Date 2026-11-28 17:00 UTC" in text
+    assert "encoder at ε = " in text  # a run without a name has that of its model
+
+
+def test_what_is_long_on_top_of_the_page_is_shortened(tmp_path):
+    where = dataclasses.replace(about(1), base_model="package:small_encoder/model", commit="0123456789abcdef" * 2)
+    runs = {"run": arm(num_steps=2, about=where, date="2026-11-28T18:59:32+01:00")}
+    runs["run"] = dataclasses.replace(runs["run"], config={"name": "run"})  # what it is called by default
+    text = " ".join(page_of(tmp_path, runs).text)
+    assert "Model package:small_encoder/model Data" in text
+    assert "small_encoder at ε = " in text
+    assert "commit 0123456789ab Date 2026-11-28 17:59 UTC" in text
+
+
+def test_ticks_are_whole_numbers_where_values_hardly_differ():
+    series = Series(np.arange(2), np.array([0.69462, 0.69463]))
+    plot = line_plot([Line("a", series, 0)], ylabel="loss", caption="")
+    texts = re.findall(r"<!-- (.*?) -->", plot.svg.decode())
+    assert any(text.startswith("0.6946") for text in texts)
+    assert not [text for text in texts if re.search(r"\de|\+", text)]
 
 
 def test_one_type_size_light_and_dark():

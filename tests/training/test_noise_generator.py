@@ -30,7 +30,7 @@ MECHANISM = DPSGD(
 THREEFRY = dataclasses.replace(MECHANISM, noise_generator="threefry2x32")
 
 
-def make_run(mechanism: DPSGD = MECHANISM, given: NoiseGenerator | None = None, seeds: Seeds = Seeds(1, SEED)) -> Run:
+def make_run(mechanism: DPSGD = MECHANISM, given: NoiseGenerator | None = None) -> Run:
     x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
 
     def losses(params, batch):
@@ -41,7 +41,7 @@ def make_run(mechanism: DPSGD = MECHANISM, given: NoiseGenerator | None = None, 
         return Transforms(mechanism.noise(key), optax.identity(), optax.adam(0.1))
 
     task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
-    return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=seeds, checkpoint_every=1)
+    return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=Seeds(1, SEED), checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")

@@ -203,6 +203,50 @@ def test_stopped_by_sigterm(training, uninterrupted, tmp_path, caplog, at):
     assert lines(tmp_path) == uninterrupted[1]
 
 
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing that runs on an error may be reached."""
+
+
+def test_killed_in_the_last_evaluation_before_any_checkpoint(training, uninterrupted, tmp_path):
+    """A scheduler waits for seconds and an evaluation takes minutes: what was trained is saved before it begins."""
+
+    def evaluate(params):
+        if counted.pop() == MECHANISM.num_steps:
+            deadline = time.monotonic() + 30
+            while not (tmp_path / "checkpoints" / "9").is_dir() and time.monotonic() < deadline:
+                time.sleep(0.01)  # a save in the background, which a real death would end
+            raise KilledError
+        return training.loop.evaluators["dev"](params)
+
+    counted = [9, 6, 3, 0]
+    with pytest.raises(KilledError):
+        run(training, tmp_path, evaluators={"dev": evaluate}, checkpoint_every=100)
+    assert [line["step"] for line in lines(tmp_path) if "eval/dev/loss" in line] == [0, 3, 6]
+    state, first_step = run(training, tmp_path, checkpoint_every=100)
+    assert first_step == 9
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
+def test_sigterm_in_the_last_evaluation_ends_the_program(training, uninterrupted, tmp_path, caplog):
+    """What follows a run, such as writing texts, would take the scheduler's patience."""
+
+    def evaluate(params):
+        if counted.pop() == MECHANISM.num_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training.loop.evaluators["dev"](params)
+
+    counted = [9, 6, 3, 0]
+    with pytest.raises(Preempted):
+        run(training, tmp_path, evaluators={"dev": evaluate})
+    assert "stopped by SIGTERM after step 9 of 9, which is saved" in caplog.text
+    assert lines(tmp_path) == uninterrupted[1]
+    state, first_step = run(training, tmp_path)
+    assert first_step == 9
+    assert_same_state(state, uninterrupted[0])
+    assert lines(tmp_path) == uninterrupted[1]
+
+
 def test_sigterm_is_noticed_within_the_block_alone():
     with Preemption() as preemption:
         assert not preemption.came(0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import struct
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,7 +145,15 @@ def test_wandb_gets_no_command_no_console_and_no_raw_values(tmp_path, monkeypatc
     begun, *logged = fake.calls
     assert begun["mode"] == "offline"
     assert Path(begun["dir"]) == tmp_path
-    assert begun["settings"] == {"console": "off", "save_code": False, "disable_git": True, "x_disable_meta": True}
+    assert begun["settings"] == {
+        "console": "off",
+        "save_code": False,
+        "disable_git": True,
+        "host": "",
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+    }
     assert logged == [
         (0, {"eval/dev/accuracy": 0.5}),
         (1, {"learning_rate": 0.1}),
@@ -156,3 +167,63 @@ def test_wandb_gets_no_command_no_console_and_no_raw_values(tmp_path, monkeypatc
     write(tmp_path, ["wandb"], lines=[]).close()
     assert again.calls[0]["id"] == begun["id"]  # it goes on with the same run,
     assert [call[0] for call in again.calls[1:-1]] == [2, 2]  # which has the steps before
+
+
+RECORDED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1])))
+from test_writers import LINES, write
+kept = LINES if sys.argv[3] == "begins" else []
+write(Path(sys.argv[2]), ["wandb"], lines=kept, online=False).close()
+"""
+
+
+def payloads(path):
+    """The records of a file in the format of LevelDB's log: blocks of 32 kB, and parts with 7 bytes before each."""
+    data, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no part begins at a block's end
+            at += 32768 - at % 32768
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or the last
+            yield record
+            record = b""
+
+
+def history(folder):
+    """The lines that a run of Weights & Biases has written down offline, as ``{step: names}``."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = {}
+    for payload in payloads(next(folder.glob("run-*.wandb"))):
+        record = wandb_internal_pb2.Record.FromString(payload)
+        if record.WhichOneof("record_type") == "run":
+            assert record.run.host == ""
+        if record.WhichOneof("record_type") == "history":
+            names = {item.key or item.nested_key[0] for item in record.history.item}
+            step = record.history.step.num
+            assert step not in found
+            found[step] = {name for name in names if not name.startswith("_")}
+    return found
+
+
+@pytest.mark.thorough
+def test_the_real_wandb_has_the_numbers_and_nothing_of_this_machine(tmp_path):
+    """Two processes, as a run that was stopped and goes on: what the second has written holds the whole run."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    for when in ("begins", "goes on"):
+        arguments = [sys.executable, "-c", RECORDED, str(Path(__file__).parent), str(tmp_path), when]
+        environment = {**os.environ, "WANDB_DIR": "", "SECRET_OF_THE_SHELL": "unmistakable"}
+        subprocess.run(arguments, check=True, env=environment, cwd=tmp_path, timeout=120)
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    steps = {0: {"eval/dev/accuracy"}, 1: {"learning_rate"}, 2: {"learning_rate", "eval/dev/accuracy"}}
+    assert [history(folder) for folder in folders] == [steps, steps]
+    written = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and path.suffix != ".log"]
+    assert {path.suffix for path in written} == {".wandb"}  # no requirements.txt, no metadata
+    for trace in ("unmistakable", "test_writers", "nonprivate", "memory_percent", str(Path(__file__).parent)):
+        assert [path.name for path in written if trace.encode() in path.read_bytes()] == [], trace

@@ -69,6 +69,8 @@ def cost_of_choosing(runs: Sequence[SpentRun], repetitions: Repetitions | None =
         return _composition(
             runs, steps, "the number of jobs was random, but they share samples: no job is an independent draw"
         )
+    if any(run.num_groups > 1 for run in runs):
+        return _composition(runs, steps, "the noise is correlated over steps, for which it is not derived here")
     if any(kind != kinds[0] for kind in kinds):
         return _composition(runs, steps, "the number of jobs was random, but they differ in noise, sampling or steps")
     return _selection(runs, kinds[0], len(jobs), repetitions)
@@ -169,7 +171,7 @@ def _delta(runs: Sequence[SpentRun]) -> float:
 
 
 def _ends_of_noise(runs: Sequence[SpentRun]) -> float:
-    """The part of delta that pays for the finite support of the noise; the parts of several runs add up."""
+    """The part of delta that pays for the finite support of the noise, and of batches; the parts of runs add up."""
     return math.fsum(run.statement.get("delta_of_truncation") or 0.0 for run in runs)
 
 

@@ -100,6 +100,11 @@ def price(sweep: Sweep, num_examples: Callable[[Settings], int] = num_examples_o
             mechanism, delta = build_mechanism(settings, known[key])
             if mechanism.noise_multiplier == 0:
                 raise ValueError(f"job {job!r} has no noise (config.privacy.epsilon=inf), so that no winner is private")
+            if mechanism.num_groups > 1:
+                raise ValueError(
+                    f"job {job!r} has correlated noise (config.privacy.noise_bands={mechanism.num_groups}), for which "
+                    "the price of choosing a winner is not derived: with REPETITIONS leave it at 1"
+                )
             step = Step(mechanism.noise_multiplier, mechanism.sampling_probability, mechanism.truncation)
             steps[step] += mechanism.num_steps
             if (scores := assemble.private_scores(settings, mechanism.num_steps, delta)) is not None:

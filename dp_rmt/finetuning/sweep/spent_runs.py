@@ -41,14 +41,33 @@ class SpentRun(NamedTuple):
 
     @property
     def step(self) -> Step:
-        """One of its updates, as the accountants see it."""
-        truncation = accounting.Truncation(self.statement["num_examples"], self.statement["max_batch_size"])
-        return Step(self.statement["noise_multiplier"], self.statement["sampling_probability"], truncation)
+        """One of its updates, or of its rounds with correlated noise, as the accountants see it."""
+        rounds = self._rounds
+        return Step(self.statement["noise_multiplier"], rounds.sampling_probability, rounds.truncation)
 
     @property
     def num_steps(self) -> int:
         """Updates that have, or may have, been released."""
         return self.statement["num_steps"]
+
+    @property
+    def num_groups(self) -> int:
+        """In how many groups the examples take turns: the bands of correlated noise, 1 for independent noise."""
+        return len(self.statement.get("noise_coefficients") or (1.0,))
+
+    @property
+    def num_rounds(self) -> int:
+        """How many times it consists of `step`: of its updates, or of rounds of all groups."""
+        return self._rounds.num_steps
+
+    @property
+    def _rounds(self) -> accounting.Rounds:
+        return accounting.rounds_of_run(
+            num_groups=self.num_groups,
+            sampling_probability=self.statement["sampling_probability"],
+            num_steps=self.num_steps,
+            truncation=accounting.Truncation(self.statement["num_examples"], self.statement["max_batch_size"]),
+        )
 
 
 class NoBoundError(ValueError):
@@ -94,7 +113,7 @@ def released(runs: Sequence[SpentRun]) -> Counter[Step]:
     shared, steps = sharing(runs), Counter[Step]()
     for run in runs:
         if run.seed("sampling_seed") not in shared:
-            steps[run.step] += run.num_steps
+            steps[run.step] += run.num_rounds
     for seed in shared:
         steps.update(_on_shared_samples([run for run in runs if run.seed("sampling_seed") == seed]))
     return steps
@@ -106,13 +125,13 @@ def _on_shared_samples(runs: Sequence[SpentRun]) -> Mapping[Step, int]:
     Raises:
       NoBoundError: their samples are not the same.
     """
-    if len({(run.step.sampling_probability, run.step.truncation, _rows(run)) for run in runs}) > 1:
+    if len({(run.num_groups, run.step.sampling_probability, run.step.truncation, _rows(run)) for run in runs}) > 1:
         raise NoBoundError(
             "Runs share a sampling seed (config.privacy.sampling_seed), but differ in sampling probability, batch "
             "shape or data: their samples are neither the same nor independent, and no bound for all of them together "
             "is known here, and none for the best. For a choice on private data leave the seeds out."
         )
-    return accounting.steps_on_shared_samples([(run.step, run.num_steps) for run in runs])
+    return accounting.steps_on_shared_samples([(run.step, run.num_rounds) for run in runs])
 
 
 def _rows(run: SpentRun) -> str:

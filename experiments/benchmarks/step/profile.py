@@ -112,7 +112,7 @@ def _run(program: Any, workload: Workload) -> None:
 
 def _described(program: jax.stages.Compiled, run: Any) -> dict[str, Any]:
     """What the compiler and the trace say of a program."""
-    hlo = program.as_text()
+    hlo = program.as_text() or ""
     known = trace.operations(hlo, ROOT)
     seconds, calls = trace.traced_seconds(run, hlo, _TRACED.value)
     unknown = trace.Operation("not in the program's text", "without a name", "", "")
@@ -152,7 +152,8 @@ def render(record: dict[str, Any]) -> str:
     for group in ("kinds", "parts"):
         rows.append([f"by {group}", *("" for _ in programs)])
         names = dict.fromkeys(name for p in programs.values() for name in p[group])
-        for name in sorted(names, key=lambda name, group=group: -max(p[group].get(name, 0) for p in programs.values())):
+        largest = {name: max(p[group].get(name, 0.0) for p in programs.values()) for name in names}
+        for name in sorted(names, key=largest.__getitem__, reverse=True):
             shares = (f"{p[group].get(name, 0):.3f} {_share(p, group, name)}" for p in programs.values())
             rows.append([f"  {name}", *shares])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -18,7 +18,7 @@ import jax
 from dp_rmt.clipping.taps import NORMS, SUMS
 from experiments.benchmarks.scaling.hlo import ELEMENTWISE, Instruction, parse
 
-Span = tuple[float, float, str]
+Span = tuple[int, int, str]
 """Start and end in nanoseconds, and the name of an instruction."""
 
 _KINDS: tuple[tuple[str, frozenset[str]], ...] = (
@@ -164,8 +164,8 @@ def _lines(data: jax.profiler.ProfileData, module: str) -> list[list[Span]]:
             for event in line.events:
                 stats = dict(event.stats)
                 if stats.get("hlo_module") == module and "hlo_op" in stats:
-                    start = event.start_ns
-                    spans.append((start, start + event.duration_ns, str(stats["hlo_op"])))
+                    start = round(event.start_ns)
+                    spans.append((start, start + round(event.duration_ns), str(stats["hlo_op"])))
             (of_devices if plane.name.startswith("/device:") else of_host).append(spans)
     return of_devices if any(of_devices) else of_host
 

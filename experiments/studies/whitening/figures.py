@@ -3,7 +3,8 @@
     python -m experiments.studies.whitening.figures --results=experiments/studies/whitening/results --output=docs/images
 
 whitening_steps.png      steps to the target against the noise, for every arm
-whitening_curves.png     loss or accuracy along the best run of each arm of one cell
+whitening_accuracy.png   accuracy along the best run of each arm, SST-2
+whitening_curves.png     training loss along the best run of each arm, E2E
 whitening_spectra.png    one matrix's noisy spectrum in raw and in whitened coordinates, and the edge of the noise
 whitening_advisor.png    how many steps overshot, against what half the learning rate did
 
@@ -85,8 +86,10 @@ def _steps(run: Record, target: float) -> int:
     return min((step for step in found if isinstance(step, int)), default=run["steps"] + 1)
 
 
-def draw_curves(records: Sequence[Record]) -> Figure | None:
-    """Training losses along the best run of each arm, a panel for each cell of batch size and epsilon."""
+def draw_curves(
+    records: Sequence[Record], of: str = "nonprivate/loss", label: str = "training loss of the batch"
+) -> Figure | None:
+    """One curve of the records along the best run of each arm, a panel for each cell of batch size and epsilon."""
     cells: dict[tuple[float, float], list[tuple[str, Record]]] = {}
     for (batch, epsilon, arm), runs in sorted(by_cell(records).items()):
         if best := best_runs(runs):
@@ -98,11 +101,11 @@ def draw_curves(records: Sequence[Record]) -> Figure | None:
     panels = figure.subplots(1, len(cells), squeeze=False)[0]
     for axes, ((batch, epsilon), of_cell) in zip(panels, sorted(cells.items())):
         for arm, run in of_cell:
-            steps, losses = zip(*run["nonprivate/loss"])
-            axes.plot(steps, losses, color=COLORS[arms.index(arm) % len(COLORS)], lw=1.8, label=arm)
+            steps, values = zip(*run[of])
+            axes.plot(steps, values, color=COLORS[arms.index(arm) % len(COLORS)], lw=1.8, label=arm)
         axes.set(xlabel="step", title=f"batch {batch:g}, ε = {epsilon:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel("training loss of the batch")
+    panels[0].set_ylabel(label)
     handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     return figure
@@ -185,6 +188,7 @@ def main(argv: Sequence[str]) -> None:
     pair = [spectra[arm] for arm in ("dp_adam_b5", "whitened") if arm in spectra]
     every: dict[str, Callable[[], Figure | None]] = {
         "whitening_steps.png": lambda: draw_steps(tasks["sst2"]),
+        "whitening_accuracy.png": lambda: draw_curves(tasks["sst2"], "accuracy", "accuracy of the averaged iterates"),
         "whitening_curves.png": lambda: draw_curves(tasks["e2e"]),
         "whitening_advisor.png": lambda: draw_advisor({name: records for name, records in tasks.items() if records}),
         "whitening_spectra.png": lambda: draw_spectra(*pair) if len(pair) == 2 else None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import functools
 import getpass
 import json
 import random
@@ -14,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 import transformers
+import vllm_rules
 from huggingface_hub import ModelCard, metadata_load
 from seed_spellings import holders
+from small_tables import GREEDY, WORDS, rows, write_e2e
 
 from dp_rmt.data import tokenize_prompts
-from dp_rmt.finetuning import arms, texts
+from dp_rmt.finetuning import arms
 from dp_rmt.finetuning.door import load_finetuned
 from dp_rmt.finetuning.release.card import public_scores
 from dp_rmt.finetuning.settings import Settings
@@ -30,51 +29,26 @@ from dp_rmt.reporting.privacy_text import RELEASE, sections
 from dp_rmt.training.ledger import read_ledger
 from dp_rmt.training.metrics import read_metrics
 
-NAMES, FOODS, AREAS = ("Aromi", "Vaults", "Zizzi", "Mill"), ("French", "Italian", "Indian"), ("riverside", "centre")
+pytestmark = pytest.mark.usefixtures("no_java")
 SEEDS = [random.Random(22).getrandbits(127) | 1 << 127 for _ in range(2)]
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage: en\ntags:\n- private_tag\n---\n# Somebody's model\n"
-
-
-def rows(count: int, seed: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        name, food, area = (str(rng.choice(options)) for options in (NAMES, FOODS, AREAS))
-        found.append((f"name[{name}], food[{food}], area[{area}]", f"{name} serves {food} food in the {area} ."))
-    return found
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_java() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "text_scores", functools.partial(texts.text_scores, use_java=False))
-        yield
 
 
 @pytest.fixture(scope="module")
 def config(make_config: Callable[..., Settings], make_llama: Callable[..., Path], tmp_path_factory) -> Settings:
     folder = tmp_path_factory.mktemp("unmistakable_folder")
     data = folder / "unmistakable_data"
-    data.mkdir()
-    for name, count in (("trainset", 120), ("devset", 12), ("testset_w_refs", 16)):
-        with (data / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("mr", "ref"), *rows(count, len(name))])
-    words = " ".join((*NAMES, *FOODS, *AREAS, "name food area serves in the : | .")).lower()
-    model = make_llama(folder / "bases", words, max_length=64)
+    write_e2e(data)
+    model = make_llama(folder / "bases", WORDS, max_length=64)
     (model / "README.md").write_text(BASE_CARD)
     changes = {
+        **GREEDY,
         "name": "unmistakable_name",
-        "data": {"task": "e2e", "path": str(data), "max_length": 48},
-        "model": {"path": str(model), "head": "causal_lm", "tuning": "lora", "trainable": ".*"},
+        "data.path": str(data),
+        "model": {"path": str(model), "tuning": "lora"},
         "privacy": {"sampling_seed": SEEDS[0], "noise_seed": SEEDS[1]},
         "train.learning_rate": 0.05,
-        "generation": {
-            "method": "greedy",
-            "max_new_tokens": 12,
-            "no_repeat_ngram_size": 1,  # so that a random model writes other texts for other sources
-            "batch_size": 8,
-            "prompt_lengths": (),
-        },
+        "generation.no_repeat_ngram_size": 1,  # so that a random model writes other texts for other sources
     }
     return make_config(changes)
 
@@ -161,6 +135,17 @@ def test_the_saved_tokenizer_writes_the_prompts_of_the_training(arm: arms.Arm) -
 def test_versions_of_transformers_before_5_know_the_tokenizers_class(arm: arms.Arm) -> None:
     config = json.loads((arm.workdir / "model" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "BertTokenizer")
+
+
+def test_vllm_finds_a_place_for_every_tensor(arm: arms.Arm) -> None:
+    model, adapter = arm.workdir / "model", arm.workdir / "adapter"
+    config = json.loads((model / "config.json").read_text())
+    assert vllm_rules.loaded(model) == vllm_rules.parameters(config)
+    assert config["max_position_embeddings"] == 64
+    assert vllm_rules.default_sampling(model) == {"max_new_tokens": 12}
+    targets = {f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"}
+    assert vllm_rules.adapted_modules(adapter) == targets
+    assert not {path.suffix for path in released(arm)} & {".bin", ".pt", ".pth", ".gguf"}  # read in safetensors' place
 
 
 LINES: list[dict[str, Any]] = [
