@@ -91,7 +91,6 @@ setup(
         "oracle": ["torch==2.13.0"],
         # Other implementations that experiments/benchmarks/step/main.py compares with.
         "peers": ["jax-privacy==2.0.0"],
-        "bandmf": ["jax-privacy==2.0.0"],  # dp_rmt.correlated_noise.optimised
         "peers-torch": ["opacus==1.6.0", "torch==2.13.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

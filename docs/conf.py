@@ -56,7 +56,7 @@ _library = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((HERE.pa
 nb_execution_cache_path = str(HERE / "_build" / "executed" / _library.hexdigest()[:16])
 nb_execution_in_temp = True  # a tutorial writes files
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # its models are so small that compiling takes longest
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # for a cell on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars

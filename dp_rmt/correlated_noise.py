@@ -115,7 +115,7 @@ def square_root(bands: int) -> BandedToeplitz:
 
 
 def optimised(bands: int, num_steps: int) -> BandedToeplitz:
-    """The banded strategy with the least mean squared error of prefix sums, found by `jax_privacy` (extra "bandmf").
+    """The banded strategy with the least mean squared error of prefix sums, found by `jax_privacy` (extra "peers").
 
     It begins at `square_root` and descends by L-BFGS. The coefficients are rounded to six digits, so that another
     machine finds the same ones.
@@ -131,7 +131,7 @@ def optimised(bands: int, num_steps: int) -> BandedToeplitz:
       ModuleNotFoundError: `jax_privacy` is not installed; the message says how to install it.
     """
     begin = square_root(bands)
-    with extra("bandmf"):
+    with extra("peers"):
         from jax_privacy.matrix_factorization import toeplitz
 
     found = toeplitz.optimize_banded_toeplitz(num_steps, bands, jnp.array(begin.coefficients))
@@ -268,13 +268,12 @@ def add_correlated_noise(noise_std: float, strategy: BandedToeplitz, key: jax.Ar
     return optax.GradientTransformation(init, update)
 
 
-@functools.partial(jax.jit, static_argnames="coefficients")
+@functools.partial(jax.jit, static_argnames="coefficients")  # one piece for all leaves of a shape
 def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[float, ...]) -> jax.Array:
-    """``y_t`` of z_t and of the y before it, which rounds alike in every program."""
-    kind, total = jnp.finfo(z.dtype), z
+    """``y_t`` of z_t and of the y before it."""
+    total = z
     for c, y in zip(coefficients[1:], earlier, strict=True):
-        # A compiler may fuse a product into the sum, which rounds once for twice, or not, as the program around it is.
-        total = total - jax.lax.reduce_precision(c * y, kind.nexp, kind.nmant - 1)
+        total = total - c * y
     return total / coefficients[0]
 
 

@@ -157,7 +157,7 @@ def test_bad_coefficients_are_refused(given: tuple[float, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def toeplitz():
-    factorization = pytest.importorskip("jax_privacy.matrix_factorization", reason="the extra 'bandmf'")
+    factorization = pytest.importorskip("jax_privacy.matrix_factorization", reason="the extra 'peers'")
     return factorization.toeplitz
 
 

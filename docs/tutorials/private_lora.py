@@ -73,7 +73,7 @@ def write(path, rows):
 
 write("public.jsonl", letters(ANYBODY, 3000, 0))
 write("letters.jsonl", letters(HOTEL, 6000, 1))
-write("held_out.jsonl", held_out := letters(HOTEL, 200, 2))
+write("held_out.jsonl", held_out := letters(HOTEL, 100, 2))
 print(held_out[0]["prompt"], "->", held_out[0]["completion"], sep="\n")
 
 # %% [markdown]
@@ -102,12 +102,13 @@ decoder = CausalLanguageModel(
 )
 save_pretrained(Path("untrained"), decoder, init_params(decoder, jax.random.key(0)), tokenizer=tokenizer)
 
-# %% tags=["remove-stderr"]
+# %%
 SETTINGS = {
     "max_length": 32,
     "length_groups": (),
     "microbatch_size": 64,
     "cache_dir": "tokenised",
+    "advice": False,
     "generation": {"method": "greedy", "max_new_tokens": 18, "prompt_lengths": (8,), "max_prompts": 8},
 }
 public_run = dp_rmt.finetune(
@@ -126,7 +127,8 @@ prompts = [row["prompt"] for row in held_out[:3]]
 print("the public decoder writes:", *public_run.generate(prompts), sep="\n  ")
 
 # %% [markdown]
-# They say what the guest asked for, as anybody might say it.
+# They say what the guest asked for, as anybody might say it. A decoder of this size copies badly, and takes one
+# guest, or one time, for another; a real one does not.
 #
 # ## Train the adapter, privately
 #
@@ -134,12 +136,12 @@ print("the public decoder writes:", *public_run.generate(prompts), sep="\n  ")
 # Where one guest wrote many, name the column that says who wrote them (`user_column`): [whose
 # privacy](../which_privacy.md) is the first question, before epsilon.
 
-# %% tags=["remove-stderr"]
+# %%
 run = dp_rmt.finetune(
     model="public_decoder",
     train="letters.jsonl",
     dev_path="held_out.jsonl",
-    epsilon=3.0,
+    epsilon=2.0,
     workdir="runs/letters",
     tuning="lora",
     lora={"rank": 8, "targets": ("query", "key", "value", "output", "gate", "up", "down")},
@@ -171,8 +173,9 @@ for row, text in zip(held_out[:3], run.generate(prompts), strict=True):
     print("asked:  ", row["prompt"], "\nwritten:", text, "\nhotel:  ", row["completion"], "\n")
 
 # %% [markdown]
-# The voice is what all letters have in common, so a private model can learn it. What one letter alone has, such as a
-# guest's door code, drowns in the noise. [Auditing what you trained](auditing.py) shows how to test that.
+# The voice is what all letters have in common, so a private model can learn it. Guests and times are as good or as
+# bad as the public decoder copies them. What one letter alone has, such as a guest's door code, drowns in the noise.
+# [Auditing what you trained](auditing.py) shows how to test that.
 #
 # ## What leaves the house
 #
@@ -188,7 +191,7 @@ print("epsilon", run.privacy["epsilon"], "delta", run.privacy["delta"])
 # %% [markdown]
 # ## The same with your letters
 #
-#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=3 --workdir=runs/letters \
+#     dp-rmt finetune --model=gpt2 --train=letters.jsonl --epsilon=2 --workdir=runs/letters \
 #       --config.model.tuning=lora --config.data.max_length=256
 #
 # Columns may also be `instruction`, `input` and `output`, or whole conversations in `messages`.

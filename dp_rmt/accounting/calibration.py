@@ -41,7 +41,8 @@ def calibrate_noise_multiplier(
       The noise multiplier: std of the noise in the sum of clipped gradients, over the clip norm. Its epsilon is never
       above the target, and at most 1e-4 of the target below it. It is lower only where more noise is needed to keep
       `delta_of_truncation` below 1% of delta, and for a delta below 1e-10: there the rounding of the accountant's FFT
-      moves epsilon by up to 1% from one noise multiplier to the next.
+      moves epsilon by up to 1% from one noise multiplier to the next. Every epsilon is an upper bound all the same,
+      because three times the largest rounding is taken from delta before it is read (`rounding_allowance`).
 
     Raises:
       ValueError: an argument is out of its range, or no noise multiplier from 0.2 to 10,000 fits.

@@ -44,7 +44,7 @@ def test_epsilon_is_that_of_dp_accounting(updates: int) -> None:
 
 
 def test_epsilon_is_that_of_jax_privacy() -> None:
-    peer = pytest.importorskip("jax_privacy.experimental.accounting", reason="the extra 'bandmf'")
+    peer = pytest.importorskip("jax_privacy.experimental.accounting", reason="the extra 'peers'")
     event = peer.amplified_bandmf_event(1.1, 30, num_bands=BANDS, sampling_prob=BANDS * 0.05)
     epsilon = pld_privacy_accountant.PLDAccountant().compose(event).get_epsilon(DELTA)
     assert MECHANISM.epsilon(30, DELTA) == pytest.approx(epsilon, rel=2e-3)

@@ -59,13 +59,12 @@ def private_lora(printed, folder):
     """The adapter writes in the voice of the private letters, which the public decoder does not know."""
     public = printed.partition("the public decoder writes:")[2].splitlines()[1:4]
     assert not any(text.strip().startswith("dear") and "warmly" in text for text in public)
-    written, hotel = (re.findall(rf"^{name}: +(.*)$", printed, re.MULTILINE) for name in ("written", "hotel"))
+    written = re.findall(r"^written: (.*)$", printed, re.MULTILINE)
     assert len(written) == 3
     assert all(text.startswith("dear ") and "warmly" in text for text in written)
-    assert any(text.strip() == own.strip() for text, own in zip(written, hotel, strict=True))
     before, after = re.search(r"decoder (\S+), with the private adapter (\S+)$", printed, re.MULTILINE).groups()
     assert float(after) < 0.5 * float(before)
-    assert 2.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 3.0
+    assert 1.9 < float(re.search(r"^epsilon (\S+) delta", printed, re.MULTILINE)[1]) <= 2.0
 
 
 def own_loop(printed, folder):

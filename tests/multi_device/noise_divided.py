@@ -18,7 +18,7 @@ from dp_rmt.correlated_noise import add_correlated_noise, square_root
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
 # Each divided axis has whole blocks of ChaCha20 (8 entries) on every device.
-SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1000), "vector": (513,), "scalar": ()}
+SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1008), "vector": (513,), "scalar": ()}
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
 
 
@@ -75,7 +75,7 @@ def main(out: str) -> None:
         assert all(noisy[name].sharding.is_equivalent_to(shardings[name], len(SHAPES[name])) for name in SHAPES), layout
         results[f"{layout}/collectives"] = np.array(sorted(set(COLLECTIVE.findall(compiled.as_text()))), dtype=str)
         results |= {f"{layout}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
-        if layout.endswith("('rows', 'cols')"):
+        if layout.startswith("threefry2x32") and spec == ("rows", "cols"):
             correlated = second_step(divided, shardings)
             results |= {f"{layout}/correlated/{name}": np.asarray(leaf) for name, leaf in correlated.items()}
     np.savez(out, **results)

@@ -45,6 +45,7 @@ def test_noise_is_the_same_for_every_mesh_and_layout(divided, whole, devices):
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_correlated_noise_is_the_same_too(divided, devices):
+    """But for rounding: the sums of a history can end in other bits in another program."""
     program = runpy.run_path(str(PROGRAM))
     expected = program["second_step"]({name: jnp.zeros(shape) for name, shape in program["SHAPES"].items()})
     layouts = {path.split("/")[0] for path in divided[devices] if "/correlated/" in path}
@@ -52,4 +53,5 @@ def test_correlated_noise_is_the_same_too(divided, devices):
     for layout in layouts:
         for name, whole in expected.items():
             found = divided[devices][f"{layout}/correlated/{name}"]
-            np.testing.assert_array_equal(found, whole, err_msg=f"{layout} {name}")
+            # A few sums of numbers below 4, each right to 2.4e-7; another key, step or history is off by 1.
+            np.testing.assert_allclose(found, whole, rtol=0, atol=1e-6, err_msg=f"{layout} {name}")

@@ -1,17 +1,11 @@
-"""What options of the guarantee cost: the products of matrices by counting, and the table of the committed record."""
+"""What options of the guarantee cost, by counting the products of matrices."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 
 from experiments.benchmarks import privacy_options
 from experiments.benchmarks.matrix_flops import matrix_flops
-
-ROOT = Path(__file__).parents[3]
-RECORDS = sorted((ROOT / "experiments/benchmarks/results/privacy_options").glob("*.json"))
 
 
 @pytest.mark.thorough
@@ -28,13 +22,3 @@ def test_users_cost_their_rows_and_the_other_options_no_products() -> None:
         "quantile": 1.0,
         "chacha20": 1.0,
     }
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
-def test_the_readme_has_the_table_of_the_record(record: Path) -> None:
-    readme = (ROOT / "experiments/benchmarks/README.md").read_text(encoding="utf-8")
-    assert privacy_options.render(json.loads(record.read_text(encoding="utf-8"))) in readme
-
-
-def test_there_is_a_record() -> None:
-    assert RECORDS
