@@ -96,7 +96,7 @@ def test_numbers_delta_and_ledger_count_users(tmp_path):
         run(task(users=other), MECHANISM).train(tmp_path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_clip_norm_follows_the_norms_of_users(tmp_path):
     """Three rows of a user, two large and opposite: the norm that is followed is that of their mean, not of a row."""
@@ -106,7 +106,7 @@ def test_the_clip_norm_follows_the_norms_of_users(tmp_path):
         MECHANISM,
         expected_batch_size=40.0,
         num_steps=6,
-        noise_multiplier=0.5,
+        noise_multiplier=2.0,
         l2_clip_norm=2.0,
         rows_per_user=3,
         clip_quantile=QuantileClipping(share=0.2, learning_rate=1.0),
@@ -117,11 +117,11 @@ def test_the_clip_norm_follows_the_norms_of_users(tmp_path):
     norms = [line["clipping/l2_clip_norm"] for line in lines if "clipping/l2_clip_norm" in line]
     # Every user has a mean gradient of norm 1, around which the norm goes to and fro by exp(.5). Rows: up, to 100.
     assert norms[0] == 2.0
-    assert all(0.5 < norm < 1.4 for norm in norms[1:])
+    assert all(0.4 < norm < 1.7 for norm in norms[1:])  # and the noise of a count is .06 of the sample
     page = (tmp_path / "privacy.md").read_text()
     assert "user's gradient, the mean over the rows taken, is clipped to a norm that begins at 2 and follows" in page
     entry = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
-    assert (entry["unit"], entry["noise_multiplier"]) == ("user", 0.5)
+    assert (entry["unit"], entry["noise_multiplier"]) == ("user", 2.0)
 
 
 def test_units_that_do_not_fit_are_refused():
