@@ -89,7 +89,7 @@ class BandedToeplitz:
           num_steps: of the run.
 
         >>> round(square_root(1).prefix_sum_error(31), 3), round(square_root(8).prefix_sum_error(31), 3)
-        (4.0, 2.352)
+        (4.0, 2.126)
         """
         in_sums = np.cumsum(self.noising_coefficients(num_steps))
         return self.column_norm * math.sqrt(float(np.mean(np.cumsum(in_sums**2))))
