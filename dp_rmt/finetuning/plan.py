@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import sys
@@ -58,11 +57,11 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
         "num_steps": defaults.num_steps(train.num_steps, train.epochs, num_examples, batch_size),
         "clip": privacy.clip,
         "max_batch_size": privacy.max_batch_size,
+        "batch_multiple_of": 1 if train.microbatch_size == "auto" else train.microbatch_size,
         "accountant": privacy.accountant,
         "rows_per_user": privacy.rows_per_user if unit == "user" else None,
         "noise_generator": privacy.noise_generator,
     }
-    multiple = 1 if train.microbatch_size == "auto" else train.microbatch_size
     try:
         if batch_size > num_examples:
             raise ValueError(
@@ -70,7 +69,7 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
                 f"{defaults.expected_batch_size(None, num_examples)}, which follows their number"
             )
         if math.isinf(privacy.epsilon):
-            return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0, batch_multiple_of=multiple), delta
+            return DPSGD(**options, l2_clip_norm=math.inf, noise_multiplier=0.0), delta
         options["l2_clip_norm"] = privacy.l2_clip_norm
         if privacy.clip_quantile is not None:
             options["clip_quantile"] = QuantileClipping(
@@ -78,10 +77,7 @@ def build_mechanism(settings: Settings, num_examples: int) -> tuple[DPSGD, float
             )
         if privacy.noise_bands > 1:
             options["noise_strategy"] = square_root(privacy.noise_bands)
-        # The noise is that of the plan, whatever microbatches the memory has room for: filling the batch's shape up to
-        # whole ones only makes it rarer that a sample is cut, and epsilon no larger.
-        mechanism = _calibrated(privacy.epsilon, delta, tuple(options.items()))
-        return dataclasses.replace(mechanism, batch_multiple_of=multiple, max_batch_size=privacy.max_batch_size), delta
+        return _calibrated(privacy.epsilon, delta, tuple(options.items())), delta
     except ValueError as error:
         raise ValueError(f"config.privacy and config.train on {num_examples} training {unit}s: {error}") from error
 
