@@ -25,13 +25,6 @@ from dp_rmt.finetuning import command_line
 from dp_rmt.reporting import machine
 from third_party.peers import JAX_PEERS, OPACUS, NotInstalledError, require
 
-_EPSILON = flags.DEFINE_float("epsilon", 3.0, "The promise.", lower_bound=0.0)
-_DELTA = flags.DEFINE_float("delta", 1e-5, "The promise.", 0.0, 1.0)
-_EXAMPLES = flags.DEFINE_integer("num_examples", 67_349, "Of the data; SST-2's.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("expected_batch_size", 1000, "Of a Poisson sample.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("num_steps", 202, "Poisson samples.", lower_bound=1)
-_RESULTS = flags.DEFINE_string("results", "experiments/benchmarks/results/calibration", "Folder of the records.")
-
 PACKAGES = ("dp-accounting", "jax-privacy", "opacus", "numpy", "scipy")
 
 
@@ -125,7 +118,8 @@ def main(argv: list[str]) -> None:
     """Calibrates, prints the table, writes the record."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
-    promise = Promise(_EPSILON.value, _DELTA.value, _EXAMPLES.value, _BATCH.value, _STEPS.value)
+    values = flags.FLAGS
+    promise = Promise(values.epsilon, values.delta, values.num_examples, values.expected_batch_size, values.num_steps)
     given = [argument for argument in sys.argv[1:] if "--results" not in argument]
     arms = measured(promise)
     record = {
@@ -134,7 +128,7 @@ def main(argv: list[str]) -> None:
         "versions": machine.versions(PACKAGES),
         "arms": arms,
     }
-    path = Path(_RESULTS.value) / f"epsilon{promise.epsilon:g}.json"
+    path = Path(values.results) / f"epsilon{promise.epsilon:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     for name, found in arms.items():
@@ -143,4 +137,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_float("epsilon", 3.0, "The promise.", lower_bound=0.0)
+    flags.DEFINE_float("delta", 1e-5, "The promise.", 0.0, 1.0)
+    flags.DEFINE_integer("num_examples", 67_349, "Of the data; SST-2's.", lower_bound=1)
+    flags.DEFINE_integer("expected_batch_size", 1000, "Of a Poisson sample.", lower_bound=1)
+    flags.DEFINE_integer("num_steps", 202, "Poisson samples.", lower_bound=1)
+    flags.DEFINE_string("results", "experiments/benchmarks/results/calibration", "Folder of the records.")
     command_line.run(main)
