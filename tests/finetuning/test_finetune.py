@@ -267,7 +267,7 @@ def test_text_infilling_from_prompt_to_saved_model(make_config: MakeConfig, tmp_
     assert changed == set(before)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_counted_and_contributes_nothing(
     make_config: MakeConfig, corpus: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def test_two_devices_give_the_result_of_one(kind: str, results: dict[int, dict[s
     assert lengths[3] == 0 < lengths[:3].min()
 
 
+@pytest.mark.slow
 def test_devices_do_not_wait_for_each_other(results: dict[int, dict[str, np.ndarray]]) -> None:
     assert results[2]["collectives"].tolist() == [0, 0, 0]
 

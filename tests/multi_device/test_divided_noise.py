@@ -18,9 +18,9 @@ pytestmark = pytest.mark.thorough
 PROGRAM = Path(__file__).parent / "noise_divided.py"
 
 
-@pytest.fixture(scope="module")
-def divided(run_on_devices):
-    return run_on_devices(PROGRAM.name, 2, 4)
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4])
+def divided(run_on_devices, request):
+    return run_on_devices(PROGRAM.name, request.param)[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +33,23 @@ def whole():
     return found
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_noise_is_the_same_for_every_mesh_and_layout(divided, whole, devices):
-    layouts = {path.split("/")[0] for path in divided[devices] if "/" in path}
+def test_noise_is_the_same_for_every_mesh_and_layout(divided, whole):
+    layouts = {path.split("/")[0] for path in divided if "/" in path}
     assert len(layouts) == 16 + 4
     for layout in layouts:
-        assert divided[devices][f"{layout}/collectives"].tolist() == [], layout
+        assert divided[f"{layout}/collectives"].tolist() == [], layout
         for name, expected in whole[layout.split()[0]].items():
-            np.testing.assert_array_equal(divided[devices][f"{layout}/{name}"], expected, err_msg=f"{layout} {name}")
+            np.testing.assert_array_equal(divided[f"{layout}/{name}"], expected, err_msg=f"{layout} {name}")
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_correlated_noise_is_the_same_too(divided, devices):
+def test_correlated_noise_is_the_same_too(divided):
     """But for rounding: the sums of a history can end in other bits in another program."""
     program = runpy.run_path(str(PROGRAM))
     expected = program["second_step"]({name: jnp.zeros(shape) for name, shape in program["SHAPES"].items()})
-    layouts = {path.split("/")[0] for path in divided[devices] if "/correlated/" in path}
+    layouts = {path.split("/")[0] for path in divided if "/correlated/" in path}
     assert len(layouts) == 4
     for layout in layouts:
         for name, whole in expected.items():
-            found = divided[devices][f"{layout}/correlated/{name}"]
+            found = divided[f"{layout}/correlated/{name}"]
             # A few sums of numbers below 4, each right to 2.4e-7; another key, step or history is off by 1.
             np.testing.assert_allclose(found, whole, rtol=0, atol=1e-6, err_msg=f"{layout} {name}")

@@ -43,6 +43,7 @@ def rows(folder, count):
     return [set(json.loads((folder / f"rows{number}.json").read_text())) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_four_go_on(cache, alone, tmp_path):
     """SIGTERM reaches one; both save the same step and exit. The run is continued by other numbers of processes."""
 
