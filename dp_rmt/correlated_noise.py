@@ -261,20 +261,33 @@ def add_correlated_noise(noise_std: float, strategy: BandedToeplitz, key: jax.Ar
             noisy, white = of_z.update(updates, state.white, params)
             return noisy, CorrelatedNoiseState(white, ())
         z, white = unit.update(jax.tree.map(jnp.zeros_like, updates), state.white, params)
-        y = jax.tree.map(lambda now, *past: _solved(now, past, strategy.coefficients), z, *state.earlier)
+        zero = jnp.minimum(0, state.white.step)  # which the compiler cannot know
+        y = jax.tree.map(lambda now, *past: _solved(now, past, strategy.coefficients, zero), z, *state.earlier)
         noisy = jax.tree.map(lambda leaf, noise: jnp.asarray(leaf, noise.dtype) + noise_std * noise, updates, y)
         return noisy, CorrelatedNoiseState(white, (y, *state.earlier[:-1]))
 
     return optax.GradientTransformation(init, update)
 
 
-@functools.partial(jax.jit, static_argnames="coefficients")  # one piece for all leaves of a shape
-def _solved(z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[float, ...]) -> jax.Array:
-    """``y_t`` of z_t and of the y before it."""
-    total = z
+def _solved(
+    z: jax.Array, earlier: tuple[jax.Array, ...], coefficients: tuple[float, ...], zero: jax.Array
+) -> jax.Array:
+    """``y_t`` of z_t and of the y before it, with the same bits in every program."""
+    total = _rounded(z, zero)
     for c, y in zip(coefficients[1:], earlier, strict=True):
-        total = total - c * y
+        total = total - _rounded(c * y, zero)
     return total / coefficients[0]
+
+
+def _rounded(x: jax.Array, zero: jax.Array) -> jax.Array:
+    """A number as it stands in memory.
+
+    Compilers join a product with the sum that follows, and then round once in the place of twice. Whether they do so
+    depends on what is computed together, and with it on the mesh. An integer zero that is added to the bits of the
+    number, and that the compiler does not know to be zero, stands in between.
+    """
+    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, bits) + zero.astype(bits), x.dtype)
 
 
 def without_history(noise: Any) -> Any:

@@ -51,11 +51,13 @@ def cases():
             yield f"chacha20 {name}", "chacha20", (mesh, spec)
 
 
-def second_step(zeros, shardings=None):
-    """The correlated noise of a second step, compiled for these shardings of its history."""
+def third_step(zeros, shardings=None):
+    """The correlated noise of a third step, compiled for these shardings of its whole history."""
     noise = add_correlated_noise(1.0, square_root(3), noise_key(9))
     update = jax.jit(noise.update)
-    _, state = update(zeros, noise.init(zeros))
+    state = noise.init(zeros)
+    for _ in range(2):
+        _, state = update(zeros, state)
     if shardings is not None:
         for past in state.earlier:
             assert all(past[name].sharding.is_equivalent_to(shardings[name], past[name].ndim) for name in zeros)
@@ -66,6 +68,11 @@ def main(out: str) -> None:
     """Draws, compiled for every layout, and saves."""
     zeros = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
     results = {"num_devices": np.array(jax.device_count())}
+    for generator in ("threefry2x32", "chacha20"):
+        noise = add_gaussian_noise(1.0, noise_key(9, generator))
+        noisy, _ = jax.jit(noise.update)(zeros, noise.init(zeros))
+        results |= {f"whole {generator}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
+    results |= {f"whole correlated/{name}": np.asarray(leaf) for name, leaf in third_step(zeros).items()}
     for layout, generator, (mesh, spec) in cases():
         noise = add_gaussian_noise(1.0, noise_key(9, generator))
         shardings = {name: NamedSharding(mesh, spec_for(shape, mesh, spec)) for name, shape in SHAPES.items()}
@@ -76,7 +83,7 @@ def main(out: str) -> None:
         results[f"{layout}/collectives"] = np.array(sorted(set(COLLECTIVE.findall(compiled.as_text()))), dtype=str)
         results |= {f"{layout}/{name}": np.asarray(leaf) for name, leaf in noisy.items()}
         if layout.startswith("threefry2x32") and spec == ("rows", "cols"):
-            correlated = second_step(divided, shardings)
+            correlated = third_step(divided, shardings)
             results |= {f"{layout}/correlated/{name}": np.asarray(leaf) for name, leaf in correlated.items()}
     np.savez(out, **results)
 
