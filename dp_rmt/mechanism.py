@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from dp_rmt.arguments import integer, one_of, real
 from dp_rmt.batch_selection import PoissonSampling, UserSampling, max_batch_size_for, number_users
 from dp_rmt.clipping.auto import auto_clipped_grad
 from dp_rmt.clipping.coordinates import Coordinates
+from dp_rmt.clipping.execution import AUTO, Execution
 from dp_rmt.clipping.ghost import ghost_clipped_grad
 from dp_rmt.clipping.per_example import ClippedGradient, ClippingStyle, check_arguments, clipped_grad, l2_norm_bound
 from dp_rmt.clipping.quantile import LARGEST, SMALLEST, QuantileClipping, follow_quantile, in_units_of
@@ -26,42 +27,6 @@ from dp_rmt.denoising.gradient import denoise_matrices
 from dp_rmt.noise_addition import NOISE_SUPPORT, add_gaussian_noise
 from dp_rmt.random_bits import NoiseGenerator, generator_of
 from dp_rmt.types import PerExampleLosses, Unit
-
-ClippingMethod = Literal["auto", "vmap", "bookkeeping", "ghost"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """How a clipped gradient is computed, which changes its speed and memory, and its numbers by rounding only.
-
-    Privacy depends on nothing here, so it stands beside `DPSGD`, whose numbers are the guarantee's.
-
-    Attributes:
-      clipping_method: "vmap" computes each example's gradient, of any model. "bookkeeping" and "ghost" compute none, at
-        little more than the cost of a plain gradient, for Flax models of stock layers (`ghost_clipped_grad`, which
-        refuses others). "auto" takes the better of the last two where they fit the model, and "vmap" where they do not.
-      microbatch_size: examples (or users) differentiated at once: a number, which must divide the batch (give it to
-        `DPSGD.batch_multiple_of`); None for the whole batch; or "auto". A run that knows its data
-        (`dp_rmt.training.run.prepare_run`) finds by compiling how many fit into the memory. `DPSGD.clipped_grad` by
-        itself has nothing to compile: there "auto" is the whole batch.
-
-    Raises:
-      ValueError: a value is out of range.
-    """
-
-    clipping_method: ClippingMethod = "auto"
-    microbatch_size: int | Literal["auto"] | None = "auto"
-
-    def __post_init__(self) -> None:
-        one_of("clipping_method", self.clipping_method, get_args(ClippingMethod))
-        given = self.microbatch_size
-        if given is not None and not (isinstance(given, str) and given == "auto"):
-            wanted = "be at least 1 and an integer, 'auto', or None for the whole batch"
-            object.__setattr__(self, "microbatch_size", integer("microbatch_size", given, wanted, lambda n: n >= 1))
-
-
-AUTO = Execution()
-"""Found by looking at the model and the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,17 +176,8 @@ class DPSGD:
                 f"{', '.join(fields)}; noise_multiplier is what it finds"
             )
         draft = cls(noise_multiplier=1.0, **settings)  # checks all that is given, before the search
-        run = draft._accounted(draft.num_steps)
-        del run["noise_multiplier"]
-        overflow = draft._rounds(draft.num_steps).delta_of_overflow
-        if 0 < delta <= overflow:
-            raise ValueError(
-                f"batches of more than max_batch_size={draft.max_batch_size} are as probable as {overflow:.2g}, which "
-                f"delta={delta} does not pay for: raise max_batch_size, or leave it out"
-            )
-        noise_multiplier = accounting.calibrate_noise_multiplier(
-            epsilon=epsilon, delta=delta - overflow, accountant=draft.accountant, **run
-        )
+        run = draft._run(draft.num_steps)
+        noise_multiplier = run.calibrated_noise_multiplier(epsilon, delta, draft.accountant)
         return dataclasses.replace(draft, noise_multiplier=noise_multiplier)
 
     @property
@@ -399,57 +355,27 @@ class DPSGD:
 
     def epsilon(self, step: int, delta: float, accountant: accounting.Accountant | None = None) -> float:
         """The epsilon spent after `step` updates; infinite without noise, 0 before the first update."""
-        if step == 0:
-            return 0.0
-        if (left := delta - self._rounds(step).delta_of_overflow) <= 0 < delta:
-            return math.inf
-        return accounting.epsilon(delta=left, accountant=accountant or self.accountant, **self._accounted(step))
+        return 0.0 if step == 0 else self._run(step).epsilon(delta, accountant or self.accountant)
 
     def epsilon_by_accountant(self, step: int, delta: float) -> dict[str, float]:
         """The bound of each accountant alone after `step` updates, by its name; see the function in `accounting`."""
         if step == 0:
             return dict.fromkeys(get_args(accounting.Accountant), 0.0)
-        if (left := delta - self._rounds(step).delta_of_overflow) <= 0 < delta:
-            return dict.fromkeys(get_args(accounting.Accountant), math.inf)
-        return accounting.epsilon_by_accountant(delta=left, **self._accounted(step))
+        return self._run(step).epsilon_by_accountant(delta)
 
     def delta_of_truncation(self, step: int) -> float:
         """The part of delta after `step` updates that pays for what the accountants do not see; `epsilon` has it in.
 
         That is the end of the noise's support and, with `noise_strategy`, batches that overflow.
         """
-        if step == 0:
-            return 0.0
-        return accounting.delta_of_truncation(**self._accounted(step)) + self._rounds(step).delta_of_overflow
+        return 0.0 if step == 0 else self._run(step).delta_of_truncation()
 
     def largest_true_positive_rate(self, step: int, false_positive_rate: float) -> float:
         """What a membership test of this rate of false alarms detects, at most, after `step` updates."""
-        if step == 0:
-            return false_positive_rate
-        overflow = self._rounds(step).delta_of_overflow
-        if false_positive_rate + overflow >= 1:
-            return 1.0
-        # Without an overflow, a test of rate a among all outcomes has at most the rate a / (1 - overflow).
-        rate = accounting.largest_true_positive_rate(
-            false_positive_rate=false_positive_rate / (1 - overflow), **self._accounted(step)
-        )
-        return min(1.0, rate + overflow)
+        return false_positive_rate if step == 0 else self._run(step).largest_true_positive_rate(false_positive_rate)
 
-    def _rounds(self, step: int) -> accounting.Rounds:
-        return accounting.rounds_of_run(
-            num_groups=self.num_groups,
-            sampling_probability=self.sampling_probability,
-            num_steps=step,
-            truncation=self.truncation,
+    def _run(self, step: int) -> accounting.AccountedRun:
+        """`step` updates, as the accountants see them."""
+        return accounting.AccountedRun(
+            self.noise_multiplier, self.sampling_probability, step, self.truncation, NOISE_SUPPORT, self.num_groups
         )
-
-    def _accounted(self, step: int) -> dict[str, Any]:
-        """What the accountants are told of `step` updates."""
-        rounds = self._rounds(step)
-        return {
-            "noise_multiplier": self.noise_multiplier,
-            "sampling_probability": rounds.sampling_probability,
-            "num_steps": rounds.num_steps,
-            "truncation": rounds.truncation,
-            "noise_support": NOISE_SUPPORT,
-        }

@@ -16,8 +16,9 @@ from dp_accounting import NeighboringRelation
 
 from dp_rmt import accounting
 from dp_rmt.batch_selection import max_batch_size_for
+from dp_rmt.clipping.execution import ClippingMethod, Execution
 from dp_rmt.clipping.per_example import ClippingStyle
-from dp_rmt.mechanism import DPSGD, ClippingMethod, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import NOISE_SUPPORT
 
 SETTINGS = {

@@ -12,6 +12,7 @@ the mean costs next to nothing under "pld" (SST-2 at epsilon 3: noise multiplier
 "rdp", whose bound feels the rarest event (.8321 -> 1.0937).
 """
 
+from dp_rmt.accounting.accounted_run import AccountedRun
 from dp_rmt.accounting.calibration import calibrate_noise_multiplier
 from dp_rmt.accounting.composition import epsilon, epsilon_by_accountant, epsilon_curve, epsilon_of_composition
 from dp_rmt.accounting.cyclic import Rounds, batch_size_without_overflow, rounds_of_run
@@ -26,6 +27,7 @@ from dp_rmt.accounting.trade_off import largest_true_positive_rate
 __all__ = [
     "MAX_PARAMETERS",
     "Accountant",
+    "AccountedRun",
     "Repetitions",
     "Rounds",
     "Step",

@@ -16,8 +16,8 @@ from dp_rmt.auditing import canaries, lower_bounds
 from dp_rmt.auditing.membership import Interval, auc
 from dp_rmt.auditing.problems import CLIP_NORM, Audited, canary_losses, canary_params
 from dp_rmt.batch_selection import PoissonSampling
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.quantile import QuantileClippingState
-from dp_rmt.mechanism import Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from dp_rmt.clipping.coordinates import Coordinates
+from dp_rmt.clipping.execution import AUTO, Execution
 from dp_rmt.clipping.per_example import ClippedGradient, PerExample, clip_factors
-from dp_rmt.mechanism import AUTO, DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.types import Batch, Params, PerExampleLosses
 

@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.data import DOCUMENT_TASKS, TABLE_TO_TEXT_TASKS, fingerprint
 from dp_rmt.denoising import matrix_view
 from dp_rmt.finetuning import defaults
@@ -22,7 +23,7 @@ from dp_rmt.finetuning.tasks.documents import load_document_task
 from dp_rmt.finetuning.tasks.task import Evaluator, Task, resolve_model_path
 from dp_rmt.finetuning.tasks.text import load_own_text_task, load_text_task
 from dp_rmt.finetuning.transforms import name_and_options
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size

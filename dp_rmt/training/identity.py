@@ -6,8 +6,40 @@ know the content, it alone must agree: a folder that was copied elsewhere goes o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from jax.sharding import Mesh
+
+from dp_rmt.clipping.execution import Execution
+from dp_rmt.training.guarantee import Guarantee
+
+LATER_OPTIONS = {
+    "clip_quantile": None,
+    "rows_per_user": None,
+    "noise_strategy": None,
+    "noise_generator": "threefry2x32",
+}
+"""Attributes of `dp_rmt.DPSGD` that came after the first runs, with what those had. A fact of that value is left out,
+so that what was begun before there was the option can go on."""
+
+
+def facts_of_run(guarantee: Guarantee, execution: Execution, mesh: Mesh, more: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint and the run that goes on from it must agree on.
+
+    Args:
+      guarantee: has the mechanism, delta, the fingerprint of the data, and the private scores.
+      execution: as it was given, because on other devices a resumed run rounds its microbatches up differently.
+      mesh: a fact where scores are private: on another one a repeated score could differ, and its noise would cancel.
+      more: what the functions of the run depend on.
+    """
+    facts = dataclasses.asdict(guarantee.mechanism) | dataclasses.asdict(execution)
+    facts = {name: value for name, value in facts.items() if name not in LATER_OPTIONS or value != LATER_OPTIONS[name]}
+    if guarantee.private_scores is not None:
+        facts |= {"private_scores": dataclasses.astuple(guarantee.private_scores), "mesh": dict(mesh.shape)}
+    facts |= {"delta": guarantee.delta, "train_data": guarantee.train_data, **more}
+    return {name: str(value) for name, value in facts.items()}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ import datetime
 import errno
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,22 +94,16 @@ class Entry:
         """The epsilon that these updates spend, by privacy loss distributions; infinite without noise."""
         if self.updates == 0:
             return 0.0
-        rounds = accounting.rounds_of_run(
-            num_groups=self.noise_bands,
-            sampling_probability=self.sampling_probability,
-            num_steps=self.updates,
-            truncation=accounting.Truncation(self.num_examples, self.max_batch_size),
+        truncation = accounting.Truncation(self.num_examples, self.max_batch_size)
+        run = accounting.AccountedRun(
+            self.noise_multiplier,
+            self.sampling_probability,
+            self.updates,
+            truncation,
+            NOISE_SUPPORT,
+            self.noise_bands,
         )
-        if (left := self.delta - rounds.delta_of_overflow) <= 0:
-            return math.inf
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            delta=left,
-            sampling_probability=rounds.sampling_probability,
-            num_steps=rounds.num_steps,
-            truncation=rounds.truncation,
-            noise_support=NOISE_SUPPORT,
-        )
+        return run.epsilon(self.delta)
 
 
 class Ledger:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
+from dp_rmt.clipping.execution import ClippingMethod, Execution
 from dp_rmt.clipping.microbatch_size import default_memory_budget, largest_microbatch_size
-from dp_rmt.mechanism import DPSGD, ClippingMethod, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.partitioning import batch_parts
 from dp_rmt.training.processes import of_first
 from dp_rmt.training.task import Task

@@ -18,11 +18,13 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from dp_rmt.batch_selection import fresh_seed
-from dp_rmt.mechanism import AUTO, DPSGD, Execution
+from dp_rmt.clipping.execution import AUTO, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training import processes
 from dp_rmt.training import run_checks as checks
 from dp_rmt.training.checkpoint import Checkpoints, can_go_on
 from dp_rmt.training.guarantee import NOTHING_MORE, About, Guarantee, check_delta, check_unspent
+from dp_rmt.training.identity import facts_of_run
 from dp_rmt.training.ledger import Ledger, only_writer
 from dp_rmt.training.metrics import MetricsWriter
 from dp_rmt.training.microbatches import microbatch_size_on
@@ -362,18 +364,5 @@ def prepare_run(
         about=about,
         private_scores=private_scores,
     )
-    # The execution as it was given, because on other devices a resumed run rounds its microbatches up differently.
-    facts = dataclasses.asdict(mechanism) | dataclasses.asdict(execution)
-    for option, default in {
-        "clip_quantile": None,
-        "rows_per_user": None,
-        "noise_strategy": None,
-        "noise_generator": "threefry2x32",
-    }.items():
-        if facts[option] == default:  # so that what was begun before there was this option can go on
-            del facts[option]
-    if private_scores is not None:  # on another mesh a repeated score could differ, and its noise would cancel
-        facts |= {"private_scores": dataclasses.astuple(private_scores), "mesh": dict(mesh.shape)}
-    facts |= {"delta": delta, "train_data": guarantee.train_data, **(identity or {})}
-    names = {key: str(value) for key, value in facts.items()}
+    names = facts_of_run(guarantee, execution, mesh, identity or {})
     return Run(loop, state, fresh_state, guarantee, names, sampling_seed, dict(checkpoints or {}))

@@ -7,8 +7,9 @@ import numpy as np
 from absl import logging
 
 from dp_rmt import environment
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import GaussianNoiseState, noise_key
 from dp_rmt.training import processes
 from dp_rmt.training.private_scores import PrivateScores

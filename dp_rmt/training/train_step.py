@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dp_rmt.clipping.execution import AUTO, Execution
 from dp_rmt.clipping.per_example import PerExample
 from dp_rmt.clipping.quantile import Counted, centred_count
 from dp_rmt.denoising import matrix_view
 from dp_rmt.denoising.gradient import DenoiseState
-from dp_rmt.mechanism import AUTO, DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.advice import advice_metrics
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.trees import leaves_by_path, merge_params

@@ -25,10 +25,11 @@ from absl import app, flags
 
 from dp_rmt import accounting
 from dp_rmt.accounting import Repetitions, Step, Truncation
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import NOISE_SUPPORT, noise_key, normal_of_words, standard_normal
 from dp_rmt.reporting import machine
 from dp_rmt.training.private_scores import PrivateScores

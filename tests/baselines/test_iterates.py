@@ -14,7 +14,7 @@ import pytest
 from dp_rmt import DPSGD
 from dp_rmt.baselines.filters import kalman_filter, without_look_ahead
 from dp_rmt.baselines.iterates import average_iterates, averaged_params
-from dp_rmt.mechanism import Execution
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import Run, Seeds, Task, Transforms, prepare_run
 

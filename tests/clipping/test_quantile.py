@@ -16,6 +16,7 @@ from dp_accounting.pld import pld_privacy_accountant
 
 from dp_rmt import accounting
 from dp_rmt.auditing import lower_bounds
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.per_example import PerExample, clipped_grad
 from dp_rmt.clipping.quantile import (
     Counted,
@@ -24,7 +25,7 @@ from dp_rmt.clipping.quantile import (
     centred_count,
     follow_quantile,
 )
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.training.train_state import TrainState, Transforms
 from dp_rmt.training.train_step import make_train_step
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import pytest
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.finetuning import assemble
 from dp_rmt.finetuning.workdir import check_workdir, claim_workdir
-from dp_rmt.mechanism import Execution
 from dp_rmt.training.microbatches import microbatch_size_on
 from dp_rmt.training.partitioning import AXES
 

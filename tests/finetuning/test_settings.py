@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from configs import base
+from dp_rmt.clipping.execution import ClippingMethod
 from dp_rmt.data import DOCUMENT_TASKS, GLUE_TASKS, SENSITIVE, TABLE_TO_TEXT_TASKS
 from dp_rmt.data.readers import tables
 from dp_rmt.finetuning import data_settings
 from dp_rmt.finetuning.options import Group, fitted, kinds, parsed, walk
 from dp_rmt.finetuning.settings import Model, Privacy, Settings, Synthetic, Train
 from dp_rmt.finetuning.workdir import as_json
-from dp_rmt.mechanism import ClippingMethod
 from dp_rmt.models.tuning import PATTERNS
 from dp_rmt.random_bits import NoiseGenerator
 

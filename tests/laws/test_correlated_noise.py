@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from scipy import stats
+from small_run import included
 
 from dp_rmt import accounting, denoise_matrices, scale_by_denoised_adam
 from dp_rmt.auditing import lower_bounds
@@ -23,15 +24,6 @@ RUN = {"num_examples": 1000, "expected_batch_size": 50.0, "num_steps": STEPS, "l
 
 
 # ---- Participation ---------------------------------------------------------------------------------------------------
-
-
-def included(sampling: PoissonSampling, num_steps: int) -> np.ndarray:
-    """Bool array (num_steps, num_examples): who is in the batch of each step."""
-    present = np.zeros((num_steps, sampling.num_examples), bool)
-    for step in range(num_steps):
-        indices = sampling.indices(step)
-        present[step, indices[indices >= 0]] = True
-    return present
 
 
 def shortest_gap(present_TxN: np.ndarray) -> int:

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.denoising import gradient as denoising
 from dp_rmt.denoising.gradient import denoise_matrices
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import add_gaussian_noise
 from dp_rmt.training.losses import label_losses
 from dp_rmt.training.train_state import TrainState, Transforms

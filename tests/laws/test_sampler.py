@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from small_run import included
 
 from dp_rmt.batch_selection import PoissonSampling
 from dp_rmt.noise_addition import noise_key
@@ -26,15 +27,6 @@ def chi_square_score(statistic: float, degrees: int) -> float:
     """A chi-square statistic as a standard normal one (Wilson & Hilferty 1931)."""
     variance = 2 / (9 * degrees)
     return float((np.cbrt(statistic / degrees) - (1 - variance)) / np.sqrt(variance))
-
-
-def included(sampling: PoissonSampling, num_steps: int) -> np.ndarray:
-    """Bool array (num_steps, num_examples): who is in the batch of each step."""
-    present = np.zeros((num_steps, sampling.num_examples), bool)
-    for step in range(num_steps):
-        indices = sampling.indices(step)
-        present[step, indices[indices >= 0]] = True
-    return present
 
 
 def inclusion_score(present_TxN: np.ndarray, q: float) -> float:

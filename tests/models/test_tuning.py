@@ -13,7 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dp_rmt import clipped_grad, ghost_clipped_grad, models
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.clipping.execution import Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import tuning
 from dp_rmt.models.lora import with_config
 from dp_rmt.training.losses import causal_lm_loss, classifier_logits, label_losses

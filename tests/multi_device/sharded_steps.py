@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.clipping.execution import Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import EncoderConfig, SequenceClassifier, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.advice import measure_steps

@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 from dp_rmt.clipping.coordinates import AxisMap, Coordinates, LeafAxes
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.geometry import coordinates_of, whiten_inputs
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.advice import measure_steps
 from dp_rmt.training.losses import label_losses

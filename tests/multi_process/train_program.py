@@ -21,8 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.data import fingerprint
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.reporting.privacy_statement import PrivacyStatement
 from dp_rmt.reporting.provenance import Provenance

@@ -8,18 +8,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
+from small_run import make_run
 
 from dp_rmt.correlated_noise import square_root
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.noise_addition import noise_key
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, table_rows
 from dp_rmt.training import run_start
 from dp_rmt.training.ledger import read_ledger
-from dp_rmt.training.run import Run, Seeds, prepare_run
-from dp_rmt.training.task import Task
-from dp_rmt.training.train_state import Transforms
+from dp_rmt.training.run import Seeds
 
 MECHANISM = DPSGD(
     num_examples=200,
@@ -31,29 +28,12 @@ MECHANISM = DPSGD(
 )
 
 
-GIVEN = Seeds(1, 2)
-
-
-def make_run(mechanism: DPSGD = MECHANISM, seeds: Seeds = GIVEN) -> Run:
-    x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-
-    def losses(params, batch):
-        return (batch["x"] @ params["w"] - batch["y"]) ** 2
-
-    task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
-
-    def transforms(mechanism: DPSGD, noise_seed: int, mesh: object) -> Transforms:
-        return Transforms(mechanism.noise(noise_key(noise_seed)), optax.identity(), optax.adam(0.1))
-
-    return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=seeds, checkpoint_every=1)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_with_its_history(tmp_path: Path) -> None:
-    whole = make_run().train(tmp_path / "whole")
+    whole = make_run(MECHANISM).train(tmp_path / "whole")
     for until in (1, 4):
-        make_run().train(tmp_path / "parts", until=until)
-    resumed = make_run().train(tmp_path / "parts")
+        make_run(MECHANISM).train(tmp_path / "parts", until=until)
+    resumed = make_run(MECHANISM).train(tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, (whole.params, whole.noise), (resumed.params, resumed.noise))
     assert len(whole.noise.earlier) == 2
     assert all(np.any(np.asarray(past["w"])) for past in whole.noise.earlier)
@@ -82,20 +62,20 @@ def test_a_resumed_run_goes_on_with_its_history(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_has_no_checkpoint_begins_again_with_its_noise(tmp_path: Path) -> None:
     """Its start has the key, and not a list of all zeros of the history."""
-    run = make_run(seeds=Seeds())
+    run = make_run(MECHANISM, seeds=Seeds())
     checkpoints = run.checkpoints(tmp_path)
     run_start.write(tmp_path, {}, "0" * 32, 1, run.state)
     start = run_start.read(tmp_path)
     checkpoints.close()
     assert len(start.noise) == 2
-    other = make_run(seeds=Seeds())
+    other = make_run(MECHANISM, seeds=Seeds())
     restored = start.state(other.state)
     jax.tree.map(np.testing.assert_array_equal, restored.noise, run.state.noise)
     assert len(restored.noise.earlier) == 2
 
 
 def test_a_line_of_an_earlier_ledger_has_independent_noise(tmp_path: Path) -> None:
-    run = make_run()
+    run = make_run(MECHANISM)
     entry = run.guarantee.entry("0" * 32, 6)
     record = json.loads(json.dumps(entry.__dict__ | {"about": entry.about.__dict__}))
     del record["noise_bands"]

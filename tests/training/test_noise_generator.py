@@ -7,18 +7,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
+from small_run import make_run
 
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
-from dp_rmt.random_bits import NoiseGenerator
 from dp_rmt.training.checkpoint import Checkpoints
-from dp_rmt.training.run import Run, Seeds, prepare_run
-from dp_rmt.training.task import Task
-from dp_rmt.training.train_state import Transforms
+from dp_rmt.training.run import Seeds
 
 SEED = 0x0123456789ABCDEF_0011223344556677
+SEEDS = Seeds(1, SEED)
 MECHANISM = DPSGD(
     num_examples=200,
     expected_batch_size=50,
@@ -30,34 +28,20 @@ MECHANISM = DPSGD(
 THREEFRY = dataclasses.replace(MECHANISM, noise_generator="threefry2x32")
 
 
-def make_run(mechanism: DPSGD = MECHANISM, given: NoiseGenerator | None = None) -> Run:
-    x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-
-    def losses(params, batch):
-        return (batch["x"] @ params["w"] - batch["y"]) ** 2
-
-    def transforms(mechanism: DPSGD, noise_seed: int, mesh: object) -> Transforms:
-        key = noise_key(noise_seed, given or mechanism.noise_generator)
-        return Transforms(mechanism.noise(key), optax.identity(), optax.adam(0.1))
-
-    task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
-    return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=Seeds(1, SEED), checkpoint_every=1)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     folder = tmp_path_factory.mktemp("chacha20")
-    state = make_run().train(folder)
+    state = make_run(MECHANISM, seeds=SEEDS).train(folder)
     return folder, (state.params, state.noise)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_with_its_noise(whole: tuple[Path, object], tmp_path: Path) -> None:
-    make_run().train(tmp_path, until=2)
-    resumed = make_run().train(tmp_path)
+    make_run(MECHANISM, seeds=SEEDS).train(tmp_path, until=2)
+    resumed = make_run(MECHANISM, seeds=SEEDS).train(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, whole[1], (resumed.params, resumed.noise))
     assert resumed.noise.key.shape == (8,)
-    other = make_run(THREEFRY).train(tmp_path / "threefry")
+    other = make_run(THREEFRY, seeds=SEEDS).train(tmp_path / "threefry")
     assert (np.asarray(other.params["w"]) != np.asarray(resumed.params["w"])).all()
 
 
@@ -65,11 +49,13 @@ def test_a_resumed_run_goes_on_with_its_noise(whole: tuple[Path, object], tmp_pa
 def test_a_run_does_not_go_on_with_the_noise_of_another_generator(whole: tuple[Path, object]) -> None:
     """Its steps would be released a second time with other noise."""
     with pytest.raises(ValueError, match="noise_generator: checkpoint 'chacha20', now None"):
-        make_run(THREEFRY).check(whole[0])
-    noise = Checkpoints(whole[0] / "other", make_run(THREEFRY).identity)._identity["noise"]
+        make_run(THREEFRY, seeds=SEEDS).check(whole[0])
+    noise = Checkpoints(whole[0] / "other", make_run(THREEFRY, seeds=SEEDS).identity)._identity["noise"]
     assert noise == "64 bits of Threefry an entry, through the inverse of the normal distribution"
-    assert "ChaCha20" in Checkpoints(whole[0] / "own", make_run().identity)._identity["noise"]
-    assert "noise_generator" not in make_run(THREEFRY).identity  # what was begun before there was a choice can go on
+    assert "ChaCha20" in Checkpoints(whole[0] / "own", make_run(MECHANISM, seeds=SEEDS).identity)._identity["noise"]
+    assert (
+        "noise_generator" not in make_run(THREEFRY, seeds=SEEDS).identity
+    )  # what was begun before there was a choice can go on
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -91,12 +77,12 @@ def test_the_statement_says_where_the_noise_came_from(whole: tuple[Path, object]
     page = (whole[0] / "privacy.md").read_text()
     assert "The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits" in page
     assert "Threefry" not in page
-    statement = make_run(THREEFRY).guarantee.statement(tmp_path, 2)
+    statement = make_run(THREEFRY, seeds=SEEDS).guarantee.statement(tmp_path, 2)
     assert statement.noise_generator == "threefry2x32"
 
 
 def test_a_key_of_the_other_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="noise_generator is 'chacha20', and the key is one of 'threefry2x32'"):
-        make_run(given="threefry2x32")
+        make_run(MECHANISM, seeds=SEEDS, generator="threefry2x32")
     with pytest.raises(ValueError, match="noise_generator must be one of threefry2x32, chacha20"):
         dataclasses.replace(MECHANISM, noise_generator="rbg")

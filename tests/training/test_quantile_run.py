@@ -7,15 +7,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
+from small_run import make_run
 
 from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.mechanism import DPSGD
-from dp_rmt.noise_addition import noise_key
-from dp_rmt.training.run import Run, Seeds, prepare_run
-from dp_rmt.training.task import Task
-from dp_rmt.training.train_state import Transforms
 
 MECHANISM = DPSGD(
     num_examples=200,
@@ -27,26 +23,12 @@ MECHANISM = DPSGD(
 )
 
 
-def make_run(mechanism: DPSGD = MECHANISM) -> Run:
-    x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-
-    def losses(params, batch):
-        return (batch["x"] @ params["w"] - batch["y"]) ** 2
-
-    task = Task({"x": x, "y": x.sum(1)}, losses, {"w": np.zeros(4, np.float32)})
-
-    def transforms(mechanism: DPSGD, noise_seed: int, mesh: object) -> Transforms:
-        return Transforms(mechanism.noise(noise_key(noise_seed)), optax.identity(), optax.adam(0.1))
-
-    return prepare_run(task, mechanism, transforms, delta=1e-4, seeds=Seeds(1, 2), checkpoint_every=1)
-
-
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_with_its_clip_norm(tmp_path: Path) -> None:
-    whole = make_run().train(tmp_path / "whole")
-    make_run().train(tmp_path / "parts", until=2)
-    resumed = make_run().train(tmp_path / "parts")
+    whole = make_run(MECHANISM).train(tmp_path / "whole")
+    make_run(MECHANISM).train(tmp_path / "parts", until=2)
+    resumed = make_run(MECHANISM).train(tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, (whole.params, whole.noise), (resumed.params, resumed.noise))
     assert float(whole.noise.l2_clip_norm) != pytest.approx(0.3, rel=1e-3)
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 import pytest
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.data import fingerprint
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import train
 from dp_rmt.training.checkpoint import Checkpoints

@@ -23,7 +23,7 @@ import pytest
 from absl import logging
 
 from dp_rmt import DPSGD
-from dp_rmt.mechanism import Execution
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training import About, Run, Seeds, Task, Transforms, prepare_run, train
 from dp_rmt.training.ledger import only_writer, read_ledger

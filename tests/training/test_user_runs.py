@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.quantile import QuantileClipping
 from dp_rmt.data import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.run import Seeds, prepare_run
 from dp_rmt.training.task import Task

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.microbatch_size import bytes_needed
-from dp_rmt.mechanism import DPSGD, Execution
+from dp_rmt.mechanism import DPSGD
 from dp_rmt.models import CausalLanguageModel, DecoderConfig, init_params
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.losses import causal_lm_loss
