@@ -43,3 +43,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
         for row in rows
     )
+
+
+def percent(share: float) -> str:
+    """The share in percent, rounded up, in decimal arithmetic: in floats 100 times .2504 is above 25.04.
+
+    >>> percent(0.2504)
+    '25.04%'
+    """
+    return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"

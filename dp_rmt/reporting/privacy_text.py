@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import decimal
 import math
 import re
 
-from dp_rmt.reporting.numbers import number
+from dp_rmt.reporting import mechanism_text
+from dp_rmt.reporting.numbers import number, percent
 from dp_rmt.reporting.privacy_statement import PrivacyStatement
 from dp_rmt.reporting.provenance import Provenance
 
@@ -116,12 +116,12 @@ def _detection(statement: PrivacyStatement) -> str:
     powers = [power for _, power in statement.detection] or [
         attack_power(epsilon=epsilon, delta=delta, false_positive_rate=rate) for rate in rates
     ]
-    first, *others = (_percent(power) for power in powers)
+    first, *others = (percent(power) for power in powers)
     units = "examples" if statement.unit == "example" else "people"
-    text = f"A test that wrongly accuses at most {_percent(rates[0])} of absent {units} detects at most {first} "
+    text = f"A test that wrongly accuses at most {percent(rates[0])} of absent {units} detects at most {first} "
     text += "of present ones"
     for rate, power in zip(rates[1:], others, strict=True):
-        text += f"; at {_percent(rate)} it detects at most {power}"
+        text += f"; at {percent(rate)} it detects at most {power}"
     curve = "the trade-off curve of the mechanism itself" if statement.detection else "ε and δ alone"
     return f"{text}. These are bounds from {curve}."
 
@@ -201,60 +201,19 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
         **Who is a person is what the data's user column says**: two ids of one person are two users here.
         """
     return _paragraphs(f"""
-        {_sampling(statement)}
+        {mechanism_text.sampling(statement)}
 
         {sampled}
 
-        {_clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no privacy.
+        {mechanism_text.clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no privacy.
 
         {coordinates}
 
         The seeds of sampling and noise stay secret and are used for this run only. {seeds}
-        {_generator(statement)}
+        {mechanism_text.generator(statement)}
 
         The number of training {statement.unit}s, {statement.num_examples:,}, is taken as public.
     """)
-
-
-def _generator(statement: PrivacyStatement) -> str:
-    """Where the bits of the noise come from."""
-    if statement.noise_generator == "chacha20":
-        return """The noise came from ChaCha20 (RFC 8439), a cipher, with a key of 256 bits that is made
-        from a seed of 128 bits."""
-    return """The noise came from Threefry-2x32 with a key of 64 bits. It passes tests of randomness but is no cipher:
-        that nobody finds the key, or the rest of the noise, from a part of it is an assumption."""
-
-
-def _sampling(statement: PrivacyStatement) -> str:
-    """Who is drawn in a step."""
-    q, size, groups = statement.sampling_probability, f"{statement.max_batch_size:,}", statement.num_groups
-    if groups == 1:
-        return f"""Each step draws every {statement.unit} independently with probability {number(q)}
-        (Poisson sampling). A sample of more than {size} is cut to a random subset, which ε accounts for."""
-    return f"""Every {statement.unit} belongs to one of {groups} groups at random for the whole run, and the groups take
-        turns. Each step draws every {statement.unit} of its group independently with probability {number(groups * q)}
-        (cyclic Poisson sampling), so that none is drawn twice in any {groups} steps. A sample of more than {size} is
-        cut to a random subset; the probability of this is a part of δ."""
-
-
-def _clipping(statement: PrivacyStatement) -> str:
-    """What is clipped and what gets noise."""
-    norm, multiplier = number(statement.l2_clip_norm), statement.noise_multiplier
-    whose = "example's gradient" if statement.unit == "example" else "user's gradient, the mean over the rows taken,"
-    if statement.num_groups > 1:
-        return f"""Each {whose} is clipped to norm {norm}. **The noise of a step is correlated with that of earlier
-        steps** (BandMF with {statement.num_groups} bands, Choquette-Choo et al. 2023), so that much of it cancels over
-        the run. Multiplied by the strategy matrix, which is public, the gradients of all steps together have
-        independent Gaussian noise of {number(multiplier)} times {norm} times the norm of a column of that matrix."""
-    if statement.clip_quantile is None:
-        return f"""Each {whose} is clipped to norm {norm}; the sum gets Gaussian noise of
-        {number(multiplier)} times that norm, once per step."""
-    quantile, share = statement.clip_quantile
-    return f"""Each {whose} is clipped to a norm that begins at {norm} and follows the
-        {number(quantile)}-quantile of the gradients' norms (Andrew et al. 2021). Once per step the sum gets Gaussian
-        noise of {number(multiplier / math.sqrt(1 - share))} times that norm, and the number of gradients below the
-        norm gets noise of its own, for which {_percent(share)} of the budget is set apart: together they are one
-        Gaussian mechanism of noise multiplier {number(multiplier)}, which ε accounts for."""
 
 
 def _release(statement: PrivacyStatement) -> list[str]:
@@ -362,8 +321,3 @@ def attack_power(*, epsilon: float, delta: float, false_positive_rate: float) ->
     amplified = math.exp(min(epsilon, 700.0)) * false_positive_rate + delta
     mirrored = 1.0 - math.exp(-epsilon) * (1.0 - delta - false_positive_rate)
     return max(0.0, min(amplified, mirrored, 1.0))
-
-
-def _percent(share: float) -> str:
-    """The share in percent, rounded up, in decimal arithmetic: in floats 100 times .2504 is above 25.04."""
-    return f"{number(float(decimal.Decimal(repr(float(share))).scaleb(2)), 'up')}%"

@@ -17,17 +17,14 @@ backends of the denoiser and places of whitening (whitened_after, whitened_befor
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.reporting import machine
+from experiments.benchmarks.step import record_file
 from experiments.benchmarks.step import table as profile_table
 from experiments.benchmarks.step.measure import measure
 from experiments.benchmarks.step.models import MODELS, make_workload
@@ -59,18 +56,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     try:
-        record = _profile()
+        found = _profile()
     except (ValueError, RuntimeError) as error:
         command_line.stop(error)
-    shapes = record["shapes"]
-    device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
-    sizes = f"b{shapes['batch_size']}-s{shapes['sequence_length']}-l{shapes['config']['num_layers']}"
     kinds = {"updates": _UPDATES.value, "flash": _FLASH.value, "remat": _REMAT.value}
     kind = "".join(f"-{name}" for name, is_set in kinds.items() if is_set)
-    path = Path(_RESULTS.value) / f"{record['model']}-{device}-{record['dtype']}-{sizes}{kind}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    print(profile_table.render(record))
+    path = record_file.write(found, _RESULTS.value, kind)
+    print(profile_table.render(found))
     print(f"Record: {path}")
 
 

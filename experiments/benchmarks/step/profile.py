@@ -10,9 +10,7 @@ which the body of a loop counts once. Prints a table, writes a JSON file under -
 from __future__ import annotations
 
 import functools
-import json
 import math
-import re
 import statistics
 import sys
 from collections import Counter
@@ -22,13 +20,12 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.reporting import machine
 from experiments.benchmarks import update as updates
 from experiments.benchmarks.rounds import alternate
 from experiments.benchmarks.scaling.hlo import parse
-from experiments.benchmarks.step import trace
+from experiments.benchmarks.step import record_file, trace
 from experiments.benchmarks.step.models import MODELS, Workload, make_workload
 from experiments.benchmarks.step.programs import OWN_ARMS, compile_program
 
@@ -53,15 +50,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
     try:
-        record = _profile()
+        found = _profile()
     except (ValueError, RuntimeError) as error:
         command_line.stop(error)
-    device = re.sub(r"\W+", "-", record["machine"]["device_kind"]).lower()
-    sizes = f"b{_BATCH_SIZE.value}-s{_LENGTH.value}-l{record['shapes']['config']['num_layers']}"
-    path = Path(_RESULTS.value) / f"{_MODEL.value}-{device}-{_DTYPE.value}-{sizes}-profile.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    print(render(record))
+    path = record_file.write(found, _RESULTS.value, "-profile")
+    print(render(found))
     print(f"Record: {path}")
 
 
