@@ -205,8 +205,8 @@ def _conditions(statement: PrivacyStatement) -> list[str]:
 
         {sampled}
 
-        {mechanism_text.clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs no
-        privacy.
+        {mechanism_text.clipping(statement)} What follows (denoising, the optimizer) sees only the noisy sum and costs
+        no privacy.
 
         {coordinates}
 
