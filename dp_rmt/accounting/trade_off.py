@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -47,6 +48,11 @@ def largest_true_positive_rate(
     step = Step(noise_multiplier, sampling_probability, truncation)
     num_steps = validated_num_steps(num_steps)
     alpha = real("false_positive_rate", false_positive_rate, "be in (0, 1)", lambda a: 0 < a < 1)
+    return _largest(step, num_steps, alpha, noise_support)
+
+
+@functools.lru_cache(maxsize=256)  # the statements of a run ask again when it stops, resumes, or is asked about
+def _largest(step: Step, num_steps: int, alpha: float, noise_support: float) -> float:
     if step.noise_multiplier == 0:
         return 1.0
     missing = rounding_allowance(((step, num_steps),)) + delta_of_truncation(

@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.privacy_options --model=minilm --num_layers=1 --batch_size=64
 
-The steps (clip, noise, Adam) of users with several rows, of a clip norm that follows a quantile and of noise from
-ChaCha20 take turns with a plain one. Beside time there are the products of matrices, counted in the program, and the
-temporary memory of the compiled program, which do not depend on the machine's load. The noise alone is timed for each
+The steps (clip, noise, Adam) of users with several rows, of a clip norm that follows a quantile, of noise from ChaCha20
+and of correlated noise take turns with a plain one. Beside time there are the products of matrices, counted in the
+program, the temporary memory of the compiled program, and what a checkpoint holds, which do not depend on the machine's
+load. The noise alone is timed for each
 generator; rbg is XLA's own, whose bits depend on the backend, so that no run may use it. Prints a table, writes a JSON
 file under --results.
 """
@@ -27,6 +28,7 @@ from dp_rmt import accounting
 from dp_rmt.accounting import Repetitions, Step, Truncation
 from dp_rmt.clipping.execution import Execution
 from dp_rmt.clipping.quantile import QuantileClipping
+from dp_rmt.correlated_noise import square_root
 from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import command_line
 from dp_rmt.mechanism import DPSGD
@@ -46,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "users of 4 rows": {"rows_per_user": 4},
     "quantile": {"clip_quantile": QuantileClipping()},
     "chacha20": {"noise_generator": "chacha20"},
+    **{f"correlated, {bands} bands": {"noise_strategy": square_root(bands)} for bands in (4, 8, 32)},
 }
 """The options of `DPSGD` that a step is compiled with."""
 LEAF = 1536, 384
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure_steps(model: str, *, repeats: int, **sizes: int) -> dict[str, dict[str, float]]:
-    """Each arm's seconds, products of matrices and temporary bytes, with their ratios to the plain step.
+    """Each arm's seconds, products of matrices and bytes, with their ratios to the plain step.
 
     Args:
       model: a name in `experiments.benchmarks.step.models`.
@@ -94,6 +97,7 @@ def measure_steps(model: str, *, repeats: int, **sizes: int) -> dict[str, dict[s
         found[name] = {
             "matrix_flops": float(matrix_flops(traced.jaxpr)),
             "temporary_bytes": float(compiled.memory_analysis().temp_size_in_bytes),
+            "state_bytes": float(sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0]))),
         }
         runs[name] = functools.partial(_run, compiled, arguments)
         runs[name]()
@@ -101,7 +105,7 @@ def measure_steps(model: str, *, repeats: int, **sizes: int) -> dict[str, dict[s
     for name, row in found.items():
         row["seconds"] = statistics.median(times[name])
         row["time_ratio"] = rounds.median_ratio(times[name], times[PLAIN])
-        for quantity in ("matrix_flops", "temporary_bytes"):
+        for quantity in ("matrix_flops", "temporary_bytes", "state_bytes"):
             row[f"{quantity}_ratio"] = row[quantity] / found[PLAIN][quantity]
     return found
 
@@ -190,9 +194,18 @@ def price_of_selection() -> dict[str, float]:
 
 def render(record: Mapping[str, Any]) -> str:
     """The record as Markdown."""
-    lines = ["| step | time / plain | matrix products / plain | temporary memory / plain |", "|---|--:|--:|--:|"]
+    quantities = {
+        "time": "time",
+        "matrix_flops": "matrix products",
+        "temporary_bytes": "temporary memory",
+        "state_bytes": "checkpoint",
+    }
+    lines = [
+        "| step | " + " | ".join(f"{name} / plain" for name in quantities.values()) + " |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for name, row in record["steps"].items():
-        ratios = (row[f"{quantity}_ratio"] for quantity in ("time", "matrix_flops", "temporary_bytes"))
+        ratios = (row[f"{quantity}_ratio"] for quantity in quantities)
         lines.append(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
     lines += ["", "| noise | ns an entry | / Threefry |", "|---|--:|--:|"]
     for name, row in record["noise"].items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate
+from dp_rmt.accounting import Truncation, epsilon, largest_true_positive_rate, trade_off
 
 
 @pytest.mark.parametrize("mu", [0.05, 0.5, 1.7, 3.0])
@@ -71,3 +71,13 @@ def test_refuses_what_is_no_rate(false_positive_rate):
         largest_true_positive_rate(
             false_positive_rate=false_positive_rate, noise_multiplier=1.0, sampling_probability=0.1, num_steps=1
         )
+
+
+def test_what_was_asked_before_is_not_composed_again(monkeypatch):
+    """A run asks the same when it is announced, when it ends and when it is asked about."""
+    run = {"noise_multiplier": 1.25, "sampling_probability": 0.25, "num_steps": 3, "false_positive_rate": 0.0125}
+    found = largest_true_positive_rate(**run)
+    monkeypatch.setattr(trade_off, "composed_privacy_loss", None)
+    assert largest_true_positive_rate(**run) == found
+    with pytest.raises(TypeError):
+        largest_true_positive_rate(**run | {"num_steps": 4})
