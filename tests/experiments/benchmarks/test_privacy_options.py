@@ -11,7 +11,7 @@ from experiments.benchmarks.step.models import make_workload
 SIZES = {"num_layers": 1, "batch_size": 2, "sequence_length": 8}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_what_options_cost_beside_a_plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
     names = (privacy_options.PLAIN, "users of 2 rows", "quantile", "correlated, 4 bands")
     monkeypatch.setattr(privacy_options, "ARMS", {name: privacy_options.ARMS[name] for name in names})

@@ -66,7 +66,7 @@ def test_what_waits_for_the_host_is_counted() -> None:
     assert trace.host_transfers(text_of(jnp.sin, jnp.float32(1))) == 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_command_accounts_for_the_traced_time(run_side_by_side: Callable[..., dict[str, Any]]) -> None:
     command = ["-W", "error", "-m", "experiments.benchmarks.step.profile", "--batch_size=2", "--sequence_length=8"]
     sizes = ["--num_layers=1", "--repeats=1", "--traced=1"]
