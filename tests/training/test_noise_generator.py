@@ -53,9 +53,8 @@ def test_a_run_does_not_go_on_with_the_noise_of_another_generator(whole: tuple[P
     noise = Checkpoints(whole[0] / "other", make_run(THREEFRY, seeds=SEEDS).identity)._identity["noise"]
     assert noise == "64 bits of Threefry an entry, through the inverse of the normal distribution"
     assert "ChaCha20" in Checkpoints(whole[0] / "own", make_run(MECHANISM, seeds=SEEDS).identity)._identity["noise"]
-    assert (
-        "noise_generator" not in make_run(THREEFRY, seeds=SEEDS).identity
-    )  # what was begun before there was a choice can go on
+    # What was begun before there was a choice can go on.
+    assert "noise_generator" not in make_run(THREEFRY, seeds=SEEDS).identity
 
 
 @pytest.mark.filterwarnings("ignore")

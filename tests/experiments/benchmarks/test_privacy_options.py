@@ -17,7 +17,6 @@ def test_what_options_cost_beside_a_plain_step(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(privacy_options, "ARMS", {name: privacy_options.ARMS[name] for name in names})
     found = privacy_options.measure_steps("tiny", repeats=1, **SIZES)
     assert list(found) == list(names)
-    assert all(row[f"{name}_ratio"] == 1 for name in ("time", "matrix_flops") for row in [found["plain"]])
     assert found["quantile"]["matrix_flops_ratio"] == found["correlated, 4 bands"]["matrix_flops_ratio"] == 1
     assert 1.5 < found["users of 2 rows"]["matrix_flops_ratio"] < 3
     workload = make_workload("tiny", **SIZES, dtype="float32")
