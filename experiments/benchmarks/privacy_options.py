@@ -5,8 +5,8 @@
 The steps (clip, noise, Adam) of users with several rows, of a clip norm that follows a quantile, of noise from ChaCha20
 and of correlated noise take turns with a plain one. Beside time there are the products of matrices, counted in the
 program, the temporary memory of the compiled program, and what a checkpoint holds, which do not depend on the machine's
-load. The noise alone is timed for each generator; rbg is XLA's own, whose bits depend on the backend, so that no run may
-use it. Prints a table, writes a JSON file under --results.
+load. The noise alone is timed for each generator; rbg is XLA's own, whose bits depend on the backend, so that no run
+may use it. Prints a table, writes a JSON file under --results.
 """
 
 from __future__ import annotations
