@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special
 
 from dp_rmt.accounting import Step, epsilon, epsilon_by_accountant
-from dp_rmt.accounting.privacy_loss import composed_privacy_loss, is_nearly_exact, rounding_allowance
+from dp_rmt.accounting.privacy_loss import (
+    bin_width,
+    composed_privacy_loss,
+    is_nearly_exact,
+    rounding_allowance,
+)
 
 
 def log_delta(mu, epsilon_):
@@ -65,12 +69,10 @@ def test_tiny_deltas():
     ],
 )
 def test_time_and_memory_are_bounded(sigma, sampling_probability, num_steps):
-    """The first of these took over 90 seconds and 4.4 GB: 53 million bins."""
-    start = time.perf_counter()
+    """Both follow the number of bins. The first of these once had 53 million: over 90 seconds, and 4.4 GB."""
     step = Step(sigma, sampling_probability)
     distribution = composed_privacy_loss(((step, num_steps),))
     assert max(distribution._pmf_remove.size, distribution._pmf_add.size) <= 2**22
-    assert time.perf_counter() - start < 60  # 1 to 10 seconds on a free core
     bounds = epsilon_by_accountant(
         noise_multiplier=sigma, delta=1e-5, sampling_probability=sampling_probability, num_steps=num_steps
     )
@@ -85,9 +87,27 @@ CORNERS = {
 }
 
 
+def cost_of_bins(step, num_steps, width):
+    """The most that bins of a width add to an epsilon near 0, beside a share of it, in nats.
+
+    Bins of width h add h^2 / 6 to the variance w^2 of a step's loss, and so (h / w)^2 / 12 of the run's standard
+    deviation s = w sqrt(T). By `log_delta`, epsilon moves with s by phi(x) / Phi(-x) <= x + .8 where
+    x = s / 2 + epsilon / s. Where delta is just below what epsilon = 0 takes, epsilon is the small difference of large
+    numbers, so that this is no small share of it.
+    """
+    scale = math.sqrt(math.log1p(step.sampling_probability**2 * math.expm1(step.noise_multiplier**-2)))
+    deviation = scale * math.sqrt(num_steps)
+    return (width / scale) ** 2 / 12 * deviation * (deviation / 2 + 0.8)
+
+
+NEAR_ZERO = {"noise_multiplier": 10**2.34375, "sampling_probability": 10**-0.84375, "num_steps": 1540, "delta": 0.01}
+"""Delta is 1% below what epsilon = 0 takes."""
+
+
 @pytest.mark.parametrize("cases", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_accountants_and_bins_agree_in_the_corners(cases):
-    settings(max_examples=cases, deadline=None)(given(**CORNERS)(accountants_and_bins_agree))()
+    test = example(**NEAR_ZERO)(given(**CORNERS)(accountants_and_bins_agree))
+    settings(max_examples=cases, deadline=None)(test)()
 
 
 def accountants_and_bins_agree(**run):
@@ -102,17 +122,21 @@ def accountants_and_bins_agree(**run):
     if rounding_allowance(steps) < 1e-2 * delta:
         left = delta - rounding_allowance(steps)
         wider = composed_privacy_loss(steps, 3.0).get_epsilon_for_delta(left)
-        assert bounds["pld"] * (1 - 1e-3) - 1e-6 <= wider <= bounds["pld"] * 1.02 + 1e-6
+        more = cost_of_bins(steps[0][0], run["num_steps"], 3 * bin_width(steps)) + 1e-6
+        assert bounds["pld"] * (1 - 1e-3) - 1e-6 <= wider <= bounds["pld"] * 1.02 + more
 
 
 @pytest.mark.parametrize("cases", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_more_noise_and_less_of_everything_else_is_more_private(cases):
-    settings(max_examples=cases, deadline=None)(given(**CORNERS)(is_more_private_with_more_noise_and_less_else))()
+    test = example(**NEAR_ZERO)(given(**CORNERS)(is_more_private_with_more_noise_and_less_else))
+    settings(max_examples=cases, deadline=None)(test)()
 
 
 def is_more_private_with_more_noise_and_less_else(**run):
     base = epsilon(**run)
-    slack = 1e-3 * base + 1e-6  # of the bins, which follow the run
+    step = Step(run["noise_multiplier"], run["sampling_probability"])
+    width = bin_width(((step, run["num_steps"]),))  # which follows the run
+    slack = 1e-3 * base + cost_of_bins(step, run["num_steps"], width) + 1e-6
     assert epsilon(**run | {"noise_multiplier": 1.3 * run["noise_multiplier"]}) <= base + slack
     assert epsilon(**run | {"sampling_probability": 0.7 * run["sampling_probability"]}) <= base + slack
     assert epsilon(**run | {"num_steps": max(1, run["num_steps"] // 2)}) <= base + slack

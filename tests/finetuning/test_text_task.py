@@ -105,8 +105,8 @@ def test_prompts_are_spread_over_the_split(text_config, most: int | None) -> Non
     assert len(task.evaluations["test"]["input_ids"]) == len(references)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("tuning", ["lora", pytest.param("ffa_lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "ffa_lora"])
 def test_low_rank_updates_alone_train_and_are_saved_merged_and_apart(tuning: str, text_config, tmp_path: Path) -> None:
     changes = {"model.tuning": tuning, "model.lora.rank": 4, "denoise": DENOISED, "generation.max_prompts": 2}
     arm = run(text_config(changes), tmp_path / "run")

@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from dp_rmt.correlated_noise import add_correlated_noise, square_root
 from dp_rmt.noise_addition import add_gaussian_noise, noise_key
 
-# Each divided axis has whole blocks of ChaCha20 (8 entries) on every device.
-SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1008), "vector": (513,), "scalar": ()}
+# Each divided axis has whole blocks of ChaCha20 (8 entries) on every device. Vectors and scalars are never divided.
+SHAPES = {"matrix": (64, 96), "stack": (3, 32, 40), "odd": (7, 1008)}
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-[a-z]+|reduce-scatter)\b")
 
 
@@ -36,8 +36,6 @@ def layouts():
 
 def spec_for(shape, mesh, spec):
     """The spec where it divides the last two axes evenly, else none: such a leaf is on every device."""
-    if len(shape) < 2:
-        return PartitionSpec()
     parts = [np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ())]) for names in spec]
     even = all(side % int(part) == 0 for side, part in zip(shape[-2:], parts, strict=True))
     return PartitionSpec(*[None] * (len(shape) - 2), *spec) if even else PartitionSpec()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,6 @@ def results(run_on_devices: Callable[..., dict[int, dict[str, np.ndarray]]]) -> 
     return run_on_devices("generate_divided.py", 1, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
 def test_two_devices_give_the_result_of_one(kind: str, results: dict[int, dict[str, np.ndarray]]) -> None:
     names = [name for name in results[1] if name.startswith(f"{kind}/")]
@@ -28,7 +27,6 @@ def test_two_devices_give_the_result_of_one(kind: str, results: dict[int, dict[s
     assert lengths[3] == 0 < lengths[:3].min()
 
 
-@pytest.mark.slow
 def test_devices_do_not_wait_for_each_other(results: dict[int, dict[str, np.ndarray]]) -> None:
     assert results[2]["collectives"].tolist() == [0, 0, 0]
 

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.thorough
 
-LEAVES = ("matrix", "stack", "odd", "vector", "scalar")
+LEAVES = ("matrix", "stack", "odd")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4])
