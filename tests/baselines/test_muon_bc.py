@@ -61,7 +61,7 @@ def test_the_noise_of_the_momentum_is_known() -> None:
     assert float(measured) == pytest.approx(float(told), rel=0.02)  # four deviations
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_leading_bias_of_noise_is_removed() -> None:
     """The mean over noise of the step, against the step without noise; a mean of Muon's own steps is off by the bias.
 
@@ -84,7 +84,7 @@ def test_the_leading_bias_of_noise_is_removed() -> None:
     assert left < bias / 2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_more_probes_scatter_less() -> None:
     matrix, tau = normal(1, ROWS, COLS, seed=5), jnp.float32(0.3)
     keys = jax.random.split(jax.random.key(1), 200)

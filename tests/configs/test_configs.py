@@ -126,7 +126,7 @@ def test_the_study_of_memorisation_takes_its_model_from_the_hub() -> None:
     assert get_config("qwen3_0_6b").model.path == "Qwen/Qwen3-0.6B-Base"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_noise_of_the_published_sst2_run() -> None:
     settings = Settings.from_config(glue.get_config("sst2,large")).changed({"privacy.epsilon": 3.0})
     mechanism, _ = assemble.build_mechanism(settings, GLUE["sst2"])

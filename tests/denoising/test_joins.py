@@ -63,7 +63,7 @@ def test_scanned_and_unrolled_layers_give_the_same() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("svd", ["gram", "subspace"])
+@pytest.mark.parametrize("svd", ["gram", pytest.param("subspace", marks=pytest.mark.slow)])
 def test_a_direction_that_all_layers_share_shows_though_each_is_below_the_edge(svd: str) -> None:
     rng, width, std = np.random.default_rng(1), 32, 0.1
     limit = float(np.asarray(marchenko_pastur.detection_threshold(rows=width, cols=width, noise_std=std)))

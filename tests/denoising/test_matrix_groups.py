@@ -60,7 +60,7 @@ def test_shared_inputs_stand_side_by_side() -> None:
     assert [m.name for m in groups["16x48 float32"]] == ["layers/gate_up/kernel"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_blocks_of_one_input_help_each_other() -> None:
     """Three blocks with one signal direction in the rows, each below its own edge, stand above it together."""
     rng = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def test_a_run_is_trained_and_asked_again(make_config: Callable[..., Settings], 
     assert "advice/slope" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_table_of_bands_is_that_of_the_mechanisms() -> None:
     run = {"num_examples": 800, "batch_size": 200, "num_steps": 16, "epsilon": 4.0, "delta": 1e-4}
     head, *lines = [re.split(r"\s{2,}", line.strip()) for line in compared_bands(**run).splitlines() if line.strip()]

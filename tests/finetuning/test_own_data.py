@@ -71,7 +71,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-@pytest.mark.slow  # tests/data/readers/test_rows.py compares what every cell gives; three kinds are trained below
+@pytest.mark.slow  # tests/data/readers/test_rows.py compares what every cell gives; the kinds of task are trained below
 @pytest.mark.parametrize(("task", "kind"), MATRIX)
 def test_every_task_in_every_format_is_trained_on_the_same_tokens(
     task: str, kind: str, call: Callable[..., dict[str, Any]], tmp_path: Path
@@ -92,8 +92,8 @@ def test_every_task_in_every_format_is_trained_on_the_same_tokens(
     ("task", "kind"),
     [
         ("three classes", "csv"),
-        pytest.param("conversations", "a Dataset", marks=pytest.mark.thorough),
-        pytest.param("documents", "json", marks=pytest.mark.thorough),
+        pytest.param("conversations", "a Dataset", marks=pytest.mark.slow),
+        pytest.param("documents", "json", marks=pytest.mark.slow),
     ],
 )
 def test_the_three_kinds_of_task_are_trained(

@@ -98,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_seeds_that_are_left_out_are_drawn_for_every_run_and_arm(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({**UNSET, "seed": 123, "arms": {"a": {}, "b": {}}})
     built = [arm.run for number in range(2) for arm in arms.prepare(config, tmp_path / f"run{number}")]

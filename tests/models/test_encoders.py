@@ -57,7 +57,7 @@ def test_logits_are_those_of_torch(name: str) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["bookkeeping", "ghost"])
+@pytest.mark.parametrize("method", [pytest.param("bookkeeping", marks=pytest.mark.slow), "ghost"])
 def test_ghost_clipping_counts_a_matrix_of_word_scores_and_no_token_types(method: str) -> None:
     module, params = load("distilbert_mlm_untied")
     assert params["mlm_head"]["decoder"]["kernel"].shape == (32, 100)

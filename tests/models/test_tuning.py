@@ -113,11 +113,9 @@ def test_what_trains(kind: str) -> None:
     ("how", "kind"),
     [
         ("full", "decoder"),
-        ("ffa_lora", "decoder"),
         ("lora", "encoder"),
-        ("bias", "encoder"),
-        pytest.param("lora", "decoder", marks=pytest.mark.slow),
-        pytest.param("bias", "decoder", marks=pytest.mark.slow),
+        *(pytest.param(how, "decoder", marks=pytest.mark.slow) for how in ("lora", "ffa_lora", "bias")),
+        pytest.param("bias", "encoder", marks=pytest.mark.slow),
     ],
 )
 def test_clipping_is_of_what_trains_and_of_nothing_else(how: str, kind: str) -> None:

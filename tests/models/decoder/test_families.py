@@ -30,10 +30,10 @@ CONFIGS, LENGTH, build, padded_batch = (_tiny[name] for name in ("CONFIGS", "LEN
     ("name", "method"),
     [
         ("llama_tied_biases", "ghost"),
-        ("qwen2", "bookkeeping"),
+        pytest.param("qwen2", "bookkeeping", marks=pytest.mark.slow),
         pytest.param("qwen3", "ghost", marks=pytest.mark.slow),
         ("gemma2", "bookkeeping"),
-        ("gemma3_untied", "bookkeeping"),
+        pytest.param("gemma3_untied", "bookkeeping", marks=pytest.mark.slow),
         pytest.param("gpt_neox", "ghost", marks=pytest.mark.slow),
         ("gpt2", "bookkeeping"),
         pytest.param("mistral", "bookkeeping", marks=pytest.mark.slow),
