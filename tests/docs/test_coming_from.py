@@ -181,6 +181,28 @@ def test_opacus_defaults_are_what_the_page_says(opacus_file):
     assert (math.ceil(67_349 / 1000), int(67_349 / 68)) == (68, 990)
 
 
+def test_opacus_clipped_gradient_is_ours(batch):
+    """One step of SGD at rate 1 from weights of 1, without noise, by the optimizer that `PrivacyEngine` makes."""
+    pytest.importorskip("opacus", reason="the extra 'peers-torch'")
+    import torch
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    x, y = (torch.from_numpy(np.array(batch[key])) for key in "xy")
+    model = torch.nn.Linear(8, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    wrapped = GradSampleModule(model)
+    plain = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = DPOptimizer(plain, noise_multiplier=0.0, max_grad_norm=0.7, expected_batch_size=20)
+    x.requires_grad_()  # without it torch warns about Opacus' hooks
+    ((wrapped(x)[:, 0] - y) ** 2).mean().backward()
+    optimizer.step()
+
+    clipped = dp_rmt.clipped_grad(losses, l2_clip_norm=0.7, normalize_by=20.0)
+    ours, _ = clipped(jnp.ones(8), batch, is_padding_example=None)
+    np.testing.assert_allclose(1 - model.weight.detach().numpy()[0], ours, atol=3e-7)  # a step from 1 rounds to 1.2e-7
+
+
 def test_opacus_calibration_ends_where_the_page_says():
     """Up to its tolerance in epsilon below the target."""
     pytest.importorskip("opacus", reason="the extra 'peers-torch'")
