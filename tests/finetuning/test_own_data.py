@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import CELLS, FORMATS, MATRIX, TEXTS
+from own_data import CELLS, FORMATS, MATRIX, OF_FILES, TEXTS
+from small_program import Ended
 
 import dp_rmt
 from dp_rmt.data import fingerprint
@@ -118,29 +119,45 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     return [f"--config.{names.get(name, name)}={value}" for name, value in flat.items()]
 
 
-@pytest.mark.slow
-def test_the_command_trains_on_them_and_names_a_row_with_a_fault(
-    model: Path, llama: Path, run_side_by_side: Callable[..., dict[str, Any]], tmp_path: Path
+@pytest.fixture
+def command(
+    model: Path, llama: Path, run_side_by_side: Callable[..., dict[str, Ended]], tmp_path: Path
+) -> Callable[..., dict[str, Ended]]:
+    """``{task: file} -> {task: Ended}``: what `dp-rmt finetune` made of them, side by side."""
+
+    def run(files: dict[str, Path]) -> dict[str, Ended]:
+        given = {}
+        for task, file in files.items():
+            base = model if CELLS[task].task == "labelled_table" else llama
+            flags = as_flags({**SMALL, **CELLS[task].settings, "cache_dir": tmp_path / "cache"})
+            given[task] = [f"--train={file}", f"--model={base}", "--epsilon=4", *flags]
+        return run_side_by_side(["-m", "dp_rmt.finetuning.console", "finetune"], "--workdir", given)
+
+    return run
+
+
+@pytest.mark.slow  # all tasks as processes of their own, for each format
+@pytest.mark.parametrize("kind", OF_FILES)
+def test_the_command_trains_every_task_in_every_format(
+    kind: str, command: Callable[..., dict[str, Ended]], tmp_path: Path
 ) -> None:
-    kinds = {"three classes": "csv with CRLF", "conversations": "jsonl", "documents": "parquet", "scores": "tsv"}
-    given = {}
-    for task, kind in kinds.items():
-        folder = tmp_path / task
-        folder.mkdir()
-        file = FORMATS[kind](CELLS[task].rows, folder)
-        if task == "scores":
-            file.write_text(file.read_text().replace("\t1.25\n", "\tmuch\n"))
-        base = model if CELLS[task].task == "labelled_table" else llama
-        flags = as_flags({**SMALL, **CELLS[task].settings, "cache_dir": tmp_path / "cache", "dev_share": 0.3})
-        given[task] = [f"--train={file}", f"--model={base}", "--epsilon=4", *flags]
-    ended = run_side_by_side(["-m", "dp_rmt.finetuning.console", "finetune"], "--workdir", given)
-    refused = ended.pop("scores")
+    files = {}
+    for task in [task for task, of in MATRIX if of == kind]:
+        (tmp_path / task).mkdir()
+        files[task] = FORMATS[kind](CELLS[task].rows, tmp_path / task)
+    for task, run in command(files).items():
+        assert run.code == 0, run.stderr
+        assert "plan: 24 rows, batch 8, 2 steps, noise " in run.stderr
+        assert json.loads((run.folder / "config.json").read_text())["data"]["task"] == CELLS[task].task
+        assert json.loads((run.folder / "privacy.json").read_text())["num_examples"] == len(CELLS[task].rows)
+        assert (run.folder / "texts.jsonl").exists() == ("split" in kind and CELLS[task].task == "text_pairs")
+
+
+@pytest.mark.slow  # a process of its own
+def test_the_command_names_a_row_with_a_fault(command: Callable[..., dict[str, Ended]], tmp_path: Path) -> None:
+    file = FORMATS["tsv"](CELLS["scores"].rows, tmp_path)
+    file.write_text(file.read_text().replace("\t1.25\n", "\tmuch\n"))
+    refused = command({"scores": file})["scores"]
     assert refused.code == 1
     assert "rows.tsv, line 7: the score 'much' in column 'label' is not a finite number" in refused.stderr
     assert "Traceback" not in refused.stderr
-    for task, run in ended.items():
-        assert run.code == 0, run.stderr
-        assert "rows, batch 8, 2 steps, noise " in run.stderr
-        assert json.loads((run.folder / "config.json").read_text())["data"]["task"] == CELLS[task].task
-        assert json.loads((run.folder / "privacy.json").read_text())["num_examples"] < len(CELLS[task].rows)
-        assert (run.folder / "texts.jsonl").exists() == (task == "conversations")
