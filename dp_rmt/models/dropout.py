@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dp_rmt.random_bits import words_of_entries
+
 
 def example_keys(key: jax.Array, examples: jax.typing.ArrayLike) -> jax.Array:
     """Makes a key for each example of a batch, to be a leaf of the batch.
@@ -30,8 +32,8 @@ def example_keys(key: jax.Array, examples: jax.typing.ArrayLike) -> jax.Array:
 class PerExampleDropout(nn.Module):
     """`flax.linen.Dropout` with a mask for each example, the same in `clipped_grad` and `ghost_clipped_grad`.
 
-    ``y_i = x_i * keep_i / (1 - rate)`` (Srivastava et al. 2014) with ``keep_i ~ Bernoulli(1 - rate)`` drawn from
-    ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. Like the key of `nn.Dropout`, the
+    ``y_i = x_i * keep_i / (1 - rate)`` (Srivastava et al. 2014) with ``keep_i ~ Bernoulli(1 - rate)``, to 2^-32, drawn
+    from ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. Like the key of `nn.Dropout`, the
     place comes from flax's random numbers for "dropout". Give ``rngs={"dropout": key}`` with any key, the same for all
     examples. Under `nn.scan`, split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
 
@@ -67,9 +69,11 @@ class PerExampleDropout(nn.Module):
             return x
         _check_keys(keys, x)
         place = jax.random.bits(self.make_rng("dropout"))
+        kept = jnp.uint32(min(round((1 - self.rate) * 2**32), 2**32 - 1))
 
         def keep(key: jax.Array) -> jax.Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.rate, x.shape[1:])
+            word, _ = words_of_entries(jax.random.fold_in(key, place), x.shape[1:])
+            return word < kept
 
         return jnp.where(jax.vmap(keep)(keys), x / (1 - self.rate), 0)
 
