@@ -33,9 +33,9 @@ class PerExampleDropout(nn.Module):
     """`flax.linen.Dropout` with a mask for each example, the same in `clipped_grad` and `ghost_clipped_grad`.
 
     ``y_i = x_i * keep_i / (1 - rate)`` (Srivastava et al. 2014) with ``keep_i ~ Bernoulli(1 - rate)``, to 2^-32, drawn
-    from ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. Like the key of `nn.Dropout`, the
-    place comes from flax's random numbers for "dropout". Give ``rngs={"dropout": key}`` with any key, the same for all
-    examples. Under `nn.scan`, split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
+    from ``fold_in(keys_i, place)``, where ``place`` tells apart the dropouts of a model. Like the key of `nn.Dropout`,
+    the place comes from flax's random numbers for "dropout". Give ``rngs={"dropout": key}`` with any key, the same for
+    all examples. Under `nn.scan`, split it (``split_rngs={"dropout": True}``), so that each layer has its own masks.
 
     Attributes:
       rate: the probability that an entry becomes zero, in [0, 1).
