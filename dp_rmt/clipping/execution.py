@@ -22,7 +22,7 @@ class Execution:
         refuses others). "auto" takes the better of the last two where they fit the model, and "vmap" where they do not.
       microbatch_size: examples (or users) differentiated at once: a number, which must divide the batch (give it to
         `DPSGD.batch_multiple_of`); None for the whole batch; or "auto". A run that knows its data
-        (`dp_rmt.training.run.prepare_run`) finds by compiling how many fit into the memory. `DPSGD.clipped_grad` by
+        (`dp_rmt.training.prepare.prepare_run`) finds by compiling how many fit into the memory. `DPSGD.clipped_grad` by
         itself has nothing to compile: there "auto" is the whole batch.
 
     Raises:

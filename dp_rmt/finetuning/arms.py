@@ -39,7 +39,8 @@ from dp_rmt.training.checkpoint import can_go_on
 from dp_rmt.training.guarantee import check_unspent
 from dp_rmt.training.metrics import MetricsWriter, read_metrics
 from dp_rmt.training.partitioning import data_mesh
-from dp_rmt.training.run import CHECKPOINTS, Run, Seeds
+from dp_rmt.training.prepare import Seeds
+from dp_rmt.training.run import CHECKPOINTS, Run
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.training.writers import Writers, check_writers, open_writers
 from dp_rmt.types import Params

@@ -28,8 +28,9 @@ from dp_rmt.models.huggingface.folder import content_digest, resolve_folder
 from dp_rmt.training.guarantee import About
 from dp_rmt.training.microbatches import fitting_microbatch_size
 from dp_rmt.training.partitioning import make_mesh
+from dp_rmt.training.prepare import Seeds, prepare_run
 from dp_rmt.training.private_scores import PrivateScores
-from dp_rmt.training.run import Run, Seeds, prepare_run
+from dp_rmt.training.run import Run
 from dp_rmt.training.sharding_rules import SHARDING_RULES
 from dp_rmt.training.task import Task as TrainedTask
 from dp_rmt.training.train_state import Transforms

@@ -12,6 +12,7 @@ from dp_rmt.denoising.gradient import DenoiseState
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import GaussianNoiseState, noise_key
 from dp_rmt.training import processes
+from dp_rmt.training.guarantee import check_delta
 from dp_rmt.training.private_scores import PrivateScores
 from dp_rmt.training.task import Task
 from dp_rmt.training.train import TrainLoop
@@ -24,7 +25,20 @@ def warn_of_unprepared_process() -> None:
         logging.warning("%s", advice)
 
 
-def warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
+def check_numbers(name: str, task: Task, mechanism: DPSGD, delta: float) -> None:
+    """Raises ValueError unless the mechanism is for the task's units and delta is well below 1 / N."""
+    mechanism.check_users(task.users)
+    if mechanism.num_examples != task.num_units:
+        raise ValueError(
+            f"the mechanism accounts for {mechanism.num_examples:,} {mechanism.unit}s and the task has "
+            f"{task.num_units:,}: give num_examples=task.num_units"
+        )
+    if mechanism.noise_multiplier > 0:
+        check_delta(delta, mechanism.num_examples, unit=mechanism.unit)
+        _warn_of_large_delta(name, mechanism, delta)
+
+
+def _warn_of_large_delta(name: str, mechanism: DPSGD, delta: float) -> None:
     """Warns of a delta of 1 / N or more, at which a mechanism may publish an example, or a user's rows, outright."""
     if delta * mechanism.num_examples >= 1:
         logging.warning(

@@ -21,7 +21,7 @@ Evaluator = Callable[[Params], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Data and a model of one's own, as `dp_rmt.training.run.prepare_run` takes them.
+    """Data and a model of one's own, as `dp_rmt.training.prepare.prepare_run` takes them.
 
     Attributes:
       train: training data, name -> array whose first axis is the examples. Without `users` a row is the unit of

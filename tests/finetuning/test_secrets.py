@@ -24,7 +24,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.sweep import executors, report
 from dp_rmt.finetuning.sweep.executors import Slot
 from dp_rmt.finetuning.sweep.jobs import load_sweep
-from dp_rmt.training import run as training_run
+from dp_rmt.training import prepare
 from dp_rmt.training.metrics import read_metrics
 
 MakeConfig = Callable[..., Settings]
@@ -72,7 +72,7 @@ def runs(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     drawn = [rng.getrandbits(127) | 1 << 127 for _ in range(4)]
     config = make_config(LORA | MARKS | UNSET)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_run, "fresh_seed", functools.partial(next, iter(drawn)))
+        patch.setattr(prepare, "fresh_seed", functools.partial(next, iter(drawn)))
         run(config, folder / "resumed", until=2)
         run(config, folder / "resumed")
     given = {"privacy.sampling_seed": drawn[0], "privacy.noise_seed": drawn[1]}

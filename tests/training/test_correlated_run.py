@@ -16,7 +16,7 @@ from dp_rmt.mechanism import DPSGD
 from dp_rmt.reporting.privacy_statement import PrivacyStatement, read_privacy, table_rows
 from dp_rmt.training import run_start
 from dp_rmt.training.ledger import read_ledger
-from dp_rmt.training.run import Seeds
+from dp_rmt.training.prepare import Seeds
 
 MECHANISM = DPSGD(
     num_examples=200,

@@ -13,7 +13,7 @@ from small_run import make_run
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
 from dp_rmt.training.checkpoint import Checkpoints
-from dp_rmt.training.run import Seeds
+from dp_rmt.training.prepare import Seeds
 
 SEED = 0x0123456789ABCDEF_0011223344556677
 SEEDS = Seeds(1, SEED)

@@ -18,8 +18,9 @@ from dp_accounting.pld import pld_privacy_accountant
 from dp_rmt.auditing import lower_bounds
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
+from dp_rmt.training.prepare import Seeds, prepare_run
 from dp_rmt.training.private_scores import PrivateScores, secret_of
-from dp_rmt.training.run import Run, Seeds, prepare_run
+from dp_rmt.training.run import Run
 from dp_rmt.training.task import Task
 from dp_rmt.training.train_state import Transforms
 

@@ -16,7 +16,7 @@ from dp_rmt.data import gather_batch
 from dp_rmt.data.length_groups import rows_of_groups
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
-from dp_rmt.training.run import Seeds, prepare_run
+from dp_rmt.training.prepare import Seeds, prepare_run
 from dp_rmt.training.task import Task
 from dp_rmt.training.train_state import Transforms
 
