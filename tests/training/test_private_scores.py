@@ -15,6 +15,7 @@ import optax
 import pytest
 from dp_accounting.pld import pld_privacy_accountant
 
+from dp_rmt.accounting import epsilon_of_composition
 from dp_rmt.auditing import lower_bounds
 from dp_rmt.mechanism import DPSGD
 from dp_rmt.noise_addition import noise_key
@@ -44,6 +45,7 @@ def test_all_planned_scores_together_have_the_epsilon(num_steps: int, eval_every
     gaussians = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(scores.noise_multiplier), len(planned))
     spent = pld_privacy_accountant.PLDAccountant().compose(gaussians).get_epsilon(1e-5)
     assert 0.998 < spent < 1.001
+    assert epsilon_of_composition(scores.steps, delta=1e-5) == pytest.approx(spent, rel=2e-3)
 
 
 def test_the_count_has_noise_of_this_std() -> None:

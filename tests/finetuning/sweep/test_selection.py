@@ -21,6 +21,7 @@ from dp_rmt.finetuning.sweep.jobs import Sweep, load_sweep
 from dp_rmt.finetuning.workdir import as_json
 from dp_rmt.noise_addition import NOISE_SUPPORT
 from dp_rmt.training.guarantee import Guarantee
+from dp_rmt.training.private_scores import PrivateScores
 
 DRAWS = """
 import itertools, numpy as np
@@ -91,12 +92,27 @@ def test_the_price_is_that_of_the_theorem_and_knows_no_number_of_jobs(draws: Cal
     assert selection.price(draws(jobs=7), lambda settings: NUM_EXAMPLES) == price
 
 
+def test_the_choice_costs_the_rows_it_is_made_by_what_all_scores_of_all_repetitions_cost(
+    draws: Callable[..., Sweep],
+) -> None:
+    """A job is scored three times: before the first step, after two, and at the end."""
+    assert selection.price(draws(), lambda settings: NUM_EXAMPLES).evaluation_epsilon is None
+    arguments = ["--config.privacy.evaluation_epsilon=0.7", "--config.train.eval_every=2"]
+    price = selection.price(draws(*arguments), lambda settings: NUM_EXAMPLES)
+    noise_multiplier = PrivateScores(0.7, 1e-3, num_steps=3, eval_every=2).noise_multiplier
+    score, runs = accounting.Step(noise_multiplier, sampling_probability=1.0), accounting.Repetitions(3.0, 1.0)
+    expected = accounting.epsilon_of_best({score: 3}, runs, delta=1e-3, noise_support=NOISE_SUPPORT)
+    assert price.evaluation_epsilon == pytest.approx(expected, rel=1e-12)
+    assert expected > 0.7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config.privacy.noise_seed=7"], "leave the seeds out"),
         (["--config.privacy.sampling_seed=7"], "leave the seeds out"),
         (["--config.privacy.epsilon=inf"], "no winner is private"),
+        (["--config.privacy.noise_bands=2"], "the price of choosing a winner is not derived"),
     ],
 )
 def test_a_sweep_whose_winner_has_no_bound_is_refused_before_it_starts(
