@@ -17,7 +17,6 @@ from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.records import learning_rate
 
 _SHARE = 0.95
-_SELECTION_STEP = 12
 _COLUMNS = (
     "batch",
     "epsilon",
@@ -52,12 +51,14 @@ def main(argv: list[str]) -> None:
 def chosen_rates(records: Sequence[Record]) -> dict[tuple[float, str], float]:
     """The learning rates that `experiments.studies.methods.study` chose, ``(batch size, arm) -> rate``.
 
-    The study chooses at one epsilon and one seed, those of the records with the most rates.
+    The study chooses at one epsilon and one seed, those of the records with the most rates, after the steps that all of
+    these runs have.
     """
     chosen = {}
     for key, runs in _grouped(records, lambda r: (_batch(r), r["arm"])).items():
         candidates = max(_grouped(runs, lambda r: (r["epsilon"], r["seed"])).values(), key=len)
-        chosen[key] = _rate(max(candidates, key=lambda run: dict(run["accuracy"]).get(_SELECTION_STEP, 0.0)))
+        step = min(run["accuracy"][-1][0] for run in candidates)
+        chosen[key] = _rate(max(candidates, key=lambda run, step=step: dict(run["accuracy"]).get(step, 0.0)))
     return chosen
 
 

@@ -103,9 +103,14 @@ def test_the_table_compares_with_the_baseline() -> None:
 
 
 def test_the_rate_of_the_table_is_that_which_the_study_chose() -> None:
-    def run(arm: str, epsilon: float, rate: float, seed: int, accuracy: float) -> dict[str, Any]:
+    """By what all of its candidates have: a whole run does not win by its later steps."""
+
+    def run(arm: str, epsilon: float, rate: float, seed: int, *accuracy: float) -> dict[str, Any]:
         config = {"privacy": {"expected_batch_size": 64}, "train": {"learning_rate": rate}}
-        return {"arm": arm, "epsilon": epsilon, "seed": seed, "config": config, "accuracy": [[12, accuracy]]}
+        curve = [[12 * (n + 1), value] for n, value in enumerate(accuracy)]
+        return {"arm": arm, "epsilon": epsilon, "seed": seed, "config": config, "accuracy": curve}
 
     records = [run("a", 8, 0.1, 0, 0.6), run("a", 8, 0.2, 0, 0.7), run("a", 8, 0.2, 1, 0.9), run("a", 3, 0.1, 0, 0.99)]
-    assert methods_table.chosen_rates([*records, run("b", 8, 0.3, 0, 0.5)]) == {(64, "a"): 0.2, (64, "b"): 0.3}
+    others = [run("b", 8, 0.3, 0, 0.5), run("c", 8, 0.1, 0, 0.7), run("c", 8, 0.2, 0, 0.6, 0.9)]
+    chosen = {(64, "a"): 0.2, (64, "b"): 0.3, (64, "c"): 0.1}
+    assert methods_table.chosen_rates([*records, *others]) == chosen
