@@ -7,9 +7,9 @@ Model: stories260K (Karpathy's llama2.c, MIT) as a Hugging Face folder: --config
 Data: --config.data.path=DIR, the folder of E2E's CSV files, or of simdial.tar.gz and database_20000.csv.
 
 Source: user-level sampling is that of Charles et al. 2024 (arXiv 2407.07737); all else is configs/e2e_stories260k.py's.
-Arms: row and person, each with about 256 rows in a step (64 meaning representations with 4 texts, or 200 customers with
-at most 2 dialogues), at epsilon 8 and delta N^-1.1, N being the number of the arm's units.
-Expected: not run yet; experiments/studies/units/README.md has the command and the cost.
+Arms: row; person (64 meaning representations with 4 texts, or 200 customers with at most 2 dialogues); person_one_row
+(256 persons with one row). Each has about 256 rows in a step, epsilon 8, and delta N^-1.1 for N of its units.
+Expected: the table in experiments/studies/units/README.md.
 Cost: see there.
 Command: python -m experiments.finetune --config=configs/units.py:e2e --config.data.path=DIR --config.model.path=DIR
     (python -m experiments.finetune --config=configs/units.py is the same; customersim in the place of e2e)
@@ -22,16 +22,15 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.choices import choose
 
-PERSONS: dict[str, dict[str, Any]] = {
-    "e2e": {"data": {"user_column": "source"}, "privacy": {"expected_batch_size": 64, "rows_per_user": 4}},
-    "customersim": {"data": {"user_column": "name"}, "privacy": {"expected_batch_size": 200, "rows_per_user": 2}},
-}
-"""What differs where the unit is a person."""
+COLUMNS = {"e2e": "source", "customersim": "name"}
+"""What says whose a row is."""
+SEVERAL = {"e2e": (64, 4), "customersim": (200, 2)}
+"""``(persons in a step, at most so many rows of each)``, about 256 rows in all."""
 
 
 def get_config(chosen: str = "") -> ConfigDict:
-    """Both arms at epsilon 8, on "e2e" or "customersim"."""
-    (task,) = choose(chosen, "configs/units.py", task=PERSONS)
+    """All arms at epsilon 8, on "e2e" or "customersim"."""
+    (task,) = choose(chosen, "configs/units.py", task=COLUMNS)
     config = base.get_config().unlock()
     config.name = "units" if task == "e2e" else "units_customersim"
     config.data.task = task
@@ -51,5 +50,10 @@ def get_config(chosen: str = "") -> ConfigDict:
     config.generation.method = "greedy"
     config.generation.max_new_tokens = 120
     config.generation.max_prompts = 200
-    config.arms = {"row": {}, "person": PERSONS[task]}
+    config.arms = {"row": {}, "person": _of_persons(task, *SEVERAL[task]), "person_one_row": _of_persons(task, 256, 1)}
     return config.lock()
+
+
+def _of_persons(task: str, persons: int, rows: int) -> dict[str, Any]:
+    privacy = {"expected_batch_size": persons, "rows_per_user": rows}
+    return {"data": {"user_column": COLUMNS[task]}, "privacy": privacy}
