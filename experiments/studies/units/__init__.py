@@ -1,0 +1,1 @@
+"""What a person's privacy costs against a row's."""
