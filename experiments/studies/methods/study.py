@@ -21,12 +21,12 @@ from typing import Any
 
 from absl import flags
 
-from dp_rmt.files import write_atomically
 from dp_rmt.finetuning import arms, assemble, command_line
 from dp_rmt.finetuning.checks import arm_settings
 from dp_rmt.finetuning.rate_search import best_rate
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json, claim_workdir
+from dp_rmt.reporting.records import write_record
 from dp_rmt.training.metrics import read_metrics
 from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
@@ -86,8 +86,7 @@ def _train(
         arm = _arm(label, settings, batch_size, epsilon, rate, seed)
         arm.run.train(arm.workdir, until=until)
         record = _record(arm, name, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        write_record(path, record)
     return score_at(record, until or record["steps_of_the_schedule"])
 
 
