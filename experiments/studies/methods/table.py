@@ -58,7 +58,8 @@ def chosen_rates(records: Sequence[Record]) -> dict[tuple[float, str], float]:
     for key, runs in _grouped(records, lambda r: (_batch(r), r["arm"])).items():
         candidates = max(_grouped(runs, lambda r: (r["epsilon"], r["seed"])).values(), key=len)
         step = min(run["accuracy"][-1][0] for run in candidates)
-        chosen[key] = _rate(max(candidates, key=lambda run, step=step: dict(run["accuracy"]).get(step, 0.0)))
+        reached = {_rate(run): dict(run["accuracy"]).get(step, 0.0) for run in candidates}
+        chosen[key] = max(reached, key=reached.__getitem__)
     return chosen
 
 
