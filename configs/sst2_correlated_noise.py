@@ -7,7 +7,7 @@ Source: Choquette-Choo et al. 2023 (arXiv 2306.08153), square-root bands by Kali
 Bands are those of the least noise by `experiments.noise_bands`: in sums, and in the first moment where it is denoised.
 Expected: the table in experiments/studies/correlated_noise/README.md. At equal epsilon the noise of sums is .67 of
 DP-SGD's over 30 steps and .42 over 300, and that of the first moment .80 (docs/design/0023-correlated-noise.md).
-Cost: a step of 1024 takes about 10 seconds of one core of an AMD EPYC, a step of 256 about 2.5.
+Cost: a step of 1024 takes about 10 seconds of one core of an AMD EPYC, a step of 256 about 3.
 Command: python -m experiments.finetune --config=configs/sst2_correlated_noise.py:300 --config.data.path=DIR
 With a tuned learning rate for each arm: python -m experiments.studies.methods.study with the same flags and
 --epsilons=8 --seeds=0 --batch_sizes=256 --selection_steps=90 (or 1024 and 12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,23 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     for between in ("],[", "},{", '},"', '],"'):
         text = text.replace(between, f"{between[:2]}\n{between[2:]}")
     write_atomically(path, text + "\n")
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of a folder, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown.
+
+    >>> print(markdown_table(["arm", "loss"], [["row", "1.1"]]))
+    | arm | loss |
+    |---|---|
+    | row | 1.1 |
+    """
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
 def learning_rate(config: Mapping[str, Any]) -> float:

@@ -5,7 +5,6 @@ python -m experiments.studies.methods.table --results=experiments/studies/method
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from dp_rmt.finetuning import command_line
-from dp_rmt.reporting.records import learning_rate
+from dp_rmt.reporting.records import learning_rate, markdown_table, read_records
 
 _SHARE = 0.95
 _COLUMNS = (
@@ -35,16 +34,16 @@ Record = dict[str, Any]
 def main(argv: list[str]) -> None:
     """Prints a row for each arm, at the learning rate that was chosen for it."""
     del argv
-    folder, baseline = Path(flags.FLAGS.results), flags.FLAGS.baseline
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    print("| " + " | ".join(_COLUMNS) + " |")
-    print("|" + "---|" * len(_COLUMNS))
+    records, baseline = read_records(Path(flags.FLAGS.results)), flags.FLAGS.baseline
     rates = chosen_rates(records)
+    cells = []
     for (batch, epsilon), group in sorted(_grouped(records, lambda r: (_batch(r), r["epsilon"])).items(), reverse=True):
         arms = _grouped(group, lambda r: r["arm"])
         target = _target(arms.get(baseline, []), rates[batch, baseline])
-        for arm, runs in arms.items():
-            print("| " + " | ".join([f"{batch:g}", f"{epsilon:g}", arm, *row(runs, target, rates[batch, arm])]) + " |")
+        cells += [
+            [f"{batch:g}", f"{epsilon:g}", arm, *row(runs, target, rates[batch, arm])] for arm, runs in arms.items()
+        ]
+    print(markdown_table(_COLUMNS, cells))
     print(f"\nThe target is {_SHARE:.0%} of the final accuracy of {baseline} at the same batch and epsilon.")
 
 

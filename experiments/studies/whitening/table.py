@@ -5,7 +5,6 @@ python -m experiments.studies.whitening.table --results=experiments/studies/whit
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from absl import flags
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.advice import alarm_from
-from dp_rmt.reporting.records import learning_rate
+from dp_rmt.reporting.records import learning_rate, markdown_table, read_records
 from experiments.studies.methods.score import score_at
 
 Record = dict[str, Any]
@@ -28,10 +27,7 @@ COLUMNS = ("batch", "epsilon", "arm", "learning rate (tried)", "seeds", "average
 def main(argv: list[str]) -> None:
     """Prints one row for each arm, batch size and epsilon."""
     del argv
-    records = [json.loads(path.read_text()) for path in sorted(Path(flags.FLAGS.results).glob("*.json"))]
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for row in rows(records):
-        print("| " + " | ".join(row) + " |")
+    print(markdown_table(COLUMNS, rows(read_records(Path(flags.FLAGS.results)))))
 
 
 def rows(records: Sequence[Record]) -> list[list[str]]:
