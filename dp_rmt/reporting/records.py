@@ -21,7 +21,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """All records of a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

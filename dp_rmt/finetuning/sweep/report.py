@@ -23,6 +23,7 @@ from dp_rmt.finetuning.workdir import is_secret
 from dp_rmt.reporting.numbers import number
 from dp_rmt.reporting.palette import COLORS
 from dp_rmt.reporting.plots import STYLE
+from dp_rmt.reporting.records import markdown_table
 
 with extra("report"):
     import matplotlib as mpl
@@ -158,8 +159,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> str:
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, without columns in which every cell is empty."""
     names = [name for name in rows[0] if any(row[name] not in ("", None) for row in rows)]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(_cell(name, row[name]) for name in names) + " |" for row in rows])
+    return markdown_table(names, [[_cell(name, row[name]) for name in names] for row in rows])
 
 
 def _cell(name: str, value: Any) -> str:

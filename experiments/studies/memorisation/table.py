@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.palette import BLACK, BLUE, GREY, ORANGE, PICTURE_STYLE
-from dp_rmt.reporting.records import learning_rate
+from dp_rmt.reporting.records import learning_rate, markdown_table
 
 Record = dict[str, Any]
 _COLUMNS = (
@@ -52,10 +52,7 @@ def groups(records: list[Record]) -> dict[tuple[float, str], list[Record]]:
 
 def table(records: list[Record]) -> str:
     """Means over the seeds and ± their standard deviation, as a Markdown table."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    for (epsilon, arm), runs in groups(records).items():
-        lines.append("| " + " | ".join(_cells(epsilon, arm, runs)) + " |")
-    return "\n".join(lines)
+    return markdown_table(_COLUMNS, [_cells(epsilon, arm, runs) for (epsilon, arm), runs in groups(records).items()])
 
 
 def memorised(record: Record) -> float:

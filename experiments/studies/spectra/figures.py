@@ -12,7 +12,6 @@ The theory's curve is that of a signal of rank one, see `rank_one_cosines`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.typing import ArrayLike
 from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur, shrinkage
 from dp_rmt.reporting.palette import BLACK, BLUE, DARK_GREY, GREY, ORANGE, PICTURE_STYLE
+from dp_rmt.reporting.records import read_records
 
 
 def rank_one_cosines(top_over_edge: ArrayLike, *, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
     """Draws all figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; the flags are --results and --output")
-    records = [json.loads(path.read_text()) for path in sorted(Path(flags.FLAGS.results).glob("*.json"))]
+    records = read_records(Path(flags.FLAGS.results))
     if not records:
         raise app.UsageError(
             f"--results={flags.FLAGS.results} holds no record; run experiments.studies.spectra.record first"

@@ -24,7 +24,7 @@ from dp_rmt.finetuning.texts import SCORES, samples
 from dp_rmt.finetuning.workdir import CONFIG_FILE
 from dp_rmt.reporting import machine
 from dp_rmt.reporting.numbers import number
-from dp_rmt.reporting.records import learning_rate
+from dp_rmt.reporting.records import learning_rate, markdown_table, read_records
 from dp_rmt.training.metrics import read_metrics
 
 TEXTS = 12
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             name = f"{made['config']['data']['task']}_eps{_epsilon(made):g}_{made['arm']}"
             write_atomically(folder / f"{name}.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-    print(table([json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]))
+    print(table(read_records(folder)))
 
 
 def record(arm: Path) -> Record:
@@ -78,23 +78,24 @@ def record(arm: Path) -> Record:
 
 def table(records: list[Record]) -> str:
     """All records as a Markdown table, by task, epsilon and arm."""
-    rows = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    rows = []
     for made in sorted(records, key=lambda r: (r["config"]["data"]["task"], -_epsilon(r), r["arm"])):
         curves = [curve for key, curve in made.items() if key.startswith("eval/") and key.endswith("/loss")]
         losses: list[Any] = curves[0] if curves else []
         seconds = sorted(value for _, value in made["seconds_per_step"])
         scores = made["scores"]
-        cells = [
-            made["config"]["data"]["task"],
-            _spent(made),
-            made["arm"],
-            f"{learning_rate(made['config']):g}",
-            *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
-            *((f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}") if losses else ("", "")),
-            f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append(
+            [
+                made["config"]["data"]["task"],
+                _spent(made),
+                made["arm"],
+                f"{learning_rate(made['config']):g}",
+                *(f"{scores[name]:.4f}" if scores.get(name) is not None else "absent" for name in SCORE_NAMES),
+                *((f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}") if losses else ("", "")),
+                f"{seconds[len(seconds) // 2]:.1f}" if seconds else "",
+            ]
+        )
+    return markdown_table(_COLUMNS, rows)
 
 
 def _finished(workdir: Path) -> Iterator[Path]:

@@ -9,7 +9,6 @@ its rate ended better. Both runs are looked at up to the last step that both hav
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from absl import flags
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.advice import OVERSHOT, alarm_from
-from dp_rmt.reporting.records import learning_rate
+from dp_rmt.reporting.records import learning_rate, markdown_table, read_records
 from experiments.studies.methods.score import score_at
 
 Record = dict[str, Any]
@@ -87,14 +86,11 @@ def contingency(found: Sequence[Case]) -> list[list[str]]:
 def main(argv: list[str]) -> None:
     """Prints every case, and the table."""
     del argv
-    paths = [path for folder in flags.FLAGS.results for path in sorted(Path(folder).glob("*.json"))]
-    found = cases([json.loads(path.read_text()) for path in paths])
-    print("| arm | learning rate | overshot | half the rate ends better by |\n|---|---|---|---|")
-    for case in found:
-        print(f"| {case.arm} | {case.rate:g} | {case.num_overshot} of {case.num_steps} | {case.gain:+.3f} |")
-    print("\n| the advisor says | half the rate was better | it was not |\n|---|---|---|")
-    for row in contingency(found):
-        print("| " + " | ".join(row) + " |")
+    found = cases([record for folder in flags.FLAGS.results for record in read_records(Path(folder))])
+    rows = [(c.arm, f"{c.rate:g}", f"{c.num_overshot} of {c.num_steps}", f"{c.gain:+.3f}") for c in found]
+    print(markdown_table(("arm", "learning rate", "overshot", "half the rate ends better by"), rows))
+    print()
+    print(markdown_table(("the advisor says", "half the rate was better", "it was not"), contingency(found)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ A figure without records is left out, and so is said.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur
 from dp_rmt.reporting.advice import alarm_from
 from dp_rmt.reporting.palette import BLACK, COLORS, DARK_GREY, PICTURE_STYLE
+from dp_rmt.reporting.records import read_records
 from experiments.studies.spectra.figures import plot_spectrum
 from experiments.studies.whitening.advisor import cases
 from experiments.studies.whitening.table import BASELINES, best_runs, stays_from, target_of
@@ -183,8 +183,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; the flags are --results and --output")
     root, output = Path(flags.FLAGS.results), Path(flags.FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
-    tasks = {name: _records(root / name) for name in ("sst2", "e2e", "e2e_lora", "dart")}
-    spectra = {record["description"]["arm"]: record for record in _records(root / "spectra")}
+    tasks = {name: read_records(root / name) for name in ("sst2", "e2e", "e2e_lora", "dart")}
+    spectra = {record["description"]["arm"]: record for record in read_records(root / "spectra")}
     pair = [spectra[arm] for arm in ("dp_adam_b5", "whitened") if arm in spectra]
     every: dict[str, Callable[[], Figure | None]] = {
         "whitening_steps.png": lambda: draw_steps(tasks["sst2"]),
@@ -199,10 +199,6 @@ def main(argv: Sequence[str]) -> None:
             print(f"{output / name}" if figure is not None else f"{name}: no records yet")
             if figure is not None:
                 figure.savefig(output / name, dpi=130)
-
-
-def _records(folder: Path) -> list[Record]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 if __name__ == "__main__":
