@@ -123,13 +123,13 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
 def command(
     model: Path, llama: Path, run_side_by_side: Callable[..., dict[str, Ended]], tmp_path: Path
 ) -> Callable[..., dict[str, Ended]]:
-    """``{task: file} -> {task: Ended}``: what `dp-rmt finetune` made of them, side by side."""
+    """``({task: file}, **settings) -> {task: Ended}``: what `dp-rmt finetune` made of them, side by side."""
 
-    def run(files: dict[str, Path]) -> dict[str, Ended]:
+    def run(files: dict[str, Path], **settings: Any) -> dict[str, Ended]:
         given = {}
         for task, file in files.items():
             base = model if CELLS[task].task == "labelled_table" else llama
-            flags = as_flags({**SMALL, **CELLS[task].settings, "cache_dir": tmp_path / "cache"})
+            flags = as_flags({**SMALL, **CELLS[task].settings, **settings, "cache_dir": tmp_path / "cache"})
             given[task] = [f"--train={file}", f"--model={base}", "--epsilon=4", *flags]
         return run_side_by_side(["-m", "dp_rmt.finetuning.console", "finetune"], "--workdir", given)
 
@@ -151,6 +151,15 @@ def test_the_command_trains_every_task_in_every_format(
         assert json.loads((run.folder / "config.json").read_text())["data"]["task"] == CELLS[task].task
         assert json.loads((run.folder / "privacy.json").read_text())["num_examples"] == len(CELLS[task].rows)
         assert (run.folder / "texts.jsonl").exists() == ("split" in kind and CELLS[task].task == "text_pairs")
+
+
+@pytest.mark.slow  # a process of its own
+def test_the_command_holds_a_share_of_the_rows_out(command: Callable[..., dict[str, Ended]], tmp_path: Path) -> None:
+    file = FORMATS["jsonl"](CELLS["conversations"].rows, tmp_path)
+    run = command({"conversations": file}, dev_share=0.3)["conversations"]
+    assert run.code == 0, run.stderr
+    assert json.loads((run.folder / "privacy.json").read_text())["num_examples"] < len(CELLS["conversations"].rows)
+    assert (run.folder / "texts.jsonl").exists()
 
 
 @pytest.mark.slow  # a process of its own
