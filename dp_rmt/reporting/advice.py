@@ -68,7 +68,11 @@ def alarm_from(num_steps: int) -> int:
     )
 
 
-def advice(metrics: Sequence[Mapping[str, Any]], top_shares: Mapping[str, Any] | None = None) -> Advice | None:
+def advice(
+    metrics: Sequence[Mapping[str, Any]],
+    top_shares: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Advice | None:
     """Says what limits a run.
 
     Args:
@@ -76,6 +80,7 @@ def advice(metrics: Sequence[Mapping[str, Any]], top_shares: Mapping[str, Any] |
         ``geometry/top_share`` are read.
       top_shares: path -> the share of the top eigenvalue of the layer's input covariance, a number or one for each
         stacked layer; None for those in the metrics.
+      config: content of `config.json`. What it has switched on already is not advised again; None if it is not known.
 
     Returns:
       `Advice`; None where nothing was measured that a sentence could rest on.
@@ -98,17 +103,17 @@ def advice(metrics: Sequence[Mapping[str, Any]], top_shares: Mapping[str, Any] |
         top_share=None if layer is None else shares[layer],
         sentence="",
     )
-    inputs = (
-        "" if layer is None or shares[layer] <= _ONE_DIRECTION else f"{shares[layer]:.0%} of the inputs of `{layer}`"
-    )
+    is_whitened = ((config or {}).get("whitening") or {}).get("where", "nowhere") != "nowhere"
+    has_one_direction = layer is not None and shares[layer] > _ONE_DIRECTION and not is_whitened
+    inputs = f"{shares[layer]:.0%} of the inputs of `{layer}`" if has_one_direction and layer is not None else ""
     denoises = any(name.startswith("denoise/") for line in metrics for name in line)
-    sentence = _sentence(found, inputs, denoises)
+    sentence = _sentence(found, inputs, denoises, _remedies(config or {}, is_whitened))
     return dataclasses.replace(found, sentence=sentence) if sentence else None
 
 
 def advice_by_run(runs: Mapping[str, Run]) -> dict[str, str]:
     """The sentence of every run that has one, by its label."""
-    found = {label: advice(run.metrics) for label, run in zip(labels(runs), runs.values())}
+    found = {label: advice(run.metrics, config=run.config) for label, run in zip(labels(runs), runs.values())}
     return {label: of_run.sentence for label, of_run in found.items() if of_run is not None}
 
 
@@ -120,7 +125,22 @@ def advice_lines(runs: Mapping[str, Run]) -> str:
     )
 
 
-def _sentence(found: Advice, inputs: str, denoises: bool) -> str:
+def _remedies(config: Mapping[str, Any], is_whitened: bool) -> str:
+    """What helps against steps that are too long, without what the config has already."""
+    named = config.get("optimizer") or ""
+    name, options = (named, {}) if isinstance(named, str) else named
+    has_b1 = not name or name in ("adamw", "denoised_adam", "adam_bc")
+    averages = (config.get("train") or {}).get("average_iterates") is not None
+    ways = [
+        *([] if is_whitened else ["whiten the inputs (`config.whitening.where`)"]),
+        *(["lower b1 (`config.optimizer`)"] if has_b1 and options.get("b1", 0.9) > 0.5 else []),
+        *([] if averages else ["average the iterates (`config.train.average_iterates`)"]),
+        "lower the learning rate (`config.train.learning_rate`)",
+    ]
+    return ", ".join(ways[:-1]) + (" or " if ways[:-1] else "") + ways[-1]
+
+
+def _sentence(found: Advice, inputs: str, denoises: bool, remedies: str) -> str:
     """The sentence on what was found; empty where there is nothing to say."""
     if found.alarm_from > found.num_steps:
         return (
@@ -131,10 +151,7 @@ def _sentence(found: Advice, inputs: str, denoises: bool) -> str:
         )
     if found.overshoots:
         because = f"; one direction has {inputs}, so begin with whitening" if inputs else ""
-        return (
-            f"{_overshot(found)}: whiten the inputs (`config.whitening.where`), lower b1 (`config.optimizer`) or "
-            f"average the iterates (`config.train.average_iterates`){because}."
-        )
+        return f"{_overshot(found)}: {remedies}{because}."
     start = _overshot(found) if found.num_overshot else f"None of {found.num_steps} steps overshot"
     if found.top_over_edge is None:
         return f"{start}; there is no matrix whose spectrum would say more."

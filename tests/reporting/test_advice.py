@@ -41,14 +41,17 @@ def test_runs_of_noise_are_accused_at_the_stated_rate() -> None:
     assert sum(found.overshoots for found in shown if found) <= 5  # 0.9 are expected
 
 
-WHITEN = "whiten the inputs (`config.whitening.where`), lower b1 (`config.optimizer`) or average the iterates"
+WHITEN = "whiten the inputs (`config.whitening.where`), lower b1 (`config.optimizer`), average the iterates"
 
 
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
         (lines([-3.0] * 8 + [1.0] * 12), ["8 of 20 steps overshot (0.5 would by chance): " + WHITEN]),
-        (lines([-3.0] * 8 + [1.0] * 12, 1.4), ["8 of 20", WHITEN, "(`config.train.average_iterates`)."]),
+        (
+            lines([-3.0] * 8 + [1.0] * 12, 1.4),
+            ["8 of 20", WHITEN, "or lower the learning rate (`config.train.learning_rate`)."],
+        ),
         (
             lines([-3.0] * 8 + [1.0] * 12, **{"geometry/top_share": {FFN: [0.3, 0.9], "pooler/kernel": 0.7}}),
             [WHITEN, f"one direction has 90% of the inputs of `{FFN}`, so begin with whitening."],
@@ -76,6 +79,38 @@ def test_what_is_said(metrics: list[dict[str, Any]], words: list[str]) -> None:
     found = advice(metrics)
     assert found is not None
     assert all(part in found.sentence for part in words), found.sentence
+
+
+@pytest.mark.parametrize(
+    ("config", "remedies"),
+    [
+        (
+            {"whitening": {"where": "before_clipping"}, "optimizer": "adamw"},
+            "lower b1 (`config.optimizer`), average the iterates (`config.train.average_iterates`) or lower the "
+            "learning rate (`config.train.learning_rate`)",
+        ),
+        (
+            {"optimizer": ["muon", {}], "train": {"average_iterates": 0.7}},
+            "whiten the inputs (`config.whitening.where`) or lower the learning rate (`config.train.learning_rate`); "
+            f"one direction has 90% of the inputs of `{FFN}`, so begin with whitening",
+        ),
+        (
+            {
+                "whitening": {"where": "after_optimizer"},
+                "optimizer": ["adamw", {"b1": 0.5}],
+                "train": {"average_iterates": 0.7},
+            },
+            "lower the learning rate (`config.train.learning_rate`)",
+        ),
+    ],
+)
+def test_what_is_switched_on_already_is_not_advised(config: dict[str, Any], remedies: str) -> None:
+    metrics = lines([-3.0] * 8 + [1.0] * 12, **{"geometry/top_share": {FFN: 0.9}})
+    assert advice_lines({"run": Run(metrics, config, {})}) == (
+        f"Advice: 8 of 20 steps overshot (0.5 would by chance): {remedies}.\n"
+    )
+    of_layers = [{"step": 0, "geometry/top_share": {FFN: 0.9}}]
+    assert bool(advice_lines({"run": Run(of_layers, config, {})})) == ("whitening" not in config)
 
 
 def test_no_evidence_no_advice() -> None:

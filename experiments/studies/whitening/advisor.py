@@ -1,15 +1,17 @@
-"""Was the advisor right? Its alarms beside what another learning rate did, over all records of the study.
+"""Was the advisor right? Its alarms beside what its remedies did, over all records of the study.
 
     python -m experiments.studies.whitening.advisor --results=experiments/studies/whitening/results/sst2
 
-`dp_rmt.reporting.advice` says that a run overshoots where more steps have a slope below -2 than chance explains. Every
-pair of runs that differ in nothing but a factor of 2 in the learning rate tests that: the run overshot in truth if half
-its rate ended better. Both runs are looked at up to the last step that both have reached.
+`dp_rmt.reporting.advice` says that a run overshoots where more steps have a slope below -2 than chance explains, and
+then advises whitening, averages and shorter steps. Each of the three has a test: the whitened run of the same cell and
+seed beside DP-Adam's, each at its best rate; the average of the iterates beside the last one of the same run; and a run
+that differs in nothing but half the learning rate. The advisor was right where a remedy helped behind an alarm, and
+where it did not help without one. Two runs are compared at the last step that both have reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +21,25 @@ from dp_rmt.finetuning import command_line
 from dp_rmt.reporting.advice import OVERSHOT, alarm_from
 from dp_rmt.reporting.records import learning_rate, markdown_table, read_records
 from experiments.studies.methods.score import score_at
+from experiments.studies.whitening.table import BASELINES, best_runs, by_cell
 
 Record = dict[str, Any]
+HALF_RATE, WHITENING, AVERAGE = "half the learning rate", "whitening", "the average of the iterates"
 
 
 class Case(NamedTuple):
-    """A run, and what half its learning rate did.
+    """A run, and what a remedy against overshooting did.
 
     Attributes:
+      remedy: one of the three.
       arm: name of the arm.
       rate: the learning rate of the run.
       num_steps: slopes that were measured.
       num_overshot: those below -2.
-      gain: how much better half the rate ended, in accuracy or in training loss; above 0 where this rate is too high.
+      gain: how much better the remedy ended, in accuracy or in loss.
     """
 
+    remedy: str
     arm: str
     rate: float
     num_steps: int
@@ -46,25 +52,55 @@ class Case(NamedTuple):
         return self.num_overshot >= alarm_from(self.num_steps)
 
     @property
-    def rate_is_too_high(self) -> bool:
+    def remedy_helps(self) -> bool:
         """What the other run shows."""
         return self.gain > 0
 
 
 def cases(records: Sequence[Record]) -> list[Case]:
-    """All runs of which a run at half the rate is among the records, in the order of the records."""
+    """All runs whose remedy is among the records, too, remedy by remedy."""
+    return [*_half_rates(records), *_whitened(records), *_averaged(records)]
+
+
+def _half_rates(records: Sequence[Record]) -> Iterator[Case]:
+    """Every pair of runs that differ by a factor of 2 in the learning rate alone."""
     by_setting = {_setting(record, learning_rate(record["config"])): record for record in records}
-    found = []
     for record in records:
-        rate = learning_rate(record["config"])
-        half = by_setting.get(_setting(record, rate / 2))
-        if half is None:
-            continue
-        until = min(record["steps"], half["steps"])
-        slopes = [slope for step, slope in record["advice/slope"] if step <= until]
-        gain = score_at(half, until) - score_at(record, until)
-        found.append(Case(record["arm"], rate, len(slopes), sum(slope < OVERSHOT for slope in slopes), gain))
-    return found
+        half = by_setting.get(_setting(record, learning_rate(record["config"]) / 2))
+        if half is not None:
+            yield _compared(HALF_RATE, record, half)
+
+
+def _whitened(records: Sequence[Record]) -> Iterator[Case]:
+    """DP-Adam at its best rate and the whitened run of the same cell and seed."""
+    groups = by_cell(records)
+    for (batch, epsilon, arm), runs in groups.items():
+        whitened = {run["seed"]: run for run in best_runs(groups.get((batch, epsilon, "whitened"), []))}
+        if arm in BASELINES:
+            for run in best_runs(runs):
+                if run["seed"] in whitened:
+                    yield _compared(WHITENING, run, whitened[run["seed"]])
+
+
+def _averaged(records: Sequence[Record]) -> Iterator[Case]:
+    """Every run's last iterate and its average, where the run ended."""
+    for record in records:
+        for key, sign in (("accuracy", 1), ("loss", -1)):
+            if record[key] and record.get(f"{key}_of_last_iterate"):
+                gain = sign * (record[key][-1][1] - record[f"{key}_of_last_iterate"][-1][1])
+                yield _case(AVERAGE, record, record["steps"], gain)
+                break
+
+
+def _compared(remedy: str, record: Record, other: Record) -> Case:
+    until = min(record["steps"], other["steps"])
+    return _case(remedy, record, until, score_at(other, until) - score_at(record, until))
+
+
+def _case(remedy: str, record: Record, until: int, gain: float) -> Case:
+    slopes = [slope for step, slope in record["advice/slope"] if step <= until]
+    overshot = sum(slope < OVERSHOT for slope in slopes)
+    return Case(remedy, record["arm"], learning_rate(record["config"]), len(slopes), overshot, gain)
 
 
 def _setting(record: Record, rate: float) -> tuple[Any, ...]:
@@ -74,23 +110,27 @@ def _setting(record: Record, rate: float) -> tuple[Any, ...]:
 
 
 def contingency(found: Sequence[Case]) -> list[list[str]]:
-    """The table of what was said against what was true: two rows, of alarms and of none, with counts."""
+    """What was said against what was true: a row for each remedy and answer, with counts."""
     rows = []
-    for said, label in ((True, "the run overshoots"), (False, "it does not")):
-        group = [case for case in found if case.is_said_to_overshoot == said]
-        high = sum(case.rate_is_too_high for case in group)
-        rows.append([label, str(high), str(len(group) - high)])
+    for remedy in dict.fromkeys(case.remedy for case in found):
+        of_remedy = [case for case in found if case.remedy == remedy]
+        right = sum(case.is_said_to_overshoot == case.remedy_helps for case in of_remedy)
+        for said, label in ((True, "the run overshoots"), (False, "it does not")):
+            group = [case for case in of_remedy if case.is_said_to_overshoot == said]
+            helped = sum(case.remedy_helps for case in group)
+            answer = f"{right} of {len(of_remedy)}" if said else ""
+            rows.append([remedy, label, str(helped), str(len(group) - helped), answer])
     return rows
 
 
 def main(argv: list[str]) -> None:
     """Prints every case, and the table."""
     del argv
-    found = cases([record for folder in flags.FLAGS.results for record in read_records(Path(folder))])
-    rows = [(c.arm, f"{c.rate:g}", f"{c.num_overshot} of {c.num_steps}", f"{c.gain:+.3f}") for c in found]
-    print(markdown_table(("arm", "learning rate", "overshot", "half the rate ends better by"), rows))
+    found = [case for folder in flags.FLAGS.results for case in cases(read_records(Path(folder)))]
+    rows = [(c.remedy, c.arm, f"{c.rate:g}", f"{c.num_overshot} of {c.num_steps}", f"{c.gain:+.3f}") for c in found]
+    print(markdown_table(("remedy", "arm", "learning rate", "overshot", "it gains"), rows))
     print()
-    print(markdown_table(("the advisor says", "half the rate was better", "it was not"), contingency(found)))
+    print(markdown_table(("remedy", "the advisor says", "it helped", "it did not", "right"), contingency(found)))
 
 
 if __name__ == "__main__":

@@ -30,21 +30,11 @@ from dp_rmt.reporting.advice import alarm_from
 from dp_rmt.reporting.palette import BLACK, COLORS, DARK_GREY, PICTURE_STYLE
 from dp_rmt.reporting.records import read_records
 from experiments.studies.spectra.figures import plot_spectrum
-from experiments.studies.whitening.advisor import cases
-from experiments.studies.whitening.table import BASELINES, best_runs, stays_from, target_of
+from experiments.studies.whitening.advisor import HALF_RATE, cases
+from experiments.studies.whitening.table import BASELINES, best_runs, by_cell, stays_from, target_of
 
 Record = dict[str, Any]
-Groups = Mapping[tuple[float, float, str], Sequence[Record]]
 _MARKERS = "osD^vPX"
-
-
-def by_cell(records: Sequence[Record]) -> dict[tuple[float, float, str], list[Record]]:
-    """Records by batch size, epsilon and arm."""
-    groups: dict[tuple[float, float, str], list[Record]] = {}
-    for record in records:
-        batch = record["config"]["privacy"]["expected_batch_size"]
-        groups.setdefault((batch, record["epsilon"], record["arm"]), []).append(record)
-    return groups
 
 
 def noise_over_clip_norm(record: Record) -> float:
@@ -142,7 +132,7 @@ def _above(matrix: Mapping[str, Any], values: Sequence[float]) -> int:
 
 def draw_advisor(folders: Mapping[str, Sequence[Record]]) -> Figure | None:
     """The share of steps that overshot against what half the learning rate gained, a panel for each task."""
-    found = {name: cases(records) for name, records in folders.items()}
+    found = {name: [case for case in cases(records) if case.remedy == HALF_RATE] for name, records in folders.items()}
     found = {name: of_task for name, of_task in found.items() if of_task}
     if not found:
         return None

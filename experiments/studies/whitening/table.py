@@ -41,15 +41,21 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
       those from which a run stays at 95% of the better baseline's final accuracy, of the average and of the last
       iterate; a text task has none, as it is evaluated at its end alone.
     """
-    groups: dict[tuple[float, float, str], list[Record]] = {}
-    for record in records:
-        batch = record["config"]["privacy"]["expected_batch_size"]
-        groups.setdefault((batch, record["epsilon"], record["arm"]), []).append(record)
+    groups = by_cell(records)
     cells = []
     for (batch, epsilon, arm), runs in sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1])):
         target = target_of([groups.get((batch, epsilon, name), []) for name in BASELINES])
         cells.append([f"{batch:g}", f"{epsilon:g}", arm, *_row(runs, target)])
     return cells
+
+
+def by_cell(records: Sequence[Record]) -> dict[tuple[float, float, str], list[Record]]:
+    """Records by batch size, epsilon and arm."""
+    groups: dict[tuple[float, float, str], list[Record]] = {}
+    for record in records:
+        batch = record["config"]["privacy"]["expected_batch_size"]
+        groups.setdefault((batch, record["epsilon"], record["arm"]), []).append(record)
+    return groups
 
 
 def best_runs(runs: Sequence[Record]) -> list[Record]:

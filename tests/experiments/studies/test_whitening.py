@@ -9,7 +9,7 @@ import pytest
 
 from experiments.studies.methods.score import score_at
 from experiments.studies.whitening import figures
-from experiments.studies.whitening.advisor import cases, contingency
+from experiments.studies.whitening.advisor import AVERAGE, HALF_RATE, WHITENING, cases, contingency
 from experiments.studies.whitening.table import best_runs, rows
 
 
@@ -64,24 +64,44 @@ def test_a_text_task_is_scored_by_its_last_training_losses() -> None:
     assert rows([text])[0][5:8] == ["1.000", "1.100", ""]
 
 
+CALM = {"advice/slope": [(2, 1.0), (3, 0.5), (4, 1.0)]}
+
+
 def test_the_advisor_is_right_where_half_the_rate_is_better() -> None:
     """Alarms: two of three slopes. They are compared at the last step that both runs have reached."""
-    calm = {"advice/slope": [(2, 1.0), (3, 0.5), (4, 1.0)]}
     low, middle, high, lone = (
         record("dp_adam", 1.0, [0.5, 0.8, 0.7], steps=4),
-        record("dp_adam", 2.0, [0.6, 0.7, 0.75, 0.9]) | calm,
+        record("dp_adam", 2.0, [0.6, 0.7, 0.75, 0.9]) | CALM,
         record("dp_adam", 4.0, [0.6, 0.7, 0.5, 0.6]),
-        record("whitened", 4.0, [0.6]),
+        record("whitened", 4.0, [0.6], steps=4),
     )
-    found = cases([low, middle, high, lone])
+    found = [case for case in cases([low, middle, high, lone]) if case.remedy == HALF_RATE]
     assert [(case.rate, case.num_steps, case.num_overshot) for case in found] == [(2.0, 2, 0), (4.0, 3, 2)]
     np.testing.assert_allclose([case.gain for case in found], [-0.05, 0.3])
-    assert contingency(found) == [["the run overshoots", "1", "0"], ["it does not", "0", "1"]]
+    assert contingency(found) == [
+        [HALF_RATE, "the run overshoots", "1", "0", "2 of 2"],
+        [HALF_RATE, "it does not", "0", "1", ""],
+    ]
+
+
+def test_the_advisor_is_right_where_whitening_or_the_average_is_better() -> None:
+    """Whitening is compared at the best rates, seed by seed; the average with the last iterate of its own run."""
+    worse = record("whitened", 4.0, [0.6, 0.6, 0.6, 0.6]) | CALM
+    found = cases([*RECORDS[:2], RECORDS[2] | CALM, RECORDS[4], worse])
+    whitening = [case for case in found if case.remedy == WHITENING]
+    assert [(case.arm, case.rate, case.num_overshot) for case in whitening] == [("dp_adam", 1.0, 2)]
+    np.testing.assert_allclose(whitening[0].gain, 0.1)
+    averages = [case for case in found if case.remedy == AVERAGE]
+    np.testing.assert_allclose([case.gain for case in averages], 0.1)
+    assert [row[2:] for row in contingency(averages)] == [["3", "0", "3 of 5"], ["2", "0", ""]]
+    text = record("dp_adam", 1.0, [0.0] * 6) | {"accuracy": [], "accuracy_of_last_iterate": []}
+    np.testing.assert_allclose([case.gain for case in cases([text])], 0.1)  # of losses, less is better
 
 
 def test_a_rate_that_is_half_of_another_by_its_digits_is_half_of_it() -> None:
     three = 0.1 + 0.2  # not twice .15
-    assert len(cases([record("dp_adam", 0.15, [0.5]), record("dp_adam", three, [0.6])])) == 1
+    found = cases([record("dp_adam", 0.15, [0.5]), record("dp_adam", three, [0.6])])
+    assert [case.remedy for case in found].count(HALF_RATE) == 1
 
 
 def test_the_figure_of_steps_has_every_arm_and_seed() -> None:
