@@ -13,17 +13,10 @@ With a tuned learning rate for each arm, over seeds: python -m experiments.studi
     --results=experiments/studies/whitening/results/sst2 --batch_sizes=1024
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import sst2_minilm
-
-
-def adam(b1: float) -> tuple[str, dict[str, Any]]:
-    """Adam without weight decay."""
-    return ("adamw", {"b1": b1, "weight_decay": 0.0})
-
+from configs.update_rules import WHITENED, adam
 
 PAPER = (("denoise_matrices", {"gate": ("kappa", {"kappa": 1.0}), "svd": "subspace"}),)
 MOMENT = ("denoised_adam", {"b1": 0.5, "gate": "tracy_widom", "second_moment": "denoised", "svd": "subspace"})
@@ -36,18 +29,13 @@ def get_config() -> ConfigDict:
     config.denoise = ()
     config.privacy.expected_batch_size = 1024
     config.train.average_iterates = 0.7
-    before = {"where": "before_clipping"}
+    before = WHITENED["whitening"]
     small = {"l2_clip_norm": 1.25}  # as far above the mean norm in whitened coordinates as 3 is in raw ones
     config.arms = {
         "dp_adam": {"optimizer": adam(0.9), "train": {"learning_rate": 4e-3}},
         "dp_adam_b5": {"optimizer": adam(0.5), "train": {"learning_rate": 8e-3}},
         "after": {"optimizer": adam(0.5), "whitening": {"where": "after_optimizer"}, "train": {"learning_rate": 4e-3}},
-        "whitened": {
-            "optimizer": adam(0.5),
-            "whitening": before,
-            "privacy": small,
-            "train": {"learning_rate": 4e-3},
-        },
+        "whitened": {**WHITENED, "privacy": small, "train": {"learning_rate": 4e-3}},
         "paper_b5": {"denoise": PAPER, "optimizer": adam(0.5), "train": {"learning_rate": 2e-3}},
         "paper_whitened": {
             "denoise": PAPER,

@@ -17,7 +17,7 @@ from dp_rmt.finetuning.settings import Settings
 from dp_rmt.trees import leaves_by_path
 
 FOLDER = Path(base.__file__).parent
-SHARED = {"__init__", "base", "choices", "customersim_recipe"}
+SHARED = {"__init__", "base", "choices", "customersim_recipe", "update_rules"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 GLUE = {"sst2": 67_349, "qnli": 104_743, "qqp": 363_846, "mnli": 392_702}
 """Training examples of GLUE (Wang et al. 2019)."""
@@ -48,6 +48,7 @@ def test_glue_configs_follow_the_recipe(task: str, num_steps: int, size: str) ->
     assert config.arms == {}
     assert (config.data.task, config.model.path, config.model.head) == (task, f"roberta-{size}", "infilling")
     assert (config.privacy.l2_clip_norm, config.train.learning_rate) == (0.1, 5e-4)
+    assert (config.whitening.where, config.optimizer[1]["b1"], config.denoise) == ("before_clipping", 0.5, ())
     # Without noise: it spares the calibration, which has no say in the number of steps.
     mechanism, delta = assemble.build_mechanism(config.changed({"privacy.epsilon": math.inf}), GLUE[task])
     assert mechanism.num_steps == num_steps
