@@ -31,7 +31,7 @@ LoRA (Yu et al. 2022, arXiv 2110.06500).
     mnli,large  86.43 / 86.46  87.02 / 87.26  86.27 / 86.67  87.07 / 87.16
 
 Cost: an estimate, not a measurement: FLOPs of training (8 x parameters outside the embeddings, 86M and 303M, x examples
-x tokens with padding) and their time at 50 TFLOP/s. On top come evaluation and, before training, the moments of the inputs.
+x tokens with padding) and their time at 50 TFLOP/s. Evaluation and, before training, second moments come on top.
 
     choice      examples  updates  examples seen  tokens  FLOPs   time
     sst2,base    67,349      202        202,047      24  3.3e15  67 seconds
