@@ -130,11 +130,13 @@ def _remedies(config: Mapping[str, Any], is_whitened: bool) -> str:
     named = config.get("optimizer") or ""
     name, options = (named, {}) if isinstance(named, str) else named
     has_b1 = not name or name in ("adamw", "denoised_adam", "adam_bc")
-    averages = (config.get("train") or {}).get("average_iterates") is not None
+    train = config.get("train") or {}
+    # Where the rate falls to 0 the last iterate is as good as an average, by the study of whitening.
+    is_averaged = train.get("average_iterates") is not None or train.get("schedule", "constant") != "constant"
     ways = [
         *([] if is_whitened else ["whiten the inputs (`config.whitening.where`)"]),
         *(["lower b1 (`config.optimizer`)"] if has_b1 and options.get("b1", 0.9) > 0.5 else []),
-        *([] if averages else ["average the iterates (`config.train.average_iterates`)"]),
+        *([] if is_averaged else ["average the iterates (`config.train.average_iterates`)"]),
         "lower the learning rate (`config.train.learning_rate`)",
     ]
     return ", ".join(ways[:-1]) + (" or " if ways[:-1] else "") + ways[-1]

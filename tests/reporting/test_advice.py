@@ -85,7 +85,7 @@ def test_what_is_said(metrics: list[dict[str, Any]], words: list[str]) -> None:
     ("config", "remedies"),
     [
         (
-            {"whitening": {"where": "before_clipping"}, "optimizer": "adamw"},
+            {"whitening": {"where": "before_clipping"}, "optimizer": "adamw", "train": {"schedule": "constant"}},
             "lower b1 (`config.optimizer`), average the iterates (`config.train.average_iterates`) or lower the "
             "learning rate (`config.train.learning_rate`)",
         ),
@@ -98,7 +98,7 @@ def test_what_is_said(metrics: list[dict[str, Any]], words: list[str]) -> None:
             {
                 "whitening": {"where": "after_optimizer"},
                 "optimizer": ["adamw", {"b1": 0.5}],
-                "train": {"average_iterates": 0.7},
+                "train": {"average_iterates": None, "schedule": "linear"},
             },
             "lower the learning rate (`config.train.learning_rate`)",
         ),
