@@ -107,7 +107,9 @@ def advice(
     has_one_direction = layer is not None and shares[layer] > _ONE_DIRECTION and not is_whitened
     inputs = f"{shares[layer]:.0%} of the inputs of `{layer}`" if has_one_direction and layer is not None else ""
     denoises = any(name.startswith("denoise/") for line in metrics for name in line)
-    sentence = _sentence(found, inputs, denoises, _remedies(config or {}, is_whitened))
+    # Whitening helped in every pair of runs of its study, whether the run without it overshot or not.
+    whitening = "whiten the inputs (`config.whitening.where`); " if config and not is_whitened else ""
+    sentence = _sentence(found, inputs, denoises, _remedies(config or {}, is_whitened), whitening)
     return dataclasses.replace(found, sentence=sentence) if sentence else None
 
 
@@ -137,12 +139,12 @@ def _remedies(config: Mapping[str, Any], is_whitened: bool) -> str:
         *([] if is_whitened else ["whiten the inputs (`config.whitening.where`)"]),
         *(["lower b1 (`config.optimizer`)"] if has_b1 and options.get("b1", 0.9) > 0.5 else []),
         *([] if is_averaged else ["average the iterates (`config.train.average_iterates`)"]),
-        "lower the learning rate (`config.train.learning_rate`)",
+        "try half the learning rate (`config.train.learning_rate`)",
     ]
     return ", ".join(ways[:-1]) + (" or " if ways[:-1] else "") + ways[-1]
 
 
-def _sentence(found: Advice, inputs: str, denoises: bool, remedies: str) -> str:
+def _sentence(found: Advice, inputs: str, denoises: bool, remedies: str, whitening: str) -> str:
     """The sentence on what was found; empty where there is nothing to say."""
     if found.alarm_from > found.num_steps:
         return (
@@ -162,7 +164,7 @@ def _sentence(found: Advice, inputs: str, denoises: bool, remedies: str) -> str:
         advised = "denoising, which is on, can save steps" if denoises else "denoising can save steps"
         return f"{start} and the gradients stand above the noise ({seen}): {advised} (`config.denoise`)."
     return (
-        f"{start} and no gradient was seen to stand above the noise ({seen}): more data or a larger batch "
+        f"{start} and no gradient was seen to stand above the noise ({seen}): {whitening}more data or a larger batch "
         "(`config.privacy.expected_batch_size`) is what makes the noise smaller."
     )
 

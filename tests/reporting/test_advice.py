@@ -50,7 +50,7 @@ WHITEN = "whiten the inputs (`config.whitening.where`), lower b1 (`config.optimi
         (lines([-3.0] * 8 + [1.0] * 12), ["8 of 20 steps overshot (0.5 would by chance): " + WHITEN]),
         (
             lines([-3.0] * 8 + [1.0] * 12, 1.4),
-            ["8 of 20", WHITEN, "or lower the learning rate (`config.train.learning_rate`)."],
+            ["8 of 20", WHITEN, "or try half the learning rate (`config.train.learning_rate`)."],
         ),
         (
             lines([-3.0] * 8 + [1.0] * 12, **{"geometry/top_share": {FFN: [0.3, 0.9], "pooler/kernel": 0.7}}),
@@ -86,13 +86,13 @@ def test_what_is_said(metrics: list[dict[str, Any]], words: list[str]) -> None:
     [
         (
             {"whitening": {"where": "before_clipping"}, "optimizer": "adamw", "train": {"schedule": "constant"}},
-            "lower b1 (`config.optimizer`), average the iterates (`config.train.average_iterates`) or lower the "
-            "learning rate (`config.train.learning_rate`)",
+            "lower b1 (`config.optimizer`), average the iterates (`config.train.average_iterates`) or try half "
+            "the learning rate (`config.train.learning_rate`)",
         ),
         (
             {"optimizer": ["muon", {}], "train": {"average_iterates": 0.7}},
-            "whiten the inputs (`config.whitening.where`) or lower the learning rate (`config.train.learning_rate`); "
-            f"one direction has 90% of the inputs of `{FFN}`, so begin with whitening",
+            "whiten the inputs (`config.whitening.where`) or try half the learning rate (`config.train.learning_rate`)"
+            f"; one direction has 90% of the inputs of `{FFN}`, so begin with whitening",
         ),
         (
             {
@@ -100,7 +100,7 @@ def test_what_is_said(metrics: list[dict[str, Any]], words: list[str]) -> None:
                 "optimizer": ["adamw", {"b1": 0.5}],
                 "train": {"average_iterates": None, "schedule": "linear"},
             },
-            "lower the learning rate (`config.train.learning_rate`)",
+            "try half the learning rate (`config.train.learning_rate`)",
         ),
     ],
 )
@@ -111,6 +111,13 @@ def test_what_is_switched_on_already_is_not_advised(config: dict[str, Any], reme
     )
     of_layers = [{"step": 0, "geometry/top_share": {FFN: 0.9}}]
     assert bool(advice_lines({"run": Run(of_layers, config, {})})) == ("whitening" not in config)
+
+
+@pytest.mark.parametrize(("where", "is_advised"), [("nowhere", True), ("before_clipping", False)])
+def test_whitening_is_advised_below_the_noise_unless_it_is_on(where: str, is_advised: bool) -> None:
+    (sentence,) = advice_lines({"run": Run(lines([1.0] * 20, 0.8), {"whitening": {"where": where}}, {})}).splitlines()
+    whitening = "whiten the inputs (`config.whitening.where`); " if is_advised else ""
+    assert f": {whitening}more data or a larger batch (`config.privacy.expected_batch_size`)" in sentence
 
 
 def test_no_evidence_no_advice() -> None:
