@@ -118,7 +118,7 @@ def draw_spectra(raw: Record, whitened: Record) -> Figure:
     panels = figure.subplots(1, 2)
     for axes, record, spectra, label in zip(panels, (raw, whitened), (first, second), ("raw", "whitened")):
         plot_spectrum(axes, record, spectra, index)
-        axes.set_title(f"{label}: {axes.get_title()}", fontsize=9.5)
+        axes.set_title(f"{label}: {axes.get_title(mpl.rcParams['axes.titlelocation'])}", fontsize=9.5)
     handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return figure

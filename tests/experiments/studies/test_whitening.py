@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
+from dp_rmt.reporting.palette import PICTURE_STYLE
 from experiments.studies.methods.score import score_at
 from experiments.studies.whitening import figures
 from experiments.studies.whitening.advisor import AVERAGE, HALF_RATE, WHITENING, cases, contingency
@@ -134,6 +136,7 @@ def test_the_figure_of_spectra_shows_the_matrix_that_whitening_changes_most() ->
         step = {"step": 1, "noisy": [list(x) for x in noisy], "nonprivate/clean": [[1.0] * 20] * 2}
         return {"description": {"batch_size": 8}, "matrices": matrices, "spectra": [step]}
 
-    figure = figures.draw_spectra(spectra(below, below), spectra(below, above))
-    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    with mpl.rc_context(PICTURE_STYLE):  # which puts titles to the left
+        figure = figures.draw_spectra(spectra(below, below), spectra(below, above))
+        titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title.split(",")[0] for title in titles] == ["raw: value", "whitened: value"]
