@@ -66,6 +66,8 @@ def test_text_configs_follow_the_recipe(task: str, num_examples: int, num_steps:
     (checked,) = arm_settings(Settings.from_config(config)).values()
     assert (checked.model.tuning, checked.model.head, checked.data.task) == (tuning, "causal_lm", task)
     assert checked.model.path == table_to_text.MODELS[model]
+    is_whitened = (model, tuning) == ("gpt2", "full")
+    assert (checked.whitening.where != "nowhere", checked.denoise) == (is_whitened, ())
     assert config.name == f"{task}_{model}" + {"full": "", "lora": "_lora"}[tuning]
     mechanism, delta = assemble.build_mechanism(checked.changed({"privacy.epsilon": math.inf}), num_examples)
     assert (mechanism.num_steps, delta) == (num_steps, {"e2e": 8e-6, "dart": 1e-5}[task])
