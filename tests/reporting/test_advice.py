@@ -50,7 +50,7 @@ WHITEN = "whiten the inputs (`config.whitening.where`), lower b1 (`config.optimi
         (lines([-3.0] * 8 + [1.0] * 12), ["8 of 20 steps overshot (0.5 would by chance): " + WHITEN]),
         (
             lines([-3.0] * 8 + [1.0] * 12, 1.4),
-            ["8 of 20", WHITEN, "or try half the learning rate (`config.train.learning_rate`)."],
+            ["8 of 20", WHITEN, " or try half the learning rate (`config.train.learning_rate`)."],
         ),
         (
             lines([-3.0] * 8 + [1.0] * 12, **{"geometry/top_share": {FFN: [0.3, 0.9], "pooler/kernel": 0.7}}),
@@ -118,6 +118,19 @@ def test_whitening_is_advised_below_the_noise_unless_it_is_on(where: str, is_adv
     (sentence,) = advice_lines({"run": Run(lines([1.0] * 20, 0.8), {"whitening": {"where": where}}, {})}).splitlines()
     whitening = "whiten the inputs (`config.whitening.where`); " if is_advised else ""
     assert f": {whitening}more data or a larger batch (`config.privacy.expected_batch_size`)" in sentence
+
+
+def test_a_rate_is_called_too_high_where_two_fifths_of_the_steps_overshot() -> None:
+    whitened = {
+        "whitening": {"where": "before_clipping"},
+        "optimizer": ["adamw", {"b1": 0.5}],
+        "train": {"schedule": "linear"},
+    }
+    said = [advice(lines([-3.0] * count + [1.0] * (20 - count)), config=whitened) for count in (3, 4, 7, 8)]
+    assert [found.overshoots for found in said] == [False, True, True, True]
+    assert [found.is_too_fast for found in said] == [False, False, False, True]
+    assert said[2].sentence.endswith("): at its best learning rate a run does so, too.")
+    assert said[3].sentence.endswith("): try half the learning rate (`config.train.learning_rate`).")
 
 
 def test_no_evidence_no_advice() -> None:

@@ -21,12 +21,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from absl import app, flags
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dp_rmt.finetuning import command_line
 from dp_rmt.random_matrix import marchenko_pastur
-from dp_rmt.reporting.advice import alarm_from
+from dp_rmt.reporting.advice import TOO_FAST
 from dp_rmt.reporting.palette import BLACK, COLORS, DARK_GREY, PICTURE_STYLE
 from dp_rmt.reporting.records import read_records
 from experiments.studies.spectra.figures import plot_spectrum
@@ -140,10 +139,10 @@ def draw_advisor(folders: Mapping[str, Sequence[Record]]) -> Figure | None:
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, of_task) in zip(panels, found.items()):
         for said, marker, color, label in (
-            (True, "o", COLORS[1], "“overshoots”"),
-            (False, "s", COLORS[0], "“does not overshoot”"),
+            (True, "o", COLORS[1], "“try half the rate”"),
+            (False, "s", COLORS[0], "no such advice"),
         ):
-            points = [case for case in of_task if case.is_said_to_overshoot == said]
+            points = [case for case in of_task if case.is_advised == said]
             axes.plot(
                 [case.num_overshot / case.num_steps for case in points],
                 [case.gain for case in points],
@@ -151,20 +150,13 @@ def draw_advisor(folders: Mapping[str, Sequence[Record]]) -> Figure | None:
                 color=color,
                 label=label,
             )
-        _alarm_line(axes, [case.num_steps for case in of_task])
+        axes.axvline(TOO_FAST, color=BLACK, ls="--", lw=1)
         axes.axhline(0.0, color=DARK_GREY, lw=0.8)
         axes.set(xlabel="share of steps with a slope below −2", title=name)
     panels[0].set_ylabel("what half the learning rate gains")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(3, len(found)))
     return figure
-
-
-def _alarm_line(axes: Axes, num_steps: Sequence[int]) -> None:
-    """From where on the advisor raises its alarm, of the longest runs in the panel."""
-    longest = max(num_steps)
-    share = (alarm_from(longest) - 0.5) / longest
-    axes.axvline(share, color=BLACK, ls="--", lw=1, label=f"alarm, of {longest} steps")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -81,8 +81,8 @@ def test_the_advisor_is_right_where_half_the_rate_is_better() -> None:
     assert [(case.rate, case.num_steps, case.num_overshot) for case in found] == [(2.0, 2, 0), (4.0, 3, 2)]
     np.testing.assert_allclose([case.gain for case in found], [-0.05, 0.3])
     assert contingency(found) == [
-        [HALF_RATE, "the run overshoots", "1", "0", "2 of 2"],
-        [HALF_RATE, "it does not", "0", "1", ""],
+        [HALF_RATE, "yes", "1", "0", "2 of 2"],
+        [HALF_RATE, "no", "0", "1", ""],
     ]
 
 
