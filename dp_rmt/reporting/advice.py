@@ -18,8 +18,8 @@ FALSE_ALARMS = 0.01
 """Of so many runs whose loss rises behind no step, at most this share is said to overshoot."""
 
 TOO_FAST = 0.4
-"""Where this share of the steps overshot, half the learning rate was better in five of five pairs of runs, and in four of
-fifteen where fewer did. The number was chosen on these pairs (experiments/studies/whitening)."""
+"""Where this share of the steps overshot, half the learning rate was better in five of five pairs of runs, and in four
+of fifteen where fewer did. The number was chosen on these pairs (experiments/studies/whitening)."""
 
 _BY_CHANCE = float(ndtr(OVERSHOT))
 _ONE_DIRECTION = 0.5

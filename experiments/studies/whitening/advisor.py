@@ -2,12 +2,14 @@
 
     python -m experiments.studies.whitening.advisor --results=experiments/studies/whitening/results/sst2
 
-`dp_rmt.reporting.advice` says that a run overshoots where more steps have a slope below -2 than chance explains.
-It then advises whitening and averages, and half the learning rate where two fifths of the steps do so. Each has a test:
-the whitened run of the same cell and seed beside DP-Adam's, each at its best rate; the average of the iterates beside the
-last one of the same run; and a run that differs in nothing but half the learning rate. The advisor was right
-where a remedy helped that it advised, and where one did not help that it did not advise. Two runs are compared at the
-last step that both have reached.
+`dp_rmt.reporting.advice` says that a run overshoots where more steps have a slope below -2 than chance explains. It
+then advises whitening and averages, and half the learning rate where two fifths of the steps do so. Each has a test:
+
+- whitening: the whitened run of the same cell and seed beside DP-Adam's, each at its best rate;
+- averages: the average of the iterates beside the last one of the same run;
+- half the rate: a run that differs in nothing else. Both are compared at the last step that both have reached.
+
+The advisor was right where a remedy helped that it advised, and where one did not help that it did not advise.
 """
 
 from __future__ import annotations
