@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 LAST_STEPS = 5
@@ -16,3 +16,8 @@ def score_at(record: Mapping[str, Any], step: int) -> float:
     if step in accuracy:
         return float(accuracy[step])
     return -statistics.fmean(loss for at, loss in record["nonprivate/loss"] if step - LAST_STEPS < at <= step)
+
+
+def scored_split(evaluated: Collection[str]) -> str:
+    """The split whose scores a record has: dev, or the first that is evaluated where dev is trained on (DART)."""
+    return "dev" if "dev" in evaluated else next(iter(evaluated))

@@ -32,7 +32,7 @@ from dp_rmt.training.train import TrainLoop
 from dp_rmt.training.train_state import TrainState
 from dp_rmt.trees import merge_params
 from dp_rmt.types import Params
-from experiments.studies.methods.score import score_at
+from experiments.studies.methods.score import score_at, scored_split
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/methods_study", "Folder of the runs.")
 _RESULTS = flags.DEFINE_string("results", "experiments/studies/methods/results/sst2", "Folder of the records.")
@@ -129,6 +129,7 @@ _load_task = assemble.TaskLoader()
 
 def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
     """The record of a run: settings, privacy, curves of accuracy and loss, cosines, seconds per step."""
+    split = scored_split(arm.task.evaluations)
     lines = read_metrics(arm.workdir / "metrics.jsonl")
     mechanism = arm.run.loop.mechanism
 
@@ -149,12 +150,12 @@ def _record(arm: arms.Arm, name: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "steps": max((line["step"] for line in lines), default=0),
         "steps_of_the_schedule": mechanism.num_steps,
-        "accuracy": curve("eval/dev/accuracy"),
-        "loss": curve("eval/dev/loss"),
-        "accuracy_of_last_iterate": curve("eval/dev_last_iterate/accuracy"),
+        "accuracy": curve(f"eval/{split}/accuracy"),
+        "loss": curve(f"eval/{split}/loss"),
+        "accuracy_of_last_iterate": curve(f"eval/{split}_last_iterate/accuracy"),
         "advice/slope": curve("advice/slope"),
         "advice/top_over_edge": curve("advice/top_over_edge"),
-        "loss_of_last_iterate": curve("eval/dev_last_iterate/loss"),
+        "loss_of_last_iterate": curve(f"eval/{split}_last_iterate/loss"),
         **{f"nonprivate/{x}": curve(f"nonprivate/{x}") for x in ("loss", "grad_norm", "clipped_fraction")},
         "epsilon_spent": curve("epsilon"),
         **{f"nonprivate/cosine_{x}": curve(f"nonprivate/cosine_{x}") for x in ("noisy", "denoised", "update")},

@@ -13,6 +13,7 @@ from configs import sst2_methods
 from dp_rmt.finetuning.settings import Settings
 from dp_rmt.finetuning.workdir import as_json
 from experiments.studies.methods import table as methods_table
+from experiments.studies.methods.score import scored_split
 
 ARMS = ("dp_adam",)  # the arms of all methods are tested in tests/finetuning/test_named_transforms.py
 COMMAND = ["-m", "experiments.studies.methods.study", "--config=configs/sst2_methods.py"]
@@ -86,6 +87,11 @@ def test_a_second_call_has_nothing_to_do(
     assert again.code == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in studies["results"].glob("*.json")} == before
     assert not again.folder.exists()
+
+
+def test_a_record_has_the_scores_of_dev_or_else_of_what_is_evaluated() -> None:
+    assert scored_split(["test", "dev"]) == "dev"
+    assert scored_split({"test": {}}) == "test"
 
 
 def test_the_table_compares_with_the_baseline() -> None:
