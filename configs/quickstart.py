@@ -7,7 +7,7 @@ Source: this project.
 Expected: the same learning rate for both arms, one seed: accuracy 79.3% in whitened coordinates and 77.6% by plain
 DP-Adam at update 20, 80.4% and 77.9% at the end (JAX 0.10.2). With other seeds, where plain DP-Adam was given twice the
 rate, it ended higher (78.9% and 77.3%); the claims are those of real models, in experiments/README.md.
-Cost: 2 minutes 36 seconds of CPU, 1 minute 43 seconds on two idle cores of an AMD EPYC.
+Cost: 1 minute 58 seconds of CPU, 1 minute 18 seconds on two idle cores of an AMD EPYC.
 Command: python -m experiments.finetune --config=configs/quickstart.py
 """
 

@@ -1,8 +1,8 @@
 """Learning rates and seeds on the quickstart: three rates, two seeds, both arms of configs/quickstart.py in each job.
 
 Source: this project.
-Expected: rates of 1e-3 to 4e-3 lie within a few percent; see the table that the sweep writes.
-Cost: 6 jobs of about 2 minutes 45 seconds of CPU.
+Expected: see the table that the sweep writes.
+Cost: 6 jobs of about 2 minutes of CPU.
 Command: python -m experiments.sweep --sweep=configs/sweeps/quickstart_rates.py --executor=local
 """
 
