@@ -11,7 +11,7 @@ Expected: the table in experiments/studies/texts/README.md. Cost: see there.
 Command: python -m experiments.finetune --config=configs/e2e_stories260k.py --config.data.path=DIR
     --config.model.path=DIR
 At epsilon 3: --config.privacy.epsilon=3. DART: --config=configs/e2e_stories260k.py:dart, where the dev split is
-trained on (6,980 pairs), since that is what the study had, and texts are written for 640 rows of the test set, evenly
+trained on (6,980 pairs), since that is what the study had, and texts are written for 638 rows of the test set, evenly
 spaced: its longest prompt does not fit the model.
 """
 

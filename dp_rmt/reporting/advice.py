@@ -113,8 +113,9 @@ def advice(
         sentence="",
     )
     is_whitened = ((config or {}).get("whitening") or {}).get("where", "nowhere") != "nowhere"
-    has_one_direction = layer is not None and shares[layer] > _ONE_DIRECTION and not is_whitened
-    inputs = f"{shares[layer]:.0%} of the inputs of `{layer}`" if has_one_direction and layer is not None else ""
+    inputs = ""
+    if layer is not None and shares[layer] > _ONE_DIRECTION and not is_whitened:
+        inputs = f"{shares[layer]:.0%} of the inputs of `{layer}`"
     denoises = any(name.startswith("denoise/") for line in metrics for name in line)
     # Whitening helped in every pair of runs of its study, whether the run without it overshot or not.
     whitening = "whiten the inputs (`config.whitening.where`); " if config and not is_whitened else ""
@@ -143,11 +144,11 @@ def _remedies(config: Mapping[str, Any], is_whitened: bool, is_too_fast: bool) -
     has_b1 = not name or name in ("adamw", "denoised_adam", "adam_bc")
     train = config.get("train") or {}
     # Where the rate falls to 0 the last iterate is as good as an average, by the study of whitening.
-    is_averaged = train.get("average_iterates") is not None or train.get("schedule", "constant") != "constant"
+    needs_no_average = train.get("average_iterates") is not None or train.get("schedule", "constant") != "constant"
     ways = [
         *([] if is_whitened else ["whiten the inputs (`config.whitening.where`)"]),
         *(["lower b1 (`config.optimizer`)"] if has_b1 and options.get("b1", 0.9) > 0.5 else []),
-        *([] if is_averaged else ["average the iterates (`config.train.average_iterates`)"]),
+        *([] if needs_no_average else ["average the iterates (`config.train.average_iterates`)"]),
         *(["try half the learning rate (`config.train.learning_rate`)"] if is_too_fast else []),
     ]
     if not ways:
