@@ -12,7 +12,8 @@ the launcher of its code (lxuechen/private-transformers, examples/classification
 
 This differs from the source in four ways:
 
-- The update, as said above. The learning rate is that of the published update: on MiniLM at epsilon 8 both want one.
+- The update, as said above. The learning rate is that of the published update; on MiniLM at epsilon 8 the best rate of
+  both is the same.
 - delta is N^-1.1, batches are Poisson samples of at most 5 standard deviations more than expected, and epsilon is
   computed by privacy loss distributions.
 - There is no dropout.
